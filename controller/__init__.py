@@ -1,0 +1,1 @@
+"""The cluster program: ComputeDomains, node partitioning, fabric partitions, placement."""

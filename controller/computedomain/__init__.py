@@ -1,0 +1,1 @@
+"""ComputeDomains: formed around scheduled pods, torn down when they finish."""

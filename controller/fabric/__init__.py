@@ -1,0 +1,1 @@
+"""NVLink logical partitions and InfiniBand P_Keys."""

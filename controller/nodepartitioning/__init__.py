@@ -1,0 +1,1 @@
+"""Nodes whose GPUs are repartitioned as a whole."""

@@ -1,0 +1,1 @@
+"""Where pods that share a fabric should run."""

@@ -1,0 +1,1 @@
+"""Vendor libraries and device trees; vendor words stop here."""

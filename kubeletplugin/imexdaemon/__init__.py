@@ -1,0 +1,1 @@
+"""The daemon of one ComputeDomain on one node: runs and reconfigures nvidia-imex."""

@@ -1,0 +1,1 @@
+"""Decisions on values: no IO, no clock, no randomness, no logging."""
