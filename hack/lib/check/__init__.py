@@ -1,0 +1,1 @@
+"""`hack/check`: the static checks, each a named step."""

@@ -1,0 +1,1 @@
+"""`hack/generate`: files that follow from other files."""

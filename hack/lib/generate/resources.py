@@ -1,0 +1,5 @@
+"""The custom resources whose definitions are generated."""
+
+from generate.crd import CustomResource
+
+RESOURCES: tuple[CustomResource, ...] = ()
