@@ -1,0 +1,121 @@
+"""ComputeDomainClique: the membership of one IMEX domain, as its readers see it. Standard library only.
+
+A ComputeDomainClique lists the nodes of one ComputeDomain that share one NVLink clique. **The controller is its only
+writer; daemons and node plugins read one such object each and write none.** It lives in the driver's namespace under
+`clique_object_name(uid, clique_id)`, so a reader can watch it with the field selector `metadata.name=...` before it
+exists. A reader needs nothing else:
+
+- the daemon of node N takes everybody's address and index from `members`, its own included. A member without an
+  address has no daemon yet: it belongs to no node list;
+- the node plugin of node N releases the channel when N's entry says `released`; until then its `message` says what is
+  missing. `draining` means: prepare no claim that is not prepared yet;
+- an object that is gone, or has no entry for N, means that N is no member (any more, or yet).
+
+The kind and the fields `daemons[].{nodeName,ipAddress,cliqueID,index,status}` are those of NVIDIA's DRA driver; the
+other fields are additions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from api.errors import InvalidObject
+
+CLIQUE_PLURAL: Final = "computedomaincliques"
+DOMAIN_PLURAL: Final = "computedomains"
+
+TLS_DIRECTORY: Final = "/etc/imex/tls"
+"""Where a daemon pod has `ca.crt`, `tls.crt` and `tls.key` of its IMEX domain; absent when encryption is off."""
+
+DAEMON_ENVIRONMENT: Final = (
+    "COMPUTE_DOMAIN_UUID",
+    "COMPUTE_DOMAIN_NAME",
+    "COMPUTE_DOMAIN_NAMESPACE",
+    "CLIQUE_ID",
+    "NODE_NAME",
+    "POD_IP",
+    "POD_NAME",
+    "POD_NAMESPACE",
+    "POD_UID",
+)
+"""What the controller sets in a daemon's container. POD_NAMESPACE is where the ComputeDomainClique is."""
+
+DAEMON_HTTP_PORT: Final = 8097
+"""Where the daemon answers GET /readyz (200: this node and its peers are connected) and /livez.
+
+`/readyz` may hold its answer until the state changes, for less than `DAEMON_PROBE_TIMEOUT_S`: the kubelet then learns of
+readiness at once instead of at its next probe.
+"""
+
+DAEMON_PROBE_TIMEOUT_S: Final = 30
+
+IMEX_PORT: Final = 50000
+"""imexd.cfg SERVER_PORT: daemons talk to each other on it."""
+
+
+def clique_object_name(domain_uid: str, clique_id: str) -> str:
+    """`<domain uid>.<clique id>`, as in NVIDIA's DRA driver; a clique id is `<cluster uuid>.<number>`."""
+    return f"{domain_uid}.{clique_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One node of an IMEX domain. `address` is "" until its daemon's pod has one."""
+
+    node: str
+    address: str
+    index: int
+    """Kept for as long as the node is a member; below `Membership.max_nodes`."""
+    ready: bool
+    released: bool
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """One ComputeDomainClique. `members` ascend by index."""
+
+    name: str
+    domain_uid: str
+    domain_name: str
+    domain_namespace: str
+    clique_id: str
+    max_nodes: int
+    draining: bool
+    members: tuple[Member, ...]
+
+    def member(self, node: str) -> Member | None:
+        return next((member for member in self.members if member.node == node), None)
+
+
+def parse_membership(raw: Mapping[str, Any]) -> Membership:
+    """A ComputeDomainClique from the API server. Raises InvalidObject when it is not one of the controller's."""
+    name = str(raw["metadata"]["name"])
+    uid, dot, clique_id = name.partition(".")
+    if not dot:
+        raise InvalidObject(f"ComputeDomainClique {name}: the name must be <domain uid>.<clique id>")
+    entries = raw.get("daemons") or []
+    members = sorted((_parse_member(entry) for entry in entries), key=lambda member: member.index)
+    if len({member.index for member in members}) != len(members):
+        raise InvalidObject(f"ComputeDomainClique {name}: every daemon must have an index of its own")
+    return Membership(
+        name=name,
+        domain_uid=uid,
+        domain_name=str(raw.get("domainName", "")),
+        domain_namespace=str(raw.get("domainNamespace", "")),
+        clique_id=clique_id,
+        max_nodes=int(raw.get("maxNodes", 18)),
+        draining=bool(raw.get("draining", False)),
+        members=tuple(members),
+    )
+
+
+def _parse_member(entry: Mapping[str, Any]) -> Member:
+    return Member(
+        node=str(entry["nodeName"]),
+        address=str(entry.get("ipAddress", "")),
+        index=int(entry.get("index", 0)),
+        ready=entry.get("status") == "Ready",
+        released=bool(entry.get("released", False)),
+        message=str(entry.get("message", "")),
+    )
