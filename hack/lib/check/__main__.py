@@ -71,9 +71,9 @@ def check_chart() -> list[str]:
 
 
 STEPS: dict[str, Callable[[], list[str]]] = {
-    "lint": lambda: run(BIN / "ruff", "check", "--quiet", "."),
+    "lint": lambda: run(BIN / "ruff", "check", "--quiet", "--output-format=concise", "."),
     "format": lambda: run(BIN / "ruff", "format", "--check", "--quiet", "."),
-    "imports": lambda: run(BIN / "lint-imports", "--no-cache"),
+    "imports": lambda: run(BIN / "lint-imports", "--no-cache", "--no-logo"),
     "purity": lambda: purity.check(ROOT),
     "size": lambda: size.check(ROOT, PROGRAMS),
     "generated": lambda: run(sys.executable, "-m", "generate", "--check"),
