@@ -1,0 +1,381 @@
+"""The one way to the API server: JSON in and out as plain dicts, and one list-watch for everybody.
+
+Bodies stay dicts because typed models drop the fields that they do not know, and cost tens of MiB.
+"""
+
+import asyncio
+import json
+import logging
+import random
+import re
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final, Literal, Self
+
+import aiohttp
+from yarl import URL
+
+from api.connection import Connection
+from api.errors import InvalidObject, PartitaError, Retryable
+from api.names import FIELD_MANAGER
+
+log = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+Objects = list[Json]
+EventType = Literal["SYNC", "ADDED", "MODIFIED", "DELETED"]
+
+REQUEST_TIMEOUT_S: Final = 30.0
+SILENCE_S: Final = 90.0  # bookmarks come every minute (kube-apiserver), so a longer silence is a dead connection
+PAGE_SIZE: Final = 500  # what client-go asks for
+BACK_OFF_S: Final = (0.5, 30.0)
+APPLY_PATCH: Final = "application/apply-patch+yaml"
+MERGE_PATCH: Final = "application/merge-patch+json"
+JSON_PATCH: Final = "application/json-patch+json"
+STRATEGIC_PATCH: Final = "application/strategic-merge-patch+json"
+
+
+class ApiError(PartitaError):
+    """The API server refused. `status` is the HTTP code, `body` the Status object where there was one."""
+
+    reason = "ApiError"
+
+    def __init__(self, message: str, status: int = 0, body: Json | None = None, retry_after_s: float | None = None):
+        super().__init__(message)
+        self.status = status
+        self.body: Json = body or {}
+        self.retry_after_s = retry_after_s
+
+
+class NotFound(ApiError):
+    """No such object, or no such resource (yet)."""
+
+    reason = "NotFound"
+
+
+class Conflict(ApiError):
+    """Somebody else changed or created the object first, or owns the field."""
+
+    reason = "Conflict"
+
+    @property
+    def already_exists(self) -> bool:
+        return self.body.get("reason") == "AlreadyExists"
+
+
+class Forbidden(ApiError):
+    """Our identity may not do this."""
+
+    reason = "Forbidden"
+
+
+class Invalid(ApiError, InvalidObject):
+    """The object breaks the API's rules; `causes` name the fields."""
+
+    reason = "Invalid"
+
+    @property
+    def causes(self) -> Objects:
+        details = self.body.get("details") or {}
+        return list(details.get("causes") or [])
+
+
+class Gone(ApiError):
+    """The resource version that we continue from is too old: list again."""
+
+    reason = "Gone"
+
+
+class Unavailable(ApiError, Retryable):
+    """The API server did not answer, or answered that it cannot now."""
+
+    reason = "ApiUnavailable"
+
+
+class TooManyRequests(Unavailable):
+    """The API server is shedding load; `retry_after_s` is its wish."""
+
+    reason = "TooManyRequests"
+
+
+class Unauthorized(Unavailable):
+    """The credentials were not accepted; they are read again before the next request."""
+
+    reason = "Unauthorized"
+
+
+_ERRORS: Final[Mapping[int, type[ApiError]]] = {
+    400: Invalid,
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    410: Gone,
+    422: Invalid,
+    429: TooManyRequests,
+}
+
+
+def path(
+    api_version: str,
+    plural: str,
+    *,
+    namespace: str | None = None,
+    name: str | None = None,
+    subresource: str | None = None,
+) -> str:
+    """`path("v1", "pods", namespace="x", name="y")` is `/api/v1/namespaces/x/pods/y`; groups go under `/apis`."""
+    parts = ["/api" if "/" not in api_version else "/apis", api_version]
+    if namespace:
+        parts += ["namespaces", namespace]
+    parts.append(plural)
+    if name:
+        parts.append(name)
+    if subresource:
+        parts.append(subresource)
+    return "/".join(parts)
+
+
+class Client:
+    """One connection pool to one API server."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._host = connection.host
+        self._extra: dict[str, Any] = {}
+        if connection.proxy:
+            self._extra["proxy"] = connection.proxy
+        if connection.server_hostname:
+            self._extra["server_hostname"] = connection.server_hostname
+        self._session: aiohttp.ClientSession | None = None
+
+    @classmethod
+    async def connect(cls, kubeconfig: str | None) -> Self:
+        """By that kubeconfig, else by the pod's service account. Sends nothing yet. Raises ConnectionUnknown."""
+        return cls(await Connection.load(kubeconfig))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def get(self, path: str, **query: str) -> Json:
+        """Raises NotFound, Forbidden, Unavailable."""
+        return await self._request("GET", path, query=query)
+
+    async def list(self, path: str, **query: str) -> Objects:
+        """All items, page by page, each with `apiVersion` and `kind`."""
+        items, _ = await self._list_pages(path, query)
+        return items
+
+    async def create(self, path: str, body: Json, **query: str) -> Json:
+        """POST to a collection. Raises Conflict (`already_exists`), Invalid."""
+        query.setdefault("fieldManager", FIELD_MANAGER)
+        return await self._request("POST", path, body=body, query=query)
+
+    async def update(self, path: str, body: Json, **query: str) -> Json:
+        """PUT; `metadata.resourceVersion` makes it conditional. Raises Conflict, NotFound, Invalid."""
+        query.setdefault("fieldManager", FIELD_MANAGER)
+        return await self._request("PUT", path, body=body, query=query)
+
+    async def patch(self, path: str, body: Any, content_type: str = MERGE_PATCH, **query: str) -> Json:
+        """PATCH with one of the `*_PATCH` types."""
+        query.setdefault("fieldManager", FIELD_MANAGER)
+        return await self._request("PATCH", path, body=body, query=query, content_type=content_type)
+
+    async def apply(self, path: str, body: Json, *, force: bool = True, **query: str) -> Json:
+        """Server-side apply: create or bring our fields in line; the body must carry apiVersion, kind and name."""
+        query.setdefault("fieldManager", FIELD_MANAGER)
+        query["force"] = "true" if force else "false"
+        return await self._request("PATCH", path, body=body, query=query, content_type=APPLY_PATCH)
+
+    async def delete(
+        self, path: str, *, uid: str | None = None, resource_version: str | None = None, **options: Any
+    ) -> Json:
+        """DELETE, conditional on `uid` and `resource_version`; `options` are DeleteOptions fields.
+
+        Raises NotFound (it is gone: usually success), Conflict (it is another object by now).
+        """
+        preconditions = {"uid": uid, "resourceVersion": resource_version}
+        body: Json = {"apiVersion": "v1", "kind": "DeleteOptions", **options}
+        if uid or resource_version:
+            body["preconditions"] = {key: value for key, value in preconditions.items() if value}
+        return await self._request("DELETE", path, body=body)
+
+    async def list_watch(
+        self, path: str, *, field_selector: str | None = None, label_selector: str | None = None
+    ) -> AsyncIterator[tuple[EventType, Any]]:
+        """Yield `("SYNC", [objects])` after every full list, then `("ADDED"|"MODIFIED"|"DELETED", object)`, for ever.
+
+        Resumes where it was cut; after "too old" comes another SYNC, whose list replaces what the caller knew.
+        Raises only what waiting cannot cure: Forbidden, NotFound (no such resource), Invalid.
+        """
+        query = {"fieldSelector": field_selector, "labelSelector": label_selector}
+        selectors = {key: value for key, value in query.items() if value}
+        version: str | None = None
+        delays = back_off_s()
+        while True:
+            try:
+                if version is None:
+                    items, version = await self._list_pages(path, selectors)
+                    yield "SYNC", items
+                async for kind, obj in self._watch(path, selectors, version):
+                    version = obj["metadata"]["resourceVersion"]
+                    delays = back_off_s()
+                    if kind != "BOOKMARK":
+                        yield kind, obj
+                # The server ends a healthy watch after some time; a server that ends it at once must not be hammered.
+                await asyncio.sleep(next(delays))
+            except Gone:
+                version = None
+            except Unavailable as error:
+                delay_s = max(next(delays), error.retry_after_s or 0.0)
+                log.info("watch_interrupted", extra={"path": path, "error": str(error), "retry_in_s": delay_s})
+                await asyncio.sleep(delay_s)
+
+    async def _watch(self, path: str, selectors: Mapping[str, str], version: str) -> AsyncIterator[tuple[Any, Json]]:
+        query = {**selectors, "watch": "1", "allowWatchBookmarks": "true", "resourceVersion": version}
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_TIMEOUT_S, sock_read=SILENCE_S)
+        try:
+            async with await self._send("GET", path, query=query, limits=limits) as response:
+                if response.status != 200:
+                    raise await self._error(response, "watch", path)
+                async for line in _lines(response.content):
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise _error_of_status(event["object"], f"watch {path}")
+                    yield event["type"], event["object"]
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unavailable(f"watch {path}: {error or type(error).__name__}") from error
+
+    async def _list_pages(self, path: str, selectors: Mapping[str, str]) -> tuple[Objects, str]:
+        items: Objects = []
+        query = {"limit": str(PAGE_SIZE), **selectors}
+        while True:
+            try:
+                page = await self._request("GET", path, query=query)
+            except Gone:
+                # The continue token outlived the server's history: begin again, in one piece.
+                items, query = [], dict(selectors)
+                continue
+            kind = str(page.get("kind", "")).removesuffix("List")
+            for item in page.get("items") or []:
+                item.setdefault("apiVersion", page.get("apiVersion"))
+                item.setdefault("kind", kind)
+                items.append(item)
+            token = page["metadata"].get("continue")
+            if not token:
+                return items, page["metadata"]["resourceVersion"]
+            query = {**query, "continue": token}
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> Json:
+        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        try:
+            async with await self._send(method, path, query=query, data=data, content_type=content_type) as response:
+                if response.status >= 300:
+                    raise await self._error(response, method, path)
+                answer: Json = json.loads(await response.read())
+                return answer
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unavailable(f"{method} {path}: {error or type(error).__name__}") from error
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        data: bytes | None = None,
+        content_type: str = "application/json",
+        limits: aiohttp.ClientTimeout | None = None,
+    ) -> aiohttp.ClientResponse:
+        session = self._session or self._open()
+        headers = {"Accept": "application/json"}
+        if data is not None:
+            headers["Content-Type"] = content_type
+        token = await self._connection.authorization()
+        if token:
+            headers["Authorization"] = token
+        url = URL(self._host + path, encoded=True)
+        if query:
+            url = url.with_query(query)
+        return await session.request(
+            method, url, data=data, headers=headers, timeout=limits or session.timeout, **self._extra
+        )
+
+    def _open(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(ssl=self._connection.tls(), limit=0, keepalive_timeout=60.0)
+        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+        self._session = aiohttp.ClientSession(
+            connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True
+        )
+        return self._session
+
+    async def _error(self, response: aiohttp.ClientResponse, method: str, path: str) -> ApiError:
+        raw = await response.read()
+        if response.status == 401:
+            await self._connection.renew()
+        try:
+            status = json.loads(raw)
+        except ValueError:
+            status = {"message": raw[:200].decode(errors="replace").strip()}
+        status = {**status, "code": response.status} if isinstance(status, dict) else {"code": response.status}
+        return _error_of_status(status, f"{method} {path}", response.headers.get("Retry-After"))
+
+
+def _error_of_status(status: Json, what: str, retry_after: str | None = None) -> ApiError:
+    """The error that a `Status` object stands for (k8s.io/apimachinery meta/v1 Status)."""
+    code = int(status.get("code") or 0)
+    kind = _ERRORS.get(code) or (Unavailable if code == 0 or code >= 500 else ApiError)
+    if status.get("reason") == "Expired":
+        kind = Gone
+    seconds = retry_after or (status.get("details") or {}).get("retryAfterSeconds")
+    after_s = float(seconds) if seconds is not None and re.fullmatch(r"\d+", str(seconds)) else None
+    return kind(f"{what}: {status.get('message') or 'no message'} ({code})", code, status, after_s)
+
+
+async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Lines of any length; the reader's own line splitting refuses those longer than its buffer."""
+    pending: list[bytes] = []
+    async for chunk in stream.iter_any():
+        *complete, rest = chunk.split(b"\n")
+        for line in complete:
+            pending.append(line)
+            whole = b"".join(pending)
+            pending.clear()
+            if whole:
+                yield whole
+        if rest:
+            pending.append(rest)
+
+
+def back_off_s(first_s: float = BACK_OFF_S[0], most_s: float = BACK_OFF_S[1]) -> "_BackOff":
+    """Endless delays in seconds: doubling from `first_s` to `most_s`, each with +-50 % jitter."""
+    return _BackOff(first_s, most_s)
+
+
+class _BackOff:
+    def __init__(self, first_s: float, most_s: float) -> None:
+        self._next_s = first_s
+        self._most_s = most_s
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> float:
+        delay_s = self._next_s * random.uniform(0.5, 1.5)
+        self._next_s = min(self._next_s * 2, self._most_s)
+        return delay_s

@@ -1,0 +1,106 @@
+"""How to reach the API server: address, TLS and bearer token, by the `kubernetes` package's own rules.
+
+Only the modules needed are loaded. The package's `__init__` files import every part of it (sync client, typed models,
+websockets, OAuth: 17 MiB more in a process that runs on every node), so the outer packages are entered as bare ones.
+"""
+
+import importlib.util
+import ssl
+import sys
+import time
+from types import ModuleType
+from typing import Any, Final
+
+from api.errors import PartitaError
+
+_BARE_PACKAGES: Final = ("kubernetes", "kubernetes.aio", "kubernetes.aio.config", "kubernetes.aio.utils")
+_RELOAD_INTERVAL_S: Final = 10.0
+
+
+class ConnectionUnknown(PartitaError):
+    """Neither a usable kubeconfig nor a service account says where the API server is."""
+
+    reason = "ConnectionUnknown"
+
+
+def _enter_packages() -> None:
+    """Register packages whose `__init__` only gathers others, so that importing a submodule imports that one alone."""
+    if "kubernetes" in sys.modules:
+        return
+    spec = importlib.util.find_spec("kubernetes")
+    if spec is None or not spec.submodule_search_locations:
+        raise ConnectionUnknown("the Python package `kubernetes` is not installed")
+    root = spec.submodule_search_locations[0]
+    for name in _BARE_PACKAGES:
+        package = ModuleType(name)
+        package.__path__ = ["/".join([root, *name.split(".")[1:]])]
+        sys.modules[name] = package
+
+
+class Connection:
+    """Where the API server is and how to prove who we are."""
+
+    def __init__(self, configuration: Any, kubeconfig: str | None) -> None:
+        self._configuration = configuration
+        self._kubeconfig = kubeconfig
+        self._loaded_at_s = time.monotonic()
+
+    @classmethod
+    async def load(cls, kubeconfig: str | None) -> "Connection":
+        """From that kubeconfig file, or from the pod's service account when None. Raises ConnectionUnknown."""
+        return cls(await _load(kubeconfig), kubeconfig)
+
+    @property
+    def host(self) -> str:
+        """`https://10.96.0.1:443`, without a trailing slash."""
+        return str(self._configuration.host).rstrip("/")
+
+    @property
+    def proxy(self) -> str | None:
+        return self._configuration.proxy or None
+
+    @property
+    def server_hostname(self) -> str | None:
+        """The name to verify the certificate against, where it is not the address."""
+        return self._configuration.tls_server_name or None
+
+    def tls(self) -> ssl.SSLContext:
+        from kubernetes.aio.client.rest import RESTClientObject
+
+        context: ssl.SSLContext = RESTClientObject(self._configuration).ssl_context
+        return context
+
+    async def authorization(self) -> str | None:
+        """The Authorization header; a rotated service account token is read again within a minute."""
+        token: str | None = await self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        return token.strip() if token else None
+
+    async def renew(self) -> None:
+        """Load the credentials again (an expired exec or file token), at most every ten seconds."""
+        if self._kubeconfig is not None and time.monotonic() - self._loaded_at_s > _RELOAD_INTERVAL_S:
+            self._loaded_at_s = time.monotonic()
+            self._configuration = await _load(self._kubeconfig)
+
+
+async def _load(kubeconfig: str | None) -> Any:
+    _enter_packages()
+    from kubernetes.aio.client.configuration import Configuration
+    from kubernetes.aio.config.config_exception import ConfigException
+
+    # Configuration.__call__ copies a process-wide default; `type.__call__` is the package's own way round it.
+    configuration = type.__call__(Configuration)
+    try:
+        if kubeconfig is None:
+            from kubernetes.aio.config.incluster_config import load_incluster_config
+
+            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        else:
+            from kubernetes.aio.config.kube_config import load_kube_config
+
+            await load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=kubeconfig, client_configuration=configuration, persist_config=False, temp_file_path=None
+            )
+    except (ConfigException, OSError, AttributeError, TypeError) as error:
+        where = f"kubeconfig {kubeconfig}" if kubeconfig else "service account of this pod"
+        raise ConnectionUnknown(f"{where}: {error}") from error
+    return configuration
