@@ -33,7 +33,7 @@ class CreateMigInstance:
 
 @dataclass(frozen=True, slots=True)
 class DeleteMigInstance:
-    """Destroy the GPU instance at exactly this profile and placement, its compute instances first. Absent is success."""
+    """Destroy the GPU instance of exactly this profile and placement, its compute instances first. Absent: done."""
 
     gpu_uuid: str
     profile_id: int

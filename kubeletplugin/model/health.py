@@ -1,0 +1,87 @@
+"""Health of GPUs: events in, taints and health reports out.
+
+An XID stays until the GPU was reset, which shows as lost and found again, or until the driver was loaded anew.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import Any, Final
+
+from kubeletplugin.model.inventory import Inventory
+
+IGNORED_XIDS: Final = frozenset({13, 31, 43, 45, 68, 109})
+"""Faults of applications, not of the GPU (NVIDIA's DRA driver, health of devices)."""
+LOST_XID: Final = 79
+"""GPU has fallen off the bus (NVIDIA XID catalogue)."""
+XID_TAINT: Final = "gpu.nvidia.com/xid"
+LOST_TAINT: Final = "gpu.nvidia.com/gpu-lost"
+
+
+class HealthStatus(IntEnum):
+    """Values of kubelet's health service (v1 HealthStatus)."""
+
+    UNKNOWN = 0
+    HEALTHY = 1
+    UNHEALTHY = 2
+
+
+@dataclass(frozen=True, slots=True)
+class GpuHealth:
+    """One GPU. `xids` in order of first appearance, ignored ones left out."""
+
+    xids: tuple[int, ...] = ()
+    lost: bool = False
+
+    @property
+    def status(self) -> HealthStatus:
+        return HealthStatus.UNHEALTHY if self.lost or self.xids else HealthStatus.HEALTHY
+
+    @property
+    def message(self) -> str:
+        parts = ["the GPU is lost: it fell off the bus or needs a reset"] if self.lost else []
+        if self.xids:
+            parts.append("critical XID " + ", ".join(str(xid) for xid in self.xids) + " until the GPU is reset")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHealth:
+    """All GPUs that are not healthy, by UUID."""
+
+    gpus: Mapping[str, GpuHealth] = field(default_factory=dict)
+
+    def of(self, gpu_uuid: str) -> GpuHealth:
+        return self.gpus.get(gpu_uuid, GpuHealth())
+
+
+def observe_event(health: NodeHealth, gpu_uuid: str, xid: int, ignored: Collection[int] = IGNORED_XIDS) -> NodeHealth:
+    """Take in one critical XID event."""
+    old = health.of(gpu_uuid)
+    if xid == LOST_XID:
+        return NodeHealth({**health.gpus, gpu_uuid: replace(old, lost=True)})
+    if xid in ignored or xid in old.xids:
+        return health
+    return NodeHealth({**health.gpus, gpu_uuid: replace(old, xids=(*old.xids, xid))})
+
+
+def observe_inventory(health: NodeHealth, inventory: Inventory) -> NodeHealth:
+    """Take in a fresh inventory: a GPU that was lost and answers again was reset, which clears its XIDs too."""
+    gpus = dict(health.gpus)
+    for gpu in inventory.gpus:
+        old = health.of(gpu.uuid)
+        if gpu.lost and not old.lost:
+            gpus[gpu.uuid] = replace(old, lost=True)
+        elif not gpu.lost and old.lost:
+            del gpus[gpu.uuid]
+    return NodeHealth(gpus) if gpus != dict(health.gpus) else health
+
+
+def build_taints(gpu: GpuHealth) -> tuple[dict[str, Any], ...]:
+    """Device taints (resource.k8s.io/v1 DeviceTaint), without `timeAdded`, which the API server sets."""
+    taints: list[dict[str, Any]] = []
+    if gpu.lost:
+        taints.append({"key": LOST_TAINT, "effect": "NoSchedule"})
+    if gpu.xids:
+        taints.append({"key": XID_TAINT, "value": str(gpu.xids[-1]), "effect": "NoSchedule"})
+    return tuple(taints)
