@@ -1,0 +1,96 @@
+"""Control groups of a cluster, for cgroup v1 (a hierarchy for each controller) and v2 (one for all).
+
+All processes of a cluster are in its group from their first instruction on. `down` kills by group, so it needs no
+record of process ids, and nothing outlives it even when `up` was killed half-way.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from cluster.report import ClusterError
+
+MOUNT = Path("/sys/fs/cgroup")
+CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")  # v2, what kubelet wants
+
+
+def unified() -> bool:
+    return (MOUNT / "cgroup.controllers").exists()
+
+
+def hierarchies() -> list[Path]:
+    if unified():
+        return [MOUNT]
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    found = sorted({Path(fields[1]) for fields in mounts if fields[2] == "cgroup"})
+    if not found:
+        raise ClusterError(f"no control groups are mounted below {MOUNT}")
+    return found
+
+
+def create(group: str) -> list[Path]:
+    """Make the group (a path such as `ptab12cd/n1`) in each hierarchy; the files by which a process joins it."""
+    files = []
+    for hierarchy in hierarchies():
+        folder = hierarchy
+        for part in group.split("/"):
+            if unified():
+                _enable_controllers(folder)
+            parent, folder = folder, folder / part
+            folder.mkdir(exist_ok=True)
+            for name in ("cpuset.cpus", "cpuset.mems"):
+                if not unified() and (folder / name).exists() and not (folder / name).read_text().strip():
+                    (folder / name).write_text((parent / name).read_text())
+        files.append(folder / "cgroup.procs")
+    return files
+
+
+def _enable_controllers(folder: Path) -> None:
+    offered = (folder / "cgroup.controllers").read_text().split()
+    enabled = (folder / "cgroup.subtree_control").read_text().split()
+    for controller in CONTROLLERS:
+        if controller in offered and controller not in enabled:
+            (folder / "cgroup.subtree_control").write_text(f"+{controller}")
+
+
+def kill(group: str, patience_s: float = 30.0) -> None:
+    """SIGKILL everything in the group and below, until nothing is left."""
+    freeze(group, False)
+    deadline = time.monotonic() + patience_s
+    while pids := _members(group):
+        if time.monotonic() > deadline:
+            raise ClusterError(f"processes of control group {group} do not die: {sorted(pids)}")
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue  # it ended between the listing and the signal
+        time.sleep(0.02)
+
+
+def _members(group: str) -> set[int]:
+    found: set[int] = set()
+    for hierarchy in hierarchies():
+        for folder, _, _ in os.walk(hierarchy / group):
+            try:
+                found.update(int(line) for line in Path(folder, "cgroup.procs").read_text().split())
+            except FileNotFoundError:
+                continue  # a container's group, removed just now
+    return found
+
+
+def remove(group: str) -> None:
+    """The folders of an empty group, innermost first."""
+    for hierarchy in hierarchies():
+        for folder, _, _ in os.walk(hierarchy / group, topdown=False):
+            Path(folder).rmdir()
+
+
+def freeze(group: str, frozen: bool) -> None:
+    if unified():
+        file, text = MOUNT / group / "cgroup.freeze", "1" if frozen else "0"
+    else:
+        file, text = MOUNT / "freezer" / group / "freezer.state", "FROZEN" if frozen else "THAWED"
+    if file.exists():
+        file.write_text(text)

@@ -1,0 +1,172 @@
+"""Programs that are built from Go modules: each folder under `tools/` pins one of them with its checksums."""
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.paths import CACHE, ROOT, TOOLS
+from cluster.report import ClusterError, say
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """`module` pins the version; `packages` are built into programs; `{version}` in `stamps` becomes that version."""
+
+    module: str
+    packages: tuple[str, ...]
+    stamps: tuple[str, ...] = ()
+    tags: str = ""
+    static_cgo: bool = False
+    debian_packages: tuple[str, ...] = ()
+
+
+_KUBERNETES = "k8s.io/kubernetes"
+_CONTAINERD = "github.com/containerd/containerd/v2"
+_CNI = "github.com/containernetworking/plugins"
+
+TOOL = {
+    "kubernetes": Tool(
+        module=_KUBERNETES,
+        packages=tuple(
+            f"{_KUBERNETES}/cmd/{program}"
+            for program in (
+                "kube-apiserver",
+                "kube-controller-manager",
+                "kube-proxy",
+                "kube-scheduler",
+                "kubectl",
+                "kubelet",
+            )
+        ),
+        stamps=tuple(
+            f"{package}.{variable}"
+            for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+            for variable in (
+                "gitVersion={version}",
+                "gitMajor={major}",
+                "gitMinor={minor}",
+                "gitTreeState=clean",
+            )
+        ),
+    ),
+    "etcd": Tool(module="go.etcd.io/etcd/server/v3", packages=(".",)),
+    "containerd": Tool(
+        module=_CONTAINERD,
+        packages=tuple(f"{_CONTAINERD}/cmd/{program}" for program in ("containerd", "containerd-shim-runc-v2", "ctr")),
+        stamps=(f"{_CONTAINERD}/version.Version={{version}}",),
+    ),
+    "runc": Tool(
+        module="github.com/opencontainers/runc",
+        packages=("github.com/opencontainers/runc",),
+        tags="netgo,osusergo,seccomp",
+        static_cgo=True,
+        debian_packages=("gcc", "libc6-dev", "libseccomp-dev", "pkg-config"),
+    ),
+    "cni": Tool(
+        module=_CNI,
+        packages=tuple(
+            f"{_CNI}/plugins/{plugin}" for plugin in ("main/bridge", "main/loopback", "ipam/host-local", "meta/portmap")
+        ),
+        stamps=(f"{_CNI}/pkg/utils/buildversion.BuildVersion={{version}}",),
+    ),
+    "helm": Tool(
+        module="helm.sh/helm/v4",
+        packages=("helm.sh/helm/v4/cmd/helm",),
+        stamps=("helm.sh/helm/v4/internal/version.version={version}",),
+    ),
+}
+
+
+def pinned_version(name: str) -> str:
+    """`1.37.1`, as the tool's go.mod requires it."""
+    text = (TOOLS / name / "go.mod").read_text()
+    found = re.search(rf"{re.escape(TOOL[name].module)} v(\S+)", text)
+    if found is None:
+        raise ClusterError(f"{TOOLS / name / 'go.mod'} does not require {TOOL[name].module}")
+    return found.group(1)
+
+
+def build(name: str, version: str | None = None) -> Path:
+    """The folder that holds the tool's programs, built now unless it is there."""
+    wanted = version or pinned_version(name)
+    folder = CACHE / "bin" / f"{name}-{wanted}"
+    if folder.is_dir():
+        return folder
+    with _building():
+        if not folder.is_dir():
+            _build(name, wanted, folder)
+    return folder
+
+
+@contextmanager
+def _building() -> Iterator[None]:
+    """One build at a time: each uses every core that it should, and would fill the same cache."""
+    (CACHE / "bin").mkdir(parents=True, exist_ok=True)
+    with (CACHE / "bin" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build(name: str, version: str, folder: Path) -> None:
+    tool = TOOL[name]
+    if tool.debian_packages:
+        _bash(f"need_debian_packages {' '.join(tool.debian_packages)}", ROOT)
+    source = TOOLS / name if version == pinned_version(name) else _module_for(name, version)
+    say(f"building {name} {version} from Go modules (minutes, once)")
+    unfinished = folder.with_name(f".{folder.name}.building")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    major, minor, *_ = version.split(".")
+    stamps = [stamp.format(version=f"v{version}", major=major, minor=minor) for stamp in tool.stamps]
+    flags = " ".join(["-s -w", *(f"-X {stamp}" for stamp in stamps), *(["-extldflags -static"] * tool.static_cgo)])
+    command = (
+        f"need_go; export CGO_ENABLED={int(tool.static_cgo)} GOFLAGS=-buildvcs=false; nice -n 10 go build -p 2 -trimpath "
+        f"-tags '{tool.tags}' -ldflags '{flags}' -o '{unfinished}/' {' '.join(tool.packages)}"
+    )
+    _bash(command, source)
+    unfinished.rename(folder)
+    say(f"built {name} {version} into {folder}")
+
+
+def _bash(command: str, cwd: Path) -> None:
+    """Run a command with the functions of hack/lib/env.sh."""
+    script = f". '{ROOT}/hack/lib/env.sh'; set -e; {command}"
+    if subprocess.run(["bash", "-c", script], cwd=cwd, env=os.environ, check=False).returncode != 0:
+        raise ClusterError(f"this failed in {cwd}: {command}")
+
+
+def _module_for(name: str, version: str) -> Path:
+    """A main module for another Kubernetes release, made from the pinned one by that release's own go.mod.
+
+    k8s.io/kubernetes requires its staging modules at v0.0.0 and replaces them by folders; whoever builds it from the
+    module proxy has to replace them by their releases, v0.<minor>.<patch>.
+    """
+    if name != "kubernetes":
+        raise ClusterError(f"{name} can be had only in the version that {TOOLS / name / 'go.mod'} pins")
+    folder = CACHE / "modules" / f"{name}-{version}"
+    if (folder / "go.sum").is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    _bash(f"need_go; cd '{folder}'; go mod download -json {_KUBERNETES}@v{version} > download.json", ROOT)
+    found = re.search(r'"GoMod": "(.*)"', (folder / "download.json").read_text())
+    if found is None:
+        raise ClusterError(f"the Go module proxy has no {_KUBERNETES} v{version}")
+    upstream = Path(found.group(1)).read_text()
+    staging = re.findall(r"^\s*(?:replace )?(k8s\.io/\S+) => \./staging/", upstream, re.MULTILINE)
+    release = f"v0.{version.split('.', 1)[1]}"
+    lines = [
+        f"module partita.dev/hack/lib/cluster/tools/{name}",
+        *re.findall(r"^(?:go|godebug) .*$", upstream, re.MULTILINE),
+        f"require {_KUBERNETES} v{version}",
+        *(f"replace {module} => {module} {release}" for module in staging),
+    ]
+    (folder / "go.mod").write_text("\n".join(lines) + "\n")
+    shutil.copy(TOOLS / name / "tools.go", folder / "tools.go")
+    _bash("need_go; GOFLAGS=-mod=mod go mod tidy", folder)
+    return folder

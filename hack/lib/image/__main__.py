@@ -1,0 +1,65 @@
+"""Build images; print where each archive lies, its size and the time it took."""
+
+import sys
+import time
+from collections.abc import Callable
+
+from image import debian, simulated, site, small
+from image.cache import IMAGES
+from image.oci import Image, write_archive
+
+PYTHON_ENVIRONMENT = ["PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "PYTHONUNBUFFERED=1"]
+NOBODY = "65532:65532"  # the node plugin alone runs as root, which its DaemonSet says
+
+
+def build_partita() -> Image:
+    config = {
+        "User": NOBODY,
+        "WorkingDir": "/app",
+        "Env": [*PYTHON_ENVIRONMENT, "PYTHONPATH=/app:/app/site"],
+        "Cmd": ["partita-kubelet-plugin"],
+    }
+    layers = (debian.base_layer(), site.dependencies_layer(), site.program_layer())
+    return Image("docker.io/library/partita:dev", layers, config)
+
+
+def build_simulator() -> Image:
+    config = {"WorkingDir": "/app", "Env": [*PYTHON_ENVIRONMENT, "PYTHONPATH=/app"], "Cmd": ["python3", "-m", "simulator"]}
+    layers = (debian.base_layer(), simulated.simulator_layer())
+    return Image("docker.io/library/partita-simulator:dev", layers, config)
+
+
+def build_busybox() -> Image:
+    return Image("docker.io/library/busybox:dev", (small.busybox_layer(),), {"Env": ["PATH=/bin"], "Cmd": ["sh"]})
+
+
+def build_pause() -> Image:
+    return Image("registry.k8s.io/pause:3.10", (small.pause_layer(),), {"Entrypoint": ["/pause"], "User": NOBODY})
+
+
+IMAGE_BUILDERS: dict[str, Callable[[], Image]] = {
+    "pause": build_pause,
+    "busybox": build_busybox,
+    "partita-simulator": build_simulator,
+    "partita": build_partita,
+}
+
+
+def main(names: list[str]) -> int:
+    unknown = sorted(set(names) - IMAGE_BUILDERS.keys())
+    if unknown:
+        print(f"hack/image: no image named {', '.join(unknown)}; there are: {', '.join(IMAGE_BUILDERS)}", file=sys.stderr)
+        return 2
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    for name in names or IMAGE_BUILDERS:
+        started = time.monotonic()
+        image = IMAGE_BUILDERS[name]()
+        path = IMAGES / f"{name}.tar"
+        write_archive(image, path)
+        size = path.stat().st_size / 1e6
+        print(f"{path}  {image.name}  {size:.0f} MB  {time.monotonic() - started:.1f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,3 @@
+module partita/simulator/imex
+
+go 1.24
