@@ -24,7 +24,8 @@ def build_partita() -> Image:
 
 
 def build_simulator() -> Image:
-    config = {"WorkingDir": "/app", "Env": [*PYTHON_ENVIRONMENT, "PYTHONPATH=/app"], "Cmd": ["python3", "-m", "simulator"]}
+    environment = [*PYTHON_ENVIRONMENT, "PYTHONPATH=/app"]
+    config = {"WorkingDir": "/app", "Env": environment, "Cmd": ["python3", "-m", "simulator"]}
     layers = (debian.base_layer(), simulated.simulator_layer())
     return Image("docker.io/library/partita-simulator:dev", layers, config)
 
@@ -48,7 +49,7 @@ IMAGE_BUILDERS: dict[str, Callable[[], Image]] = {
 def main(names: list[str]) -> int:
     unknown = sorted(set(names) - IMAGE_BUILDERS.keys())
     if unknown:
-        print(f"hack/image: no image named {', '.join(unknown)}; there are: {', '.join(IMAGE_BUILDERS)}", file=sys.stderr)
+        print(f"no image named {', '.join(unknown)}; there are: {', '.join(IMAGE_BUILDERS)}", file=sys.stderr)
         return 2
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name in names or IMAGE_BUILDERS:
