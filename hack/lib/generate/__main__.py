@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from generate import crd, protos
-from generate.resources import RESOURCES
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -15,7 +14,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="hack/generate", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail when a file is stale")
     check = parser.parse_args().check
-    outputs = {**protos.build_outputs(ROOT), **crd.build_outputs(RESOURCES)}
+    outputs = {**protos.build_outputs(ROOT), **crd.build_outputs()}
     stale = [name for name, text in sorted(outputs.items()) if not is_current(name, text)]
     for name in stale:
         if check:
