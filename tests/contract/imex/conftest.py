@@ -1,0 +1,54 @@
+"""Hosts that are network namespaces of their own on one bridge, with the simulated IMEX programs on them."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.imex.imex_hosts import Host, ip
+
+SOURCE = Path(__file__).resolve().parents[3] / "hack" / "lib" / "simulator" / "imex"
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The simulated programs, built."""
+    if shutil.which("go") is None:
+        pytest.fail("the simulated IMEX programs are built with Go; install it or use the cached tool chain")
+    out = tmp_path_factory.mktemp("programs")
+    environment = {**os.environ, "CGO_ENABLED": "0"}
+    subprocess.run(["go", "build", "-trimpath", "-o", str(out), "./cmd/..."], cwd=SOURCE, env=environment, check=True)
+    return out
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, programs: Path) -> Iterator[list[Host]]:
+    """Three hosts that reach each other."""
+    tag = f"im{os.getpid() % 100000}"
+    bridge = f"{tag}br"
+    made: list[Host] = []
+    ip("netns", "add", bridge)
+    try:
+        ip("-n", bridge, "link", "add", "br0", "type", "bridge")
+        ip("-n", bridge, "link", "set", "br0", "up")
+        for index in range(3):
+            folder = tmp_path / f"host-{index}"
+            folder.mkdir()
+            host = Host(f"{tag}h{index}", f"10.99.0.{index + 1}", folder, programs)
+            ip("netns", "add", host.name)
+            made.append(host)
+            ip("-n", host.name, "link", "set", "lo", "up")
+            peer = ("peer", "name", f"p{index}", "netns", bridge)
+            ip("-n", host.name, "link", "add", "eth0", "type", "veth", *peer)
+            ip("-n", bridge, "link", "set", f"p{index}", "master", "br0", "up")
+            ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", "eth0")
+            ip("-n", host.name, "link", "set", "eth0", "up")
+        yield made
+    finally:
+        for host in made:
+            host.stop()
+            ip("netns", "del", host.name)
+        ip("netns", "del", bridge)
