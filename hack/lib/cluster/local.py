@@ -1,0 +1,202 @@
+"""A cluster on this machine's own kernel: `up`, `down` and what can be done to it in between."""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster import controlplane, groups, network, nodes, processes, tools
+from cluster.api import Api, ready_nodes
+from cluster.paths import CACHE, IMAGES, ROOT
+from cluster.report import ClusterError, say
+from cluster.shape import Cluster, Shape, identity, read_cluster, write_cluster
+
+BASE_IMAGES = ("pause", "busybox")
+READY_PATIENCE_S = 180.0
+
+
+@contextmanager
+def exclusively(state: Path) -> Iterator[None]:
+    """One `up`, `down` or power switch at a time for a cluster."""
+    lock = state.parent / f".{state.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def need(state: Path) -> Cluster:
+    cluster = read_cluster(state)
+    if cluster is None:
+        raise ClusterError(f"there is no cluster {state.name!r}; `hack/cluster up` makes one")
+    return cluster
+
+
+def up(state: Path, shape: Shape) -> Cluster:
+    if os.geteuid() != 0:
+        raise ClusterError("a local cluster makes network and mount namespaces: run this as root, or use --provider kind")
+    _build_programs(shape)
+    with exclusively(state):
+        existing = read_cluster(state)
+        if existing is not None and (state / "ready").exists():
+            if existing.shape != shape:
+                raise ClusterError(f"cluster {state.name!r} exists in another shape, {existing.shape}; `down` removes it")
+            _resume(existing)
+            return existing
+        _remove(state)
+        cluster = _create(state, shape)
+        (state / "ready").touch()
+        return cluster
+
+
+def _build_programs(shape: Shape) -> None:
+    tools.build("etcd")
+    tools.build("kubernetes", shape.kubernetes)
+    if shape.nodes:
+        for name in ("containerd", "runc", "cni"):
+            tools.build(name)
+        _build_images()
+
+
+def _build_images() -> None:
+    if subprocess.run([ROOT / "hack" / "image", *BASE_IMAGES], stdout=subprocess.DEVNULL, check=False).returncode != 0:
+        raise ClusterError(f"`hack/image {' '.join(BASE_IMAGES)}` failed")
+
+
+def base_archives() -> list[Path]:
+    return [IMAGES / f"{name}.tar" for name in BASE_IMAGES]
+
+
+def _create(state: Path, shape: Shape) -> Cluster:
+    state.mkdir(parents=True, exist_ok=True)
+    with network.choosing_addresses():
+        cluster = Cluster(state, network.choose_slot(None), shape)
+        write_cluster(cluster)
+        network.create_bridge(cluster)
+    controlplane.write_identities(cluster)
+    for component in controlplane.COMPONENTS[:2]:
+        controlplane.start(cluster, component)
+    for node in shape.node_names():
+        network.connect_node(cluster, node)
+        nodes.create(cluster, node)
+        nodes.power_on(cluster, node, base_archives())
+    _await(cluster)
+    return cluster
+
+
+def _resume(cluster: Cluster) -> None:
+    """Start what is not running: nothing, after a plain second `up`; everything, after a restart of the machine."""
+    if not (Path("/sys/class/net") / network.bridge(cluster.identity)).exists():
+        with network.choosing_addresses():
+            if network.choose_slot(cluster.slot) != cluster.slot:
+                raise ClusterError(f"the addresses of cluster {cluster.state.name!r} are taken by another network now")
+            network.create_bridge(cluster)
+        for node in cluster.shape.node_names():
+            network.connect_node(cluster, node)
+    stopped = [node for node in cluster.shape.node_names() if not nodes.is_on(cluster, node)]
+    for node in stopped:
+        _restore_node(cluster, node)
+    _await(cluster)
+    say(f"cluster {cluster.state.name!r} was there already")
+
+
+def _restore_node(cluster: Cluster, node: str) -> None:
+    nodes.power_off(cluster, node)
+    nodes.power_on(cluster, node, base_archives())
+
+
+def _await(cluster: Cluster) -> None:
+    """Start what waits for the apiserver, then wait for everything that makes a cluster usable."""
+    api = Api(cluster.kubeconfig)
+    for component in controlplane.COMPONENTS[:2]:
+        controlplane.start(cluster, component)
+    _until(cluster, "the API server is ready", lambda: api.get("/readyz")[0] == 200)
+    for component in controlplane.COMPONENTS:
+        controlplane.start(cluster, component)
+    # A pod that comes before its service account is refused.
+    account = "/api/v1/namespaces/default/serviceaccounts/default"
+    _until(cluster, "the controller manager works", lambda: api.get(account)[0] == 200)
+    if cluster.shape.nodes:
+        wanted = set(cluster.shape.node_names())
+        _until(cluster, f"{len(wanted)} nodes are Ready", lambda: wanted <= _ready(api))
+
+
+def _ready(api: Api) -> set[str]:
+    status, body = api.get("/api/v1/nodes")
+    return ready_nodes(body["items"]) if status == 200 else set()
+
+
+def _until(cluster: Cluster, what: str, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + READY_PATIENCE_S
+    while not condition():
+        controlplane.check_alive(cluster)
+        nodes.check_alive(cluster)
+        if time.monotonic() > deadline:
+            raise ClusterError(f"waited {READY_PATIENCE_S:.0f} s in vain until {what}; the logs are in {cluster.logs}")
+        time.sleep(0.1)
+    say(what)
+
+
+def down(state: Path) -> None:
+    """Remove everything that a cluster of this place may have left, finished or not."""
+    with exclusively(state):
+        found = state.exists()
+        _remove(state)
+    (state.parent / f".{state.name}.lock").unlink(missing_ok=True)
+    say(f"cluster {state.name!r} is removed" if found else f"there was no cluster {state.name!r}")
+
+
+def _remove(state: Path) -> None:
+    name = identity(state)
+    groups.kill(name)
+    groups.remove(name)
+    network.remove(name)
+    if state.exists():
+        shutil.rmtree(state)
+
+
+def power_off(cluster: Cluster, node: str) -> None:
+    with exclusively(cluster.state):
+        nodes.power_off(cluster, cluster.check_node(node))
+
+
+def power_on(cluster: Cluster, node: str) -> None:
+    with exclusively(cluster.state):
+        if nodes.is_on(cluster, cluster.check_node(node)):
+            raise ClusterError(f"node {node} is on already")
+        nodes.power_on(cluster, node, base_archives())
+        nodes.wait_booted(cluster, node)
+
+
+def load(cluster: Cluster, archive: Path) -> None:
+    """Import an image on every node that is on."""
+    if not archive.is_file():
+        raise ClusterError(f"there is no archive {archive}; `hack/image` builds the project's into {CACHE / 'images'}")
+    for node in cluster.shape.node_names():
+        if nodes.is_on(cluster, node):
+            nodes.load(cluster, node, archive.resolve())
+            say(f"{archive.name} is on {node}")
+
+
+def status(cluster: Cluster) -> str:
+    lines = [f"cluster {cluster.state.name}: Kubernetes {cluster.shape.kubernetes}, {cluster.server}"]
+    for component in controlplane.COMPONENTS:
+        pid = processes.running(controlplane.record(cluster, component))
+        lines.append(f"  {component:<20} {f'pid {pid}' if pid else 'dead'}")
+    code, body = Api(cluster.kubeconfig).get("/api/v1/nodes")
+    ready = ready_nodes(body["items"]) if code == 200 else set()
+    for node in cluster.shape.node_names():
+        state = "off" if not nodes.is_on(cluster, node) else "Ready" if node in ready else "NotReady"
+        profile = cluster.shape.profile(node) or "no simulated hardware"
+        lines.append(f"  {node:<20} {state}, {cluster.node_address(node)}, {profile}")
+    return "\n".join(lines)
+
+
+def run_kubectl(kubeconfig: Path, version: str, arguments: Sequence[str]) -> None:
+    """Becomes kubectl."""
+    program = tools.build("kubernetes", version) / "kubectl"
+    os.execve(program, ["kubectl", *arguments], {**os.environ, "KUBECONFIG": str(kubeconfig)})

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Runs in a node.
+#   service.sh start SERVICE            containerd, kubelet or kube-proxy
+#   service.sh signal SERVICE SIGNAL
+#   service.sh import ARCHIVE           an OCI archive into containerd, unless it is there already
+set -eu
+set -a
+. /etc/kubernetes/environment
+set +a
+
+start() {
+    local service="$1" command=()
+    case "$service" in
+    containerd) command=(containerd) ;;
+    kubelet)
+        command=(kubelet --config=/etc/kubernetes/kubelet.json --kubeconfig=/etc/kubernetes/kubelet.kubeconfig
+            --hostname-override="$NODE" --node-ip="$ADDRESS" --root-dir=/var/lib/kubelet)
+        ;;
+    kube-proxy) command=(kube-proxy --config=/etc/kubernetes/kube-proxy.json --hostname-override="$NODE") ;;
+    *) echo "no service $service" >&2 && exit 2 ;;
+    esac
+    if kill -0 "$(cat "/run/partita/$service.pid" 2>/dev/null)" 2>/dev/null; then
+        return 0
+    fi
+    setsid "${command[@]}" >>"/var/log/$service.log" 2>&1 </dev/null &
+    echo $! >"/run/partita/$service.pid"
+    [[ "$service" != containerd ]] || wait_for_containerd
+}
+
+wait_for_containerd() {
+    for _ in $(seq 600); do
+        if ctr version >/dev/null 2>&1; then
+            return 0
+        fi
+        sleep 0.05
+    done
+    echo "containerd did not come up: $(tail -1 /var/log/containerd.log)" >&2
+    exit 1
+}
+
+import() {
+    local archive="$1" marker
+    marker="/var/lib/containerd/imported-$(basename "$archive")-$(stat -c %Y-%s-%i "$archive")"
+    [[ ! -e "$marker" ]] || return 0
+    ctr --namespace k8s.io images import --local "$archive" >/dev/null
+    touch "$marker"
+}
+
+case "$1" in
+start) start "$2" ;;
+signal) kill "-$3" "$(cat "/run/partita/$2.pid")" ;;
+import) import "$2" ;;
+esac
