@@ -7,6 +7,7 @@
 #include <libgen.h>
 #include <limits.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -89,9 +90,10 @@ static int write_slot(struct state *state)
 /* The drawing done is part of the state, so it takes the next sequence number too. */
 static int draw(struct state *state)
 {
-    int failed = state->driver_loaded ? render(state) : render_unloaded();
+    int failed = render(state);
     if (failed)
         return failed;
+    state->drawn_topology = state->topology;
     state->sequence++;
     state->rendered = state->sequence;
     return write_slot(state);
@@ -111,6 +113,10 @@ int state_lock(struct state *state)
         failed = read_newest(state);
     if (!failed && state->rendered != state->sequence)
         failed = draw(state);
+    if (!failed && state->loading) {
+        load_driver(state);
+        failed = state_store(state);
+    }
     if (failed)
         state_unlock();
     return failed;
@@ -197,6 +203,20 @@ uint32_t automatic_mode(const struct gpu *gpu, uint32_t memory_mode)
     if (!gpu->xcc_count)
         return COMPUTE_NONE;
     return memory_mode == 1 ? SPX : memory_mode == 2 ? DPX : CPX;
+}
+
+void load_driver(struct state *state)
+{
+    state->loading = 0;
+    state->driver_loaded = 1;
+    state->topology++;
+    for (uint32_t i = 0; i < state->gpu_count; i++) {
+        struct gpu *gpu = &state->gpus[i];
+        if (gpu->requested_memory_mode)
+            gpu->memory_mode = gpu->requested_memory_mode;
+        gpu->requested_memory_mode = 0;
+        gpu->compute_mode = automatic_mode(gpu, gpu->memory_mode);
+    }
 }
 
 uint32_t partition_count(const struct gpu *gpu)

@@ -57,7 +57,8 @@ struct state {
     uint32_t losing_reloads;   /* so many reloads to come unload the driver and cannot load it again */
     uint32_t change_pause_ms;  /* how long a change shows itself half done in sysfs */
     uint32_t reload_pause_ms;
-    uint32_t reserved;
+    uint32_t loading; /* modprobe runs; it ends whether or not its caller lives */
+    uint64_t drawn_topology;
     struct gpu gpus[MAX_GPUS];
     uint64_t checksum; /* FNV-1a of everything before */
 };
@@ -71,11 +72,11 @@ int state_lock(struct state *state);
 int state_store(struct state *state);
 void state_unlock(void);
 
-/* Draw sysfs and device nodes from the state. */
+/* Draw sysfs and device nodes from the state; without a driver, none of what it shows. */
 int render(const struct state *state);
-/* Take away what a loaded driver shows; between unload and load, and while KFD of a GPU is rebuilt. */
-int render_unloaded(void);
-int render_kfd_torn_down(const struct state *state);
+
+/* The driver loads: requested memory modes take effect and every GPU gets its automatic compute mode. */
+void load_driver(struct state *state);
 
 /* Rules of the kernel driver, by model. */
 uint32_t partitions_in(const struct gpu *gpu, uint32_t compute_mode); /* 0: not a mode of this model */
