@@ -65,9 +65,9 @@ def is_shell(path: Path) -> bool:
 
 def check_chart() -> list[str]:
     """`helm lint`, where helm has been built: a first check does not wait for a compiler, the chart's tests do."""
-    helm = Path(os.environ["PARTITA_CACHE"]) / "bin" / "helm"
+    programs = sorted(Path(os.environ["PARTITA_CACHE"]).glob("bin/helm-*/helm"))
     charts = sorted(path.parent for path in (ROOT / "deployments/helm").glob("*/Chart.yaml"))
-    return run(helm, "lint", "--quiet", "--strict", *charts) if helm.exists() and charts else []
+    return run(programs[-1], "lint", "--quiet", "--strict", *charts) if programs and charts else []
 
 
 STEPS: dict[str, Callable[[], list[str]]] = {
