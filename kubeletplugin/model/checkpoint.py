@@ -49,7 +49,21 @@ class MigHolding:
     uuid: str | None = None
 
 
-Holding = GpuHolding | MigHolding
+@dataclass(frozen=True, slots=True)
+class PartitionHolding:
+    """One partition of an AMD GPU, or all of a GPU that is one partition or cannot be partitioned."""
+
+    gpu_uuid: str
+    """The GPU's PCI address: AMD's own ids are per partition, and change with the driver."""
+    compute_mode: str | None
+    """`CPX`; None on a GPU that cannot be partitioned."""
+    memory_mode: str | None
+    """`NPS4`"""
+    slot: int
+    """Number of the partition on its GPU, from 0."""
+
+
+Holding = GpuHolding | MigHolding | PartitionHolding
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +287,14 @@ def _holding_to_json(holding: Holding) -> dict[str, Any]:
                 "ci": holding.compute_instance_id,
                 "uuid": holding.uuid,
             }
+        case PartitionHolding():
+            return {
+                "kind": "partition",
+                "gpu": holding.gpu_uuid,
+                "compute": holding.compute_mode,
+                "memory": holding.memory_mode,
+                "slot": holding.slot,
+            }
     assert_never(holding)
 
 
@@ -290,6 +312,8 @@ def _holding_from_json(raw: dict[str, Any]) -> Holding:
                 compute_instance_id=raw["ci"],
                 uuid=raw["uuid"],
             )
+        case "partition":
+            return PartitionHolding(raw["gpu"], raw["compute"], raw["memory"], raw["slot"])
         case kind:
             raise ValueError(f"unknown holding {kind!r}")
 
