@@ -45,10 +45,10 @@ class Channel(_Model):
     allocation_mode: Literal["All", "Single"] = Field(
         default="Single", description="Single: channel 0. All: all 2048 channels, for what partitions them further."
     )
-    release_policy: Literal["Node", "Domain"] = Field(
-        default="Node",
-        description="Node: a pod may start when its own node is connected to the members that are present. "
-        "Domain: only when numNodes members are, and all of them are connected.",
+    release_policy: Literal["Connected", "AllNodes"] = Field(
+        default="Connected",
+        description="Connected: a pod may start when its own node is connected to the members that are present. "
+        "AllNodes: only when numNodes members are, and all of them are connected.",
     )
     """*Added.*"""
 

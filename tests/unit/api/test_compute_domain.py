@@ -56,7 +56,7 @@ def test_the_schemas_are_structural() -> None:
 
 def test_a_domain_without_numnodes_is_elastic() -> None:
     spec = ComputeDomainSpec.model_validate({"channel": {"resourceClaimTemplate": {"name": "x"}}})
-    assert (spec.num_nodes, spec.channel.allocation_mode, spec.channel.release_policy) == (0, "Single", "Node")
+    assert (spec.num_nodes, spec.channel.allocation_mode, spec.channel.release_policy) == (0, "Single", "Connected")
 
 
 def test_a_negative_number_of_nodes_is_refused() -> None:

@@ -1,0 +1,122 @@
+"""The vocabulary of plans: what can be done to the cluster, and in which situations a domain can be. Pure."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final
+
+from controller.computedomain.report import Report
+from controller.computedomain.state import Members, Observation, Ref
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AddFinalizer:
+    ref: Ref
+
+
+@dataclass(frozen=True, slots=True)
+class DropFinalizer:
+    ref: Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Make an object whose name is fixed: that it exists already is success."""
+
+    ref: Ref
+    body: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete this incarnation: that it is gone, or another one by now, is success."""
+
+    ref: Ref
+
+
+@dataclass(frozen=True, slots=True)
+class WriteMembership:
+    """Replace the changing fields of a ComputeDomainClique, unless it is newer than what was seen."""
+
+    ref: Ref
+    resource_version: str
+    fields: Json
+
+
+@dataclass(frozen=True, slots=True)
+class MakeCertificates:
+    """Create, or renew in place, the Secret of one IMEX domain."""
+
+    ref: Ref
+    clique: Ref
+    domain_uid: str
+    max_nodes: int
+    renew: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WriteStatus:
+    ref: Ref
+    status: Json
+
+
+Action = AddFinalizer | DropFinalizer | Create | Delete | WriteMembership | MakeCertificates | WriteStatus
+
+
+class Situation(Enum):
+    """What a domain is to us; `SITUATIONS` says which stages that calls for."""
+
+    LIVING = "living"
+    DRAINING = "draining"
+    """Deleted, but claims still use it."""
+    ENDING = "ending"
+    """Deleted, and nobody uses it any more; or forced."""
+    GONE = "gone"
+    """The ComputeDomain is gone; what is left of it must go too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Stages in order; the actions of one stage do not depend on each other."""
+
+    situation: Situation
+    stages: tuple[tuple[Action, ...], ...] = ()
+    reports: tuple[Report, ...] = ()
+    """Events for people; losing one harms nothing."""
+    held: tuple[str, ...] = ()
+    """Writes that wait for others to come with them, by name; `Observation.held_since` gives the time back."""
+    wake_after_s: float | None = None
+    """Look again after this time, even if nothing changes."""
+    members: Members = field(default_factory=Members)
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        return tuple(action for stage in self.stages for action in stage)
+
+
+SITUATIONS: Final = {
+    # (exists, deleted, used by claims, forced)
+    (False, False, False, False): Situation.GONE,
+    (True, False, False, False): Situation.LIVING,
+    (True, True, True, False): Situation.DRAINING,
+    (True, True, False, False): Situation.ENDING,
+    (True, True, True, True): Situation.ENDING,
+    (True, True, False, True): Situation.ENDING,
+}
+"""Every transition of a domain's life. A domain that is not deleted lives, whoever uses it."""
+
+
+def find_situation(seen: Observation, used: bool) -> Situation:
+    """`used`: an accepted claim is reserved for a pod."""
+    domain = seen.domain
+    if domain is None:
+        return Situation.GONE
+    deleted = domain.deleted_at is not None
+    return SITUATIONS[(True, deleted, deleted and used, deleted and domain.force)]
+
+
+def is_anything_left(seen: Observation) -> bool:
+    """Something that was made for the domain still exists, if only until its own end is done."""
+    templates = [template for template in seen.templates if template.domain_uid == seen.uid]
+    return bool(templates or seen.pods or seen.daemon_claims or seen.secrets or seen.cliques)

@@ -1,0 +1,153 @@
+"""Who belongs to a ComputeDomain: from claims, the fabric and what was decided before. Pure; O(members)."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from controller.computedomain.state import (
+    ChannelClaim,
+    Clique,
+    DaemonPod,
+    Domain,
+    Member,
+    Members,
+    Observation,
+    Phase,
+    Settings,
+)
+
+
+@dataclass(slots=True)
+class _Sorted:
+    """Claims, by what they are to the domain."""
+
+    accepted: list[ChannelClaim] = field(default_factory=list)
+    refused: list[ChannelClaim] = field(default_factory=list)
+
+
+def plan_members(seen: Observation, settings: Settings) -> Members:
+    """Decide the members, their cliques and indexes.
+
+    A node is a member while it holds an accepted claim. It keeps its index for as long as it stays in its clique; a new
+    one gets the lowest free index, earlier allocations first.
+    """
+    domain = seen.domain
+    if domain is None:
+        return Members()
+    stored = _stored_positions(seen.cliques, settings.namespace)
+    claims = _sort_claims(domain, seen.claims, stored)
+    if domain.deleted_at is not None and domain.force:
+        return Members(refused=tuple(claims.refused))
+    nodes = _by_first_allocation(claims.accepted)
+    left_out = {}
+    by_clique: dict[str, list[str]] = {}
+    for node in nodes:
+        clique = seen.fabric.get(node, stored[node][0] if node in stored else None)
+        if clique is None:
+            left_out[node] = f"node {node} publishes no compute-domain.nvidia.com devices"
+        else:
+            by_clique.setdefault(clique, []).append(node)
+    members = [Member(node, "", -1, ready=True, released=True) for node in sorted(by_clique.pop("", []))]
+    pods = _current_pods(seen, settings)
+    placed: list[Member] = []
+    for clique, clique_nodes in sorted(by_clique.items()):
+        indexes = _assign_indexes(clique, clique_nodes, stored, settings.max_nodes_per_imex_domain)
+        for node in clique_nodes:
+            if node not in indexes:
+                left_out[node] = (
+                    f"NVLink clique {clique} has its {settings.max_nodes_per_imex_domain} nodes: no place for {node}"
+                )
+        placed += [
+            _build_member(node, clique, index, pods.get((node, clique)), seen.occupied.get(node))
+            for node, index in sorted(indexes.items(), key=lambda item: item[1])
+        ]
+    released = _release(domain, tuple(placed), len(members))
+    return Members(
+        members=(*released, *members),
+        left_out=left_out,
+        holders=tuple(claims.accepted) if domain.deleted_at is not None else (),
+        refused=tuple(claims.refused),
+    )
+
+
+def _sort_claims(domain: Domain, claims: Iterable[ChannelClaim], stored: Mapping[str, tuple[str, int]]) -> _Sorted:
+    """A claim counts when its namespace is the domain's and the domain did not begin to end before it came."""
+    out = _Sorted()
+    for claim in sorted(claims, key=lambda claim: (claim.allocated_at, claim.node, claim.ref.name)):
+        foreign = claim.ref.namespace != domain.ref.namespace
+        late = domain.deleted_at is not None and claim.allocated_at > domain.deleted_at
+        (out.refused if foreign or late else out.accepted).append(claim)
+    return out
+
+
+def _by_first_allocation(claims: Iterable[ChannelClaim]) -> list[str]:
+    return list(dict.fromkeys(claim.node for claim in claims))
+
+
+def _stored_positions(cliques: Iterable[Clique], namespace: str) -> dict[str, tuple[str, int]]:
+    """Clique and index by node, as the ComputeDomainCliques say now."""
+    return {
+        member.node: (clique.membership.clique_id, member.index)
+        for clique in cliques
+        if clique.ref.namespace == namespace and not clique.terminating
+        for member in clique.membership.members
+    }
+
+
+def _assign_indexes(
+    clique: str, nodes: Iterable[str], stored: Mapping[str, tuple[str, int]], max_nodes: int
+) -> dict[str, int]:
+    nodes = list(nodes)
+    indexes = {node: stored[node][1] for node in nodes if node in stored and stored[node][0] == clique}
+    taken = set(indexes.values())
+    free = (index for index in range(max_nodes) if index not in taken)
+    for node in nodes:
+        if node not in indexes:
+            index = next(free, None)
+            if index is None:
+                break
+            indexes[node] = index
+    return indexes
+
+
+def _current_pods(seen: Observation, settings: Settings) -> dict[tuple[str, str], DaemonPod]:
+    """The daemon pods that count, by node and clique: alive, and made for the membership that there is now."""
+    owners = {
+        clique.ref.uid: clique.membership.clique_id
+        for clique in seen.cliques
+        if clique.ref.namespace == settings.namespace and not clique.terminating
+    }
+    return {
+        (pod.node, pod.clique_id): pod
+        for pod in seen.pods
+        if not pod.terminating and pod.phase is not Phase.FINISHED and owners.get(pod.owner_uid) == pod.clique_id
+    }
+
+
+def _build_member(node: str, clique: str, index: int, pod: DaemonPod | None, occupant: str | None) -> Member:
+    ready = pod is not None and pod.phase is Phase.READY and pod.address != ""
+    return Member(node, clique, index, pod, ready, ready, "" if ready else _explain(node, pod, occupant))
+
+
+def _explain(node: str, pod: DaemonPod | None, occupant: str | None) -> str:
+    """What a member still lacks, in words."""
+    if occupant is not None:
+        return f"node {node} is used by ComputeDomain {occupant} until its pods end"
+    if pod is None:
+        return f"the daemon pod on {node} is being made"
+    if pod.message:
+        return f"daemon pod {pod.ref}: {pod.message}"
+    if pod.phase is Phase.PENDING:
+        return f"daemon pod {pod.ref} is starting"
+    return f"daemon pod {pod.ref} is not connected to all its peers yet"
+
+
+def _release(domain: Domain, members: tuple[Member, ...], without_fabric: int) -> tuple[Member, ...]:
+    """With releasePolicy AllNodes nobody gets a channel before everybody is connected."""
+    if not domain.wait_for_all:
+        return members
+    total = len(members) + without_fabric
+    ready = without_fabric + sum(member.ready for member in members)
+    if total >= domain.num_nodes and ready == total:
+        return members
+    message = f"releasePolicy AllNodes: {ready} of {max(domain.num_nodes, total)} nodes are connected"
+    return tuple(replace(member, released=False, message=message) if member.ready else member for member in members)

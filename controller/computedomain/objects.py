@@ -1,0 +1,231 @@
+"""The objects that are made for a ComputeDomain, as plain dicts. Pure; names are functions of the domain."""
+
+import base64
+import hashlib
+from typing import Any, Final
+
+from api.clique import DAEMON_HTTP_PORT, DAEMON_PROBE_TIMEOUT_S, IMEX_PORT, TLS_DIRECTORY, clique_object_name
+from api.names import (
+    CHANNEL_CLASS,
+    COMPUTE_DOMAIN_CLIQUE_LABEL,
+    COMPUTE_DOMAIN_DRIVER,
+    COMPUTE_DOMAIN_LABEL,
+    COMPUTE_DOMAIN_TARGET_LABEL,
+    DAEMON_CLASS,
+    RESOURCE_API_VERSION,
+)
+from controller.computedomain.state import Clique, Domain, Member, Ref, Settings
+
+Json = dict[str, Any]
+
+CLAIM_FINALIZER: Final = "resource.kubernetes.io/delete-protection"
+"""resource/v1 Finalizer. The scheduler sets it with a write of its own unless the claim has it already."""
+
+DAEMON_GRACE_S: Final = 10
+"""How long `nvidia-imex` may take to stop."""
+
+_NAME_LENGTH: Final = 48  # 63 of a DNS label, less two hashes and their dashes
+
+
+def short_hash(text: str, length: int) -> str:
+    """`length` characters of [a-z2-7]."""
+    return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode().lower()[:length]
+
+
+def daemon_name(domain: Domain, node: str) -> str:
+    """`<domain>-<5>-<8>`: the name of a node's daemon pod and of its claim, the same at every attempt."""
+    base = domain.ref.name.replace(".", "-")[:_NAME_LENGTH].rstrip("-")
+    return f"{base}-{short_hash(domain.ref.uid, 5)}-{short_hash(node, 8)}"
+
+
+def secret_name(clique: Ref) -> str:
+    """One Secret for each incarnation of a ComputeDomainClique."""
+    return f"imex-{clique.uid}"
+
+
+def build_template(domain: Domain) -> Json:
+    """The ResourceClaimTemplate that the user's pods refer to."""
+    parameters: Json = {
+        "apiVersion": RESOURCE_API_VERSION,
+        "kind": "ComputeDomainChannelConfig",
+        "domainID": domain.ref.uid,
+        "allocationMode": domain.allocation_mode,
+    }
+    if domain.wait_for_all:
+        parameters["releasePolicy"] = "AllNodes"
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaimTemplate",
+        "metadata": {
+            "name": domain.template_name,
+            "namespace": domain.ref.namespace,
+            "labels": {COMPUTE_DOMAIN_LABEL: domain.ref.uid, COMPUTE_DOMAIN_TARGET_LABEL: "Workload"},
+            "ownerReferences": [_owner(RESOURCE_API_VERSION, domain.ref)],
+        },
+        "spec": {"spec": _build_devices("channel", CHANNEL_CLASS, parameters)},
+    }
+
+
+def build_clique(domain: Domain, clique_id: str, members: list[Member], settings: Settings) -> Json:
+    """The ComputeDomainClique of one IMEX domain."""
+    return {
+        "apiVersion": RESOURCE_API_VERSION,
+        "kind": "ComputeDomainClique",
+        "metadata": {
+            "name": clique_object_name(domain.ref.uid, clique_id),
+            "namespace": settings.namespace,
+            "labels": {COMPUTE_DOMAIN_LABEL: domain.ref.uid, COMPUTE_DOMAIN_CLIQUE_LABEL: clique_id},
+        },
+        **build_membership(domain, members, settings),
+    }
+
+
+def build_membership(domain: Domain, members: list[Member], settings: Settings) -> Json:
+    """The fields of a ComputeDomainClique that change in its life."""
+    return {
+        "domainName": domain.ref.name,
+        "domainNamespace": domain.ref.namespace,
+        "maxNodes": settings.max_nodes_per_imex_domain,
+        "draining": domain.deleted_at is not None,
+        "daemons": [_build_entry(member) for member in members],
+    }
+
+
+def _build_entry(member: Member) -> Json:
+    entry: Json = {
+        "nodeName": member.node,
+        "ipAddress": member.address,
+        "cliqueID": member.clique_id,
+        "index": member.index,
+        "status": "Ready" if member.ready else "NotReady",
+        "released": member.released,
+        "message": member.message,
+    }
+    return entry
+
+
+def build_daemon_claim(domain: Domain, member: Member, clique: Clique, settings: Settings) -> Json:
+    """The claim of one daemon: it holds the node's `daemon` device, and so keeps a second domain away."""
+    parameters = {
+        "apiVersion": RESOURCE_API_VERSION,
+        "kind": "ComputeDomainDaemonConfig",
+        "domainID": domain.ref.uid,
+    }
+    metadata = _daemon_metadata(domain, member, clique, settings)
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaim",
+        "metadata": {**metadata, "finalizers": [CLAIM_FINALIZER]},
+        "spec": _build_devices("daemon", DAEMON_CLASS, parameters),
+    }
+
+
+def build_daemon_pod(domain: Domain, member: Member, clique: Clique, settings: Settings) -> Json:
+    """The pod of one daemon. It is bound by the scheduler, which must allocate its claim, to the one node that fits."""
+    name = daemon_name(domain, member.node)
+    node_name = {"key": "metadata.name", "operator": "In", "values": [member.node]}
+    term = {"nodeSelectorTerms": [{"matchFields": [node_name]}]}
+    spec: Json = {
+        "serviceAccountName": settings.service_account,
+        "restartPolicy": "Always",
+        "terminationGracePeriodSeconds": DAEMON_GRACE_S,
+        "enableServiceLinks": False,
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": term}},
+        "tolerations": [{"operator": "Exists"}],
+        "resourceClaims": [{"name": "daemon", "resourceClaimName": name}],
+        "containers": [_build_container(domain, member, settings)],
+    }
+    if settings.priority_class:
+        spec["priorityClassName"] = settings.priority_class
+    if settings.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": secret} for secret in settings.image_pull_secrets]
+    if settings.tls:
+        # The authority's own key stays in the Secret: whoever holds it could join.
+        items = [{"key": key, "path": key} for key in ("ca.crt", "tls.crt", "tls.key")]
+        secret = {"secretName": secret_name(clique.ref), "items": items, "defaultMode": 0o400}
+        spec["volumes"] = [{"name": "tls", "secret": secret}]
+    metadata = _daemon_metadata(domain, member, clique, settings)
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def _build_container(domain: Domain, member: Member, settings: Settings) -> Json:
+    probe = {"periodSeconds": 1, "timeoutSeconds": DAEMON_PROBE_TIMEOUT_S, "failureThreshold": 1}
+    container: Json = {
+        "name": "imex-daemon",
+        "image": settings.image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": ["partita-imex-daemon"],
+        "env": _build_environment(domain, member),
+        "ports": [
+            {"name": "imex", "containerPort": IMEX_PORT},
+            {"name": "http", "containerPort": DAEMON_HTTP_PORT},
+        ],
+        "readinessProbe": {"httpGet": {"path": "/readyz", "port": "http"}, **probe},
+        "livenessProbe": {
+            "httpGet": {"path": "/livez", "port": "http"},
+            "initialDelaySeconds": 30,
+            "periodSeconds": 30,
+            "timeoutSeconds": 10,
+        },
+        "resources": {
+            "requests": {"cpu": settings.daemon_cpu, "memory": settings.daemon_memory},
+            "claims": [{"name": "daemon"}],
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+    if settings.tls:
+        container["volumeMounts"] = [{"name": "tls", "mountPath": TLS_DIRECTORY, "readOnly": True}]
+    return container
+
+
+def _build_environment(domain: Domain, member: Member) -> list[Json]:
+    values = {
+        "COMPUTE_DOMAIN_UUID": domain.ref.uid,
+        "COMPUTE_DOMAIN_NAME": domain.ref.name,
+        "COMPUTE_DOMAIN_NAMESPACE": domain.ref.namespace,
+        "CLIQUE_ID": member.clique_id,
+        "NODE_NAME": member.node,
+        "NVIDIA_VISIBLE_DEVICES": "void",  # else NVIDIA's container runtime adds every GPU
+    }
+    fields = {
+        "POD_IP": "status.podIP",
+        "POD_NAME": "metadata.name",
+        "POD_NAMESPACE": "metadata.namespace",
+        "POD_UID": "metadata.uid",
+    }
+    return [
+        *({"name": name, "value": value} for name, value in values.items()),
+        *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()),
+    ]
+
+
+def _build_devices(request: str, device_class: str, parameters: Json) -> Json:
+    opaque = {"driver": COMPUTE_DOMAIN_DRIVER, "parameters": parameters}
+    return {
+        "devices": {
+            "requests": [{"name": request, "exactly": {"deviceClassName": device_class}}],
+            "config": [{"requests": [request], "opaque": opaque}],
+        }
+    }
+
+
+def _daemon_metadata(domain: Domain, member: Member, clique: Clique, settings: Settings) -> Json:
+    return {
+        "name": daemon_name(domain, member.node),
+        "namespace": settings.namespace,
+        "labels": {COMPUTE_DOMAIN_LABEL: domain.ref.uid, COMPUTE_DOMAIN_CLIQUE_LABEL: member.clique_id},
+        "annotations": {NODE_ANNOTATION: member.node},
+        "ownerReferences": [{**_owner(RESOURCE_API_VERSION, clique.ref), "controller": True}],
+    }
+
+
+NODE_ANNOTATION: Final = "resource.nvidia.com/node"
+"""On daemon pods and claims: the node that they are for, from before they are scheduled."""
+
+
+def _owner(api_version: str, ref: Ref) -> Json:
+    return {"apiVersion": api_version, "kind": ref.kind, "name": ref.name, "uid": ref.uid}

@@ -1,0 +1,336 @@
+"""From what is seen of one ComputeDomain to what is to be done about it. Pure, deterministic, O(members).
+
+A plan may be cut after any action: what was done is seen the next time, and the rest is planned again. So nothing here
+remembers, and the order of the stages is what keeps every intermediate state harmless:
+
+    finalizer before anything outside the domain's namespace exists; membership before daemons, so that indexes are
+    stored before they are used; claims before pods; peers are told before a daemon stops; everything gone before the
+    finalizer goes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from api.clique import Member as StoredMember
+from api.clique import Membership, clique_object_name
+from controller.computedomain.actions import (
+    Action,
+    AddFinalizer,
+    Create,
+    Delete,
+    DropFinalizer,
+    MakeCertificates,
+    Plan,
+    Situation,
+    WriteMembership,
+    WriteStatus,
+    find_situation,
+    is_anything_left,
+)
+from controller.computedomain.members import plan_members
+from controller.computedomain.objects import (
+    build_clique,
+    build_daemon_claim,
+    build_daemon_pod,
+    build_membership,
+    build_template,
+    daemon_name,
+    secret_name,
+)
+from controller.computedomain.report import plan_reports
+from controller.computedomain.state import (
+    FAILED_POD_RETRY_S,
+    GATHER_ADDRESSES_S,
+    GATHER_READINESS_S,
+    GATHER_WORDS_S,
+    Clique,
+    Domain,
+    Member,
+    Members,
+    Observation,
+    Phase,
+    Ref,
+    Settings,
+)
+from controller.computedomain.status import build_status, find_condition, same_status
+
+Json = dict[str, Any]
+
+
+def plan_domain(seen: Observation, settings: Settings) -> Plan:
+    """Everything to be done now about one domain."""
+    members = plan_members(seen, settings)
+    situation = find_situation(seen, used=bool(members.holders))
+    match situation:
+        case Situation.GONE:
+            return _plan_orphans(seen)
+        case Situation.ENDING:
+            assert seen.domain is not None
+            removal = _plan_removal(seen)
+            if not any(removal) and not is_anything_left(seen) and seen.domain.has_finalizer:
+                return Plan(situation, ((DropFinalizer(seen.domain.ref),),))
+            return Plan(situation, _stages(removal))
+        case Situation.LIVING | Situation.DRAINING:
+            assert seen.domain is not None
+            return _plan_upkeep(seen, seen.domain, members, situation, settings)
+
+
+def _stages(stages: list[list[Action]]) -> tuple[tuple[Action, ...], ...]:
+    return tuple(tuple(stage) for stage in stages if stage)
+
+
+ORPHAN_S = 3.0
+"""How long a ComputeDomain must be missing before what bears its label is deleted."""
+
+# --- removal -----------------------------------------------------------------------------------------------------
+
+
+def _plan_orphans(seen: Observation) -> Plan:
+    """What outlived its ComputeDomain. Caches fill one by one, so it may only be late to be seen: wait a bit."""
+    removal = _stages(_plan_removal(seen))
+    held_s = seen.now - seen.held_since.get("orphans", seen.now)
+    if removal and held_s < ORPHAN_S:
+        return Plan(Situation.GONE, held=("orphans",), wake_after_s=ORPHAN_S - held_s)
+    return Plan(Situation.GONE, removal)
+
+
+def _plan_removal(seen: Observation) -> list[list[Action]]:
+    """Everything that bears the domain's label; what is terminating already is only waited for.
+
+    A ComputeDomainClique owns the pods, claims and Secret made for it, so in another namespace (where an earlier
+    installation was) deleting it is enough, and needs no rights over pods and Secrets there.
+    """
+    templates = [t.ref for t in seen.templates if t.domain_uid == seen.uid and not t.terminating]
+    pods = [pod.ref for pod in seen.pods if not pod.terminating]
+    claims = [claim.ref for claim in seen.daemon_claims if not claim.terminating]
+    secrets = [secret.ref for secret in seen.secrets if not secret.terminating]
+    cliques = [clique.ref for clique in seen.cliques if not clique.terminating]
+    return [_deletes(templates), _deletes(pods), _deletes([*claims, *secrets]), _deletes(cliques)]
+
+
+def _deletes(refs: list[Ref]) -> list[Action]:
+    return [Delete(ref) for ref in sorted(refs, key=lambda ref: (ref.kind, ref.namespace, ref.name))]
+
+
+# --- upkeep ------------------------------------------------------------------------------------------------------
+
+
+def _plan_upkeep(seen: Observation, domain: Domain, members: Members, situation: Situation, settings: Settings) -> Plan:
+    by_clique: dict[str, list[Member]] = {}
+    for member in members.members:
+        if member.index >= 0:
+            by_clique.setdefault(member.clique_id, []).append(member)
+    current = {clique.ref.name: clique for clique in seen.cliques if clique.ref.namespace == settings.namespace}
+    memberships, held, wakes = _plan_memberships(seen, domain, by_clique, current, settings)
+    alive = {
+        clique.membership.clique_id: clique
+        for clique in current.values()
+        if not clique.terminating and clique.membership.clique_id in by_clique
+    }
+    claims, pods = _plan_daemons(seen, domain, members, alive, settings)
+    surplus, retry_s = _plan_surplus(seen, members, alive, settings)
+    structure: list[list[Action]] = [
+        [AddFinalizer(domain.ref)] if situation is Situation.LIVING and not domain.has_finalizer else [],
+        _plan_template(seen, domain, situation),
+        memberships,
+        _plan_certificates(seen, domain, alive, settings),
+        claims,
+        pods,
+        *surplus,
+    ]
+    status, status_held, status_wake = _plan_status(seen, domain, members, busy=any(structure))
+    reports, report_wake = plan_reports(seen, domain, members, status.status if status else None)
+    delays = [delay for delay in (*wakes, retry_s, status_wake, report_wake) if delay is not None]
+    return Plan(
+        situation,
+        _stages([*structure, [status] if status else []]),
+        reports,
+        (*held, *status_held),
+        min(delays) if delays else None,
+        members,
+    )
+
+
+def _plan_template(seen: Observation, domain: Domain, situation: Situation) -> list[Action]:
+    """A draining domain's template goes first: no new claim can be made from it."""
+    own = [template for template in seen.templates if template.domain_uid == seen.uid]
+    if situation is Situation.DRAINING:
+        return _deletes([template.ref for template in own if not template.terminating])
+    name = (domain.ref.namespace, domain.template_name)
+    if any((template.ref.namespace, template.ref.name) == name for template in seen.templates):
+        return []
+    body = build_template(domain)
+    return [Create(Ref("ResourceClaimTemplate", *name), body)]
+
+
+def _plan_memberships(
+    seen: Observation,
+    domain: Domain,
+    by_clique: Mapping[str, list[Member]],
+    current: Mapping[str, Clique],
+    settings: Settings,
+) -> tuple[list[Action], list[str], list[float]]:
+    actions: list[Action] = []
+    held: list[str] = []
+    wakes: list[float] = []
+    for clique_id, members in sorted(by_clique.items()):
+        name = clique_object_name(seen.uid, clique_id)
+        clique = current.get(name)
+        if clique is None:
+            body = build_clique(domain, clique_id, members, settings)
+            actions.append(Create(Ref("ComputeDomainClique", settings.namespace, name), body))
+            continue
+        if clique.terminating:
+            continue  # its name is taken until the garbage collector is done
+        wanted = build_membership(domain, members, settings)
+        window = _gathering_window_s(clique.membership, members, domain, settings)
+        if window is None:
+            continue
+        since = seen.held_since.get(name, seen.now)
+        if seen.now - since < window:
+            held.append(name)
+            wakes.append(window - (seen.now - since))
+        else:
+            actions.append(WriteMembership(clique.ref, clique.resource_version, wanted))
+    return actions, held, wakes
+
+
+def _gathering_window_s(stored: Membership, members: list[Member], domain: Domain, settings: Settings) -> float | None:
+    """How long a change may wait for others to come with it, in seconds; None: there is no change.
+
+    Who belongs, and the loss of an address, is told at once. An address waits for the other members' while these
+    are still coming, a readiness likewise; so the last of them never waits, and one write tells of many.
+    """
+    before = {member.node: member for member in stored.members}
+    draining = domain.deleted_at is not None
+    frame = (domain.ref.name, domain.ref.namespace, settings.max_nodes_per_imex_domain, draining)
+    if (stored.domain_name, stored.domain_namespace, stored.max_nodes, stored.draining) != frame:
+        return 0.0
+    if {(m.node, m.index) for m in members} != {(m.node, m.index) for m in stored.members}:
+        return 0.0
+    changed = [(before[m.node], m) for m in members if _entry(before[m.node]) != _wanted_entry(m)]
+    if not changed:
+        return None
+    if any(old.address not in ("", new.address) for old, new in changed):
+        return 0.0
+    if any(old.address != new.address for old, new in changed):
+        return 0.0 if all(member.address for member in members) else GATHER_ADDRESSES_S
+    if any((old.ready, old.released) != (new.ready, new.released) for old, new in changed):
+        return 0.0 if all(member.ready for member in members) else GATHER_READINESS_S
+    return GATHER_WORDS_S
+
+
+def _entry(member: StoredMember) -> tuple[str, bool, bool, str]:
+    return member.address, member.ready, member.released, member.message
+
+
+def _wanted_entry(member: Member) -> tuple[str, bool, bool, str]:
+    return member.address, member.ready, member.released, member.message
+
+
+def _plan_certificates(
+    seen: Observation, domain: Domain, alive: Mapping[str, Clique], settings: Settings
+) -> list[Action]:
+    if not settings.tls:
+        return []
+    existing = {secret.ref.name: secret for secret in seen.secrets}
+    actions: list[Action] = []
+    for _, clique in sorted(alive.items()):
+        name = secret_name(clique.ref)
+        secret = existing.get(name)
+        if secret is None or secret.renew_at <= seen.now:
+            ref = secret.ref if secret else Ref("Secret", settings.namespace, name)
+            renew = secret is not None
+            number = settings.max_nodes_per_imex_domain
+            actions.append(MakeCertificates(ref, clique.ref, domain.ref.uid, number, renew))
+    return actions
+
+
+def _plan_daemons(
+    seen: Observation, domain: Domain, members: Members, alive: Mapping[str, Clique], settings: Settings
+) -> tuple[list[Action], list[Action]]:
+    """Claims and pods that are missing. A name that is still taken by what is going away is waited for."""
+    claim_names = {claim.ref.name for claim in seen.daemon_claims}
+    pod_names = {pod.ref.name for pod in seen.pods}
+    going = {claim.ref.name for claim in seen.daemon_claims if claim.terminating}
+    going |= {c.ref.name for c in seen.daemon_claims if c.owner_uid not in {q.ref.uid for q in alive.values()}}
+    claims: list[Action] = []
+    pods: list[Action] = []
+    for member in members.members:
+        clique = alive.get(member.clique_id)
+        if clique is None or member.index < 0:
+            continue
+        name = daemon_name(domain, member.node)
+        if name not in claim_names:
+            body = build_daemon_claim(domain, member, clique, settings)
+            claims.append(Create(Ref("ResourceClaim", settings.namespace, name), body))
+        if name not in pod_names and name not in going:
+            body = build_daemon_pod(domain, member, clique, settings)
+            pods.append(Create(Ref("Pod", settings.namespace, name), body))
+    return claims, pods
+
+
+def _plan_surplus(
+    seen: Observation, members: Members, alive: Mapping[str, Clique], settings: Settings
+) -> tuple[list[list[Action]], float | None]:
+    """What must go: daemons that ended, or whose node left or moved; cliques that are empty or of another namespace."""
+    clique_of = {member.node: member.clique_id for member in members.members if member.index >= 0}
+    owner_of = {node: alive[clique].ref.uid for node, clique in clique_of.items() if clique in alive}
+    pods: list[Ref] = []
+    retry_s: list[float] = []
+    for pod in seen.pods:
+        if pod.terminating:
+            continue
+        if pod.node not in clique_of or pod.clique_id != clique_of[pod.node] or _is_stale(pod, owner_of):
+            pods.append(pod.ref)
+        elif pod.phase is Phase.FINISHED:
+            age = seen.now - pod.created_at
+            if age >= FAILED_POD_RETRY_S:
+                pods.append(pod.ref)
+            else:
+                retry_s.append(FAILED_POD_RETRY_S - age)
+    claims = [
+        claim.ref
+        for claim in seen.daemon_claims
+        if not claim.terminating and (claim.node not in clique_of or _is_stale(claim, owner_of))
+    ]
+    cliques = [clique for clique in seen.cliques if not clique.terminating]
+    empty = [
+        clique.ref
+        for clique in cliques
+        if clique.ref.namespace != settings.namespace or clique.membership.clique_id not in alive
+    ]
+    owners = {clique.ref.uid for clique in seen.cliques}
+    secrets = [secret.ref for secret in seen.secrets if not secret.terminating and secret.owner_uid not in owners]
+    return [_deletes(pods), _deletes(claims), _deletes([*empty, *secrets])], min(retry_s) if retry_s else None
+
+
+def _is_stale(made: Any, owner_of: Mapping[str, str]) -> bool:
+    """Made for an incarnation of the ComputeDomainClique that is gone."""
+    return made.node in owner_of and made.owner_uid != owner_of[made.node]
+
+
+# --- status ------------------------------------------------------------------------------------------------------
+
+FIRST_STATUS_S = 0.3
+"""A new domain's pods usually come with it: wait this long before saying that there are none."""
+GATHER_STATUS_S = 1.0
+"""How long progress that does not change Ready may wait."""
+
+
+def _plan_status(
+    seen: Observation, domain: Domain, members: Members, *, busy: bool
+) -> tuple[WriteStatus | None, list[str], float | None]:
+    """The status, when it says something new. While there is other work it waits: the next plan knows more."""
+    wanted = build_status(seen, members, domain)
+    if same_status(domain.status, wanted):
+        return None, [], None
+    if busy and not seen.failures:
+        return None, ["status"], None
+    first = not domain.status.get("conditions")
+    flips = find_condition(domain.status, "Ready").get("status") != find_condition(wanted, "Ready")["status"]
+    window = FIRST_STATUS_S if first else 0.0 if flips else GATHER_STATUS_S
+    held_s = seen.now - seen.held_since.get("status", seen.now)
+    if held_s < window:
+        return None, ["status"], window - held_s
+    return WriteStatus(domain.ref, wanted), [], None

@@ -1,0 +1,204 @@
+"""What a plan is made from: one ComputeDomain, and everything in the cluster that belongs to it.
+
+Values only. Times are seconds since the epoch. `None` and "" mean what the field says, never "unknown by accident".
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final, Literal
+
+from api.clique import Membership
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """One object in the cluster, and which incarnation of it."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """The ComputeDomain itself. `status` is what the API server stores now, as a plain dict."""
+
+    ref: Ref
+    generation: int
+    num_nodes: int
+    """0: elastic."""
+    template_name: str
+    allocation_mode: Literal["All", "Single"] = "Single"
+    wait_for_all: bool = False
+    """releasePolicy AllNodes: no channel before `num_nodes` members are connected."""
+    has_finalizer: bool = False
+    deleted_at: float | None = None
+    force: bool = False
+    """The annotation that says: do not wait for those who still use it."""
+    status: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelClaim:
+    """A ResourceClaim that is allocated, reserved for pods, and whose config names the domain."""
+
+    ref: Ref
+    node: str
+    """The pool of the allocated channel: a node's pool bears the node's name."""
+    allocated_at: float
+    pods: tuple[Ref, ...] = ()
+    """The pods that hold it (`status.reservedFor`); never empty."""
+
+
+class Phase(Enum):
+    """How far a daemon's pod is."""
+
+    PENDING = "Pending"
+    """Not scheduled, or its containers do not run yet."""
+    RUNNING = "Running"
+    READY = "Ready"
+    """Running, and connected to its peers."""
+    FINISHED = "Finished"
+    """Failed or succeeded: it will not run again."""
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonPod:
+    """The pod of one member node. `owner_uid` is the ComputeDomainClique that it was made for."""
+
+    ref: Ref
+    node: str
+    clique_id: str
+    owner_uid: str
+    phase: Phase = Phase.PENDING
+    address: str = ""
+    created_at: float = 0.0
+    terminating: bool = False
+    message: str = ""
+    """What its status says is in the way, in the kubelet's or scheduler's words."""
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonClaim:
+    """The ResourceClaim of one daemon's pod."""
+
+    ref: Ref
+    node: str
+    owner_uid: str
+    terminating: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Clique:
+    """One ComputeDomainClique as stored."""
+
+    ref: Ref
+    resource_version: str
+    membership: Membership
+    terminating: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A ResourceClaimTemplate that bears the domain's label, or the name that the domain wants."""
+
+    ref: Ref
+    domain_uid: str
+    """The value of its label; "" when it is somebody else's."""
+    terminating: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSecret:
+    """The certificates of one IMEX domain. `renew_at` is when its certificate must be made anew."""
+
+    ref: Ref
+    owner_uid: str
+    renew_at: float
+    terminating: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an administrator decides; the same for every domain."""
+
+    namespace: str
+    """The driver's namespace: daemons, memberships and certificates live there."""
+    image: str
+    max_nodes_per_imex_domain: int = 18
+    tls: bool = True
+    service_account: str = "partita-imex-daemon"
+    priority_class: str = ""
+    image_pull_policy: str = "IfNotPresent"
+    image_pull_secrets: tuple[str, ...] = ()
+    daemon_cpu: str = "10m"
+    daemon_memory: str = "128Mi"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Everything that a plan for one domain may depend on. `domain` is None when the ComputeDomain is gone."""
+
+    now: float
+    uid: str
+    domain: Domain | None
+    claims: tuple[ChannelClaim, ...] = ()
+    fabric: Mapping[str, str] = field(default_factory=dict)
+    """Clique by node; "" is a node without fabric; a node whose devices are not published is missing."""
+    cliques: tuple[Clique, ...] = ()
+    pods: tuple[DaemonPod, ...] = ()
+    daemon_claims: tuple[DaemonClaim, ...] = ()
+    templates: tuple[Template, ...] = ()
+    secrets: tuple[TlsSecret, ...] = ()
+    occupied: Mapping[str, str] = field(default_factory=dict)
+    """Of the nodes of this domain: which other ComputeDomain (`namespace/name`) has a daemon there."""
+    held_since: Mapping[str, float] = field(default_factory=dict)
+    """Since when an earlier plan has held a write back, by what it holds (`Plan.held`)."""
+    failures: tuple[str, ...] = ()
+    """What the last attempt to act was told, in words for people; empty when everything went through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member node of a domain, as the plan decides it; `index` is -1 where there is no IMEX domain."""
+
+    node: str
+    clique_id: str
+    index: int
+    pod: DaemonPod | None = None
+    ready: bool = False
+    released: bool = False
+    message: str = ""
+
+    @property
+    def address(self) -> str:
+        return self.pod.address if self.pod else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """Who belongs to the domain now, and who cannot (with the reason)."""
+
+    members: tuple[Member, ...] = ()
+    """In a clique, ascending by clique and index; then the nodes without fabric by name."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that hold a claim but are no member: why, by node."""
+    holders: tuple[ChannelClaim, ...] = ()
+    """The claims that keep a domain from going away."""
+    refused: tuple[ChannelClaim, ...] = ()
+    """Claims that came after the domain began to end, or from another namespace."""
+
+
+GATHER_ADDRESSES_S: Final = 1.0
+"""How long an address may wait for those of the other members, so that all are told at once."""
+GATHER_READINESS_S: Final = 0.15
+"""How long a readiness may wait for those of the other members. The last one never waits."""
+GATHER_WORDS_S: Final = 2.0
+"""How long a change of words alone may wait."""
+FAILED_POD_RETRY_S: Final = 10.0
+"""A daemon pod that ended is replaced no sooner than this after it was made."""

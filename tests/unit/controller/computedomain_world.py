@@ -1,0 +1,208 @@
+"""A cluster in memory that carries out plans: API server, garbage collector, scheduler and kubelets, step by step.
+
+It knows nothing of why a plan says what it says; it only does to its objects what the real ones would do.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from api.clique import parse_membership
+from controller.computedomain.actions import (
+    Action,
+    AddFinalizer,
+    Create,
+    Delete,
+    DropFinalizer,
+    MakeCertificates,
+    Plan,
+    WriteMembership,
+    WriteStatus,
+)
+from controller.computedomain.check import check_plan
+from controller.computedomain.plan import plan_domain
+from controller.computedomain.state import (
+    ChannelClaim,
+    Clique,
+    DaemonClaim,
+    DaemonPod,
+    Domain,
+    Observation,
+    Phase,
+    Ref,
+    Settings,
+    Template,
+    TlsSecret,
+)
+
+UID = "d0"
+SETTINGS = Settings(namespace="driver", image="partita:dev", max_nodes_per_imex_domain=3)
+FABRIC = {"n0": "f.0", "n1": "f.0", "n2": "f.0", "n3": "f.0", "m0": "f.1", "m1": "f.1", "plain": ""}
+
+
+def make_domain(**changes: Any) -> Domain:
+    ref = Ref("ComputeDomain", "team", "train", UID)
+    return replace(Domain(ref, generation=1, num_nodes=2, template_name="channel"), **changes)
+
+
+@dataclass
+class World:
+    """`domain` is None once it is gone. Everything else is keyed by name."""
+
+    domain: Domain | None = field(default_factory=make_domain)
+    fabric: dict[str, str] = field(default_factory=lambda: dict(FABRIC))
+    claims: dict[str, ChannelClaim] = field(default_factory=dict)
+    cliques: dict[str, Clique] = field(default_factory=dict)
+    pods: dict[str, DaemonPod] = field(default_factory=dict)
+    daemon_claims: dict[str, DaemonClaim] = field(default_factory=dict)
+    templates: dict[str, Template] = field(default_factory=dict)
+    secrets: dict[str, TlsSecret] = field(default_factory=dict)
+    held: dict[str, float] = field(default_factory=dict)
+    now: float = 1_000_000.0
+    serial: int = 0
+    writes: list[Action] = field(default_factory=list)
+    statuses: list[str] = field(default_factory=list)
+
+    # -- what the controller does
+
+    def observe(self) -> Observation:
+        return Observation(
+            now=self.now,
+            uid=UID,
+            domain=self.domain,
+            claims=tuple(self.claims.values()),
+            fabric=dict(self.fabric),
+            cliques=tuple(self.cliques.values()),
+            pods=tuple(self.pods.values()),
+            daemon_claims=tuple(self.daemon_claims.values()),
+            templates=tuple(self.templates.values()),
+            secrets=tuple(self.secrets.values()),
+            held_since=dict(self.held),
+        )
+
+    def plan(self) -> Plan:
+        seen = self.observe()
+        plan = plan_domain(seen, SETTINGS)
+        check_plan(plan, seen, SETTINGS)
+        self.held = {key: self.held.get(key, self.now) for key in plan.held}
+        return plan
+
+    def apply(self, action: Action) -> None:
+        self.writes.append(action)
+        match action:
+            case AddFinalizer():
+                self.domain = self.domain and replace(self.domain, has_finalizer=True)
+            case DropFinalizer():
+                self.domain = None
+            case Create(ref=ref, body=body):
+                self._create(ref, body)
+            case Delete(ref=ref):
+                self._delete(ref)
+            case WriteMembership(ref=ref, resource_version=version, fields=fields):
+                clique = self.cliques.get(ref.name)
+                if clique and clique.resource_version == version and not clique.terminating:
+                    self._store_clique(clique.ref, fields)
+            case MakeCertificates(ref=ref, clique=clique_ref):
+                made = Ref("Secret", ref.namespace, ref.name, self._uid())
+                self.secrets[ref.name] = TlsSecret(made, clique_ref.uid, renew_at=self.now + 1e6)
+            case WriteStatus(status=status):
+                self.domain = self.domain and replace(self.domain, status=status)
+                self.statuses.append(status["status"])
+
+    def _uid(self) -> str:
+        self.serial += 1
+        return f"u{self.serial}"
+
+    def _create(self, ref: Ref, body: dict[str, Any]) -> None:
+        """Names are unique: what exists already stays as it is."""
+        made = Ref(ref.kind, ref.namespace, ref.name, self._uid())
+        owner = (body["metadata"].get("ownerReferences") or [{}])[0].get("uid", "")
+        node = (body["metadata"].get("annotations") or {}).get("resource.nvidia.com/node", "")
+        match ref.kind:
+            case "ComputeDomainClique":
+                if ref.name not in self.cliques:
+                    self._store_clique(made, body)
+            case "ResourceClaim":
+                self.daemon_claims.setdefault(ref.name, DaemonClaim(made, node, owner))
+            case "Pod":
+                clique = body["metadata"]["labels"]["resource.nvidia.com/computeDomain.cliqueID"]
+                pod = DaemonPod(made, node, clique, owner, created_at=self.now)
+                self.pods.setdefault(ref.name, pod)
+            case "ResourceClaimTemplate":
+                self.templates.setdefault(ref.name, Template(made, UID))
+
+    def _store_clique(self, ref: Ref, body: dict[str, Any]) -> None:
+        self.serial += 1
+        membership = parse_membership({**body, "metadata": {"name": ref.name}})
+        self.cliques[ref.name] = Clique(ref, f"v{self.serial}", membership)
+
+    def _delete(self, ref: Ref) -> None:
+        match ref.kind:
+            case "Pod":
+                pod = self.pods.get(ref.name)
+                if pod and pod.ref.uid == ref.uid:
+                    self.pods[ref.name] = replace(pod, terminating=True)
+            case "ResourceClaim":
+                claim = self.daemon_claims.get(ref.name)
+                if claim and claim.ref.uid == ref.uid:
+                    self.daemon_claims[ref.name] = replace(claim, terminating=True)
+            case "ComputeDomainClique":
+                self.cliques = {n: c for n, c in self.cliques.items() if c.ref.uid != ref.uid}
+            case "Secret":
+                self.secrets = {n: s for n, s in self.secrets.items() if s.ref.uid != ref.uid}
+            case "ResourceClaimTemplate":
+                self.templates = {n: t for n, t in self.templates.items() if t.ref.uid != ref.uid}
+
+    # -- what everybody else does
+
+    def add_claim(self, node: str, name: str | None = None, namespace: str = "team") -> None:
+        name = name or f"{node}-{self.serial}"
+        ref = Ref("ResourceClaim", namespace, name, self._uid())
+        self.claims[name] = ChannelClaim(ref, node, self.now, (Ref("Pod", namespace, f"pod-{name}"),))
+
+    def end_claims(self, node: str) -> None:
+        self.claims = {name: claim for name, claim in self.claims.items() if claim.node != node}
+
+    def delete_domain(self) -> None:
+        if self.domain and self.domain.deleted_at is None:
+            self.now += 1
+            gone = not self.domain.has_finalizer
+            self.domain = None if gone else replace(self.domain, deleted_at=self.now)
+
+    def lose_pod(self, name: str) -> None:
+        """Force-deleted, or its node is gone."""
+        self.pods.pop(name, None)
+
+    def step_cluster(self) -> bool:
+        """One round of garbage collector, scheduler and kubelets; True when something changed."""
+        before = (self.pods, self.daemon_claims, self.secrets)
+        owners = {clique.ref.uid for clique in self.cliques.values()}
+        pods = {name: pod for name, pod in self.pods.items() if not pod.terminating}
+        self.pods = {name: self._step_pod(pod, owners) for name, pod in pods.items()}
+        claims = {n: c for n, c in self.daemon_claims.items() if not (c.terminating and n not in self.pods)}
+        self.daemon_claims = {
+            n: c if c.owner_uid in owners else replace(c, terminating=True) for n, c in claims.items()
+        }
+        self.secrets = {n: s for n, s in self.secrets.items() if s.owner_uid in owners}
+        return before != (self.pods, self.daemon_claims, self.secrets)
+
+    def _step_pod(self, pod: DaemonPod, owners: set[str]) -> DaemonPod:
+        if pod.owner_uid not in owners:
+            return replace(pod, terminating=True)
+        if pod.phase is Phase.PENDING and pod.ref.name in self.daemon_claims:
+            self.serial += 1
+            return replace(pod, phase=Phase.RUNNING, address=f"10.0.0.{self.serial}")
+        if pod.phase is Phase.RUNNING:
+            return replace(pod, phase=Phase.READY)
+        return pod
+
+    def converge(self, limit: int = 200) -> Plan:
+        """Plan, act and let time pass until nothing changes any more; the last plan is empty."""
+        for _ in range(limit):
+            plan = self.plan()
+            for action in plan.actions:
+                self.apply(action)
+            changed = self.step_cluster()
+            if not plan.actions and not changed and not plan.held:
+                return plan
+            self.now += 0.2
+        raise AssertionError(f"no end in sight; the last plan was {plan}")
