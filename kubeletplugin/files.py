@@ -1,0 +1,339 @@
+"""The checkpoint's journal and the CDI files: everything that the node plugin keeps on disk.
+
+Several instances of the program (a rolling update) share one journal under a lock file; one of them writes at a time.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from api.errors import Busy, Retryable, StateUnreadable
+from kubeletplugin.model.checkpoint import (
+    Checkpoint,
+    ClaimRecord,
+    decode_journal,
+    encode_checkpoint,
+    encode_header,
+    encode_record,
+    encode_removal,
+)
+
+log = logging.getLogger(__name__)
+
+_COMPACT_ABOVE_LINES: Final = 2000
+_LOCK_POLL_S: Final = 0.02
+LOCK_TIMEOUT_S: Final = 10.0
+
+
+class DiskFull(Retryable):
+    """The file system of our state has no room; nothing was lost, and the same call succeeds once there is."""
+
+    reason = "DiskFull"
+
+
+class DiskFailed(Retryable):
+    """The file system of our state refuses writes."""
+
+    reason = "DiskFailed"
+
+
+def disk_error(error: OSError, path: Path) -> Retryable:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"{path}: the file system is full; free space on it")
+    return DiskFailed(f"{path}: {error.strerror or error}")
+
+
+class Store:
+    """One driver's checkpoint: in memory, and as an append-only journal on disk.
+
+    `put` and `remove` append at once, so that a killed process loses nothing; `sync` waits until what was appended
+    survives a power cut, one fdatasync for all who wait. `reserve` is in memory only.
+    """
+
+    def __init__(self, directory: Path, driver: str, syncer: ThreadPoolExecutor) -> None:
+        self.checkpoint = Checkpoint()
+        self.path = directory / "claims.journal"
+        self._driver = driver
+        self._lock_path = directory / "claims.lock"
+        self._syncer = syncer
+        self._fd = -1
+        self._lock_fd = -1
+        self._size = 0
+        self._lines = 0
+        self._suspect = False
+        self._holders = 0
+        self._locking: asyncio.Lock = asyncio.Lock()
+        self._appended = 0
+        self._synced = 0
+        self._sync_task: asyncio.Future[None] | None = None
+
+    # Sharing with other instances
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[None]:
+        """Hold the journal against other instances; any number of tasks of this one share it. Raises Busy."""
+        async with self._locking:
+            if self._holders == 0:
+                await self._lock()
+                try:
+                    self.refresh()
+                except BaseException:
+                    self._unlock()
+                    raise
+            self._holders += 1
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            if self._holders == 0:
+                self._unlock()
+
+    async def _lock(self) -> None:
+        if self._lock_fd < 0:
+            try:
+                self._lock_path.parent.mkdir(parents=True, exist_ok=True)
+                self._lock_fd = os.open(self._lock_path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise disk_error(error, self._lock_path) from error
+        try:
+            async with asyncio.timeout(LOCK_TIMEOUT_S):
+                while True:
+                    try:
+                        fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        return
+                    except BlockingIOError:
+                        await asyncio.sleep(_LOCK_POLL_S)
+        except TimeoutError as error:
+            raise Busy(f"{self._lock_path}: another instance of this plugin has been working for too long") from error
+
+    def _unlock(self) -> None:
+        fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+
+    def refresh(self) -> None:
+        """Read the journal where it is not what this instance wrote last. Call under the lease.
+
+        Raises StateUnreadable; DiskFailed.
+        """
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            self._replace(self.checkpoint if self._fd >= 0 else Checkpoint())
+            return
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+        if self._fd >= 0 and status.st_size == self._size and status.st_ino == os.fstat(self._fd).st_ino:
+            return
+        self._load()
+
+    def _load(self) -> None:
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise StateUnreadable(f"{self.path}: {error.strerror}") from error
+        try:
+            journal = decode_journal(self._driver, data)
+        except StateUnreadable as error:
+            raise StateUnreadable(f"{self.path}: {error}") from error
+        self._open()
+        if journal.valid_bytes < len(data):
+            log.warning("journal_tail_torn", extra={"path": str(self.path), "bytes": len(data) - journal.valid_bytes})
+            os.ftruncate(self._fd, journal.valid_bytes)
+        self.checkpoint, self._size, self._lines = journal.checkpoint, journal.valid_bytes, journal.lines
+
+    def _open(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+
+    def set_aside(self) -> Path:
+        """Rename the unreadable journal to `.unreadable-<n>`, so that nothing is lost."""
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.unreadable-{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        return aside
+
+    def adopt(self, checkpoint: Checkpoint) -> None:
+        """Begin a new journal with that content, durable on return. Call under the lease. Raises DiskFull."""
+        self._replace(checkpoint)
+
+    # Changing
+
+    def reserve(self, record: ClaimRecord) -> None:
+        """Let later plans of this process see what is under way; a crash forgets it."""
+        self.checkpoint = self.checkpoint.with_record(record)
+
+    def release(self, uid: str) -> None:
+        """Undo `reserve`."""
+        self.checkpoint = self.checkpoint.without(uid)
+
+    def put(self, record: ClaimRecord) -> None:
+        """Append. Raises DiskFull, after which nothing changed."""
+        self._append(encode_record(record))
+        self.checkpoint = self.checkpoint.with_record(record)
+
+    def remove(self, uid: str) -> None:
+        """Append a removal. Raises DiskFull, after which nothing changed."""
+        self._append(encode_removal(uid))
+        self.checkpoint = self.checkpoint.without(uid)
+
+    async def sync(self) -> None:
+        """Return once everything appended so far is on the disk. Raises DiskFailed."""
+        wanted = self._appended
+        while self._synced < wanted:
+            if self._sync_task is None:
+                self._sync_task = asyncio.ensure_future(self._sync_once())
+            # Everybody waits for the one under way, then whoever is not covered starts the next.
+            await asyncio.shield(self._sync_task)
+
+    async def _sync_once(self) -> None:
+        covers, fd = self._appended, os.dup(self._fd)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._syncer, os.fdatasync, fd)
+            self._synced = max(self._synced, covers)
+        except OSError as error:
+            # The kernel may have dropped the dirty pages: the next append writes the whole file anew.
+            self._suspect = True
+            raise disk_error(error, self.path) from error
+        finally:
+            os.close(fd)
+            self._sync_task = None
+
+    def _append(self, line: bytes) -> None:
+        if self._suspect or self._lines > _COMPACT_ABOVE_LINES + 4 * len(self.checkpoint.records):
+            self._replace(self.checkpoint)
+        try:
+            written = os.write(self._fd, line)
+        except OSError as error:
+            self._truncate()
+            raise disk_error(error, self.path) from error
+        if written < len(line):
+            self._truncate()
+            raise disk_error(OSError(errno.ENOSPC, "short write"), self.path)
+        self._size += written
+        self._lines += 1
+        self._appended += 1
+
+    def _truncate(self) -> None:
+        """Take back a torn append; where even that fails, the next append writes the file anew."""
+        try:
+            os.ftruncate(self._fd, self._size)
+        except OSError:
+            self._suspect = True
+
+    def _replace(self, checkpoint: Checkpoint) -> None:
+        """Write the journal anew beside the old one, and rename: a crash leaves the old or the new, whole."""
+        data = encode_checkpoint(self._driver, checkpoint) if checkpoint.records else encode_header(self._driver)
+        temporary = self.path.with_suffix(".new")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(temporary, data, durable=True)
+            temporary.rename(self.path)
+            _sync_directory(self.path.parent)
+            self._open()
+        except OSError as error:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+            raise disk_error(error, self.path) from error
+        self.checkpoint, self._size, self._lines = checkpoint, len(data), len(checkpoint.records) + 1
+        self._synced, self._suspect = self._appended, False
+
+
+def write_whole(path: Path, data: bytes, *, durable: bool) -> None:
+    """Create or replace by writing in place; use with a name nobody reads yet. Raises OSError (ENOSPC when short)."""
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        if os.write(fd, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class CdiFiles:
+    """The CDI specs of one vendor. Not made durable: the directory lives in memory and is filled again after a boot."""
+
+    def __init__(self, directory: Path, vendor: str) -> None:
+        self._directory = str(directory)
+        self._vendor = vendor
+        self._prefix = f"{vendor}-claim_"
+
+    def path(self, name: str) -> Path:
+        return Path(self._directory, name)
+
+    def exists(self, name: str) -> bool:
+        return os.path.lexists(f"{self._directory}/{name}")
+
+    def write(self, name: str, spec: dict[str, Any]) -> None:
+        """Appears whole or not at all. Raises DiskFull, DiskFailed."""
+        final = f"{self._directory}/{name}"
+        # Runtimes read every *.json here at any time, so the unfinished file has another ending.
+        temporary = f"{final}.tmp"
+        data = json.dumps(spec, separators=(",", ":")).encode()
+        try:
+            try:
+                write_whole(Path(temporary), data, durable=False)
+            except FileNotFoundError:
+                Path(self._directory).mkdir(parents=True, exist_ok=True)
+                write_whole(Path(temporary), data, durable=False)
+            os.replace(temporary, final)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise disk_error(error, Path(final)) from error
+
+    def remove(self, name: str) -> None:
+        """Absent is success. Raises DiskFailed."""
+        try:
+            os.unlink(f"{self._directory}/{name}")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise disk_error(error, self.path(name)) from error
+
+    def read_all(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        """Claim UID and spec of every file of ours; None for one that cannot be parsed."""
+        directory = Path(self._directory)
+        if not directory.is_dir():
+            return
+        for path in sorted(directory.iterdir()):
+            if not path.name.startswith(self._prefix) or path.suffix != ".json":
+                continue
+            uid = path.stem.removeprefix(self._prefix)
+            try:
+                spec = json.loads(path.read_bytes())
+            except (OSError, ValueError):
+                spec = None
+            yield uid, spec if isinstance(spec, dict) else None
+
+
+class CrashPoint:
+    """Ends the process right after one durable step, for tests of what a restart makes of it."""
+
+    def __init__(self, after: str) -> None:
+        self._after = after
+
+    def __call__(self, step: str) -> None:
+        if step == self._after:
+            sys.stderr.write(f"PARTITA_CRASH_AFTER={step}\n")
+            sys.stderr.flush()
+            os._exit(137)

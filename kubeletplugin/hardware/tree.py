@@ -1,0 +1,174 @@
+"""The driver's files on a node: where its libraries, device nodes, /proc and /sys are, read into values.
+
+The driver root is `/` for a driver installed on the host, `/run/nvidia/driver` for one in a container.
+"""
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from kubeletplugin.model.cdi import DeviceNode, DriverFile, DriverTree, parse_character_majors, parse_mig_minors
+
+# As NVIDIA's container toolkit looks for libraries.
+_LIBRARY_DIRECTORIES: Final = (
+    "usr/lib64",
+    "usr/lib/x86_64-linux-gnu",
+    "usr/lib/aarch64-linux-gnu",
+    "usr/lib/x86_64-linux-gnu/nvidia/current",
+    "usr/lib/aarch64-linux-gnu/nvidia/current",
+    "usr/lib",
+    "lib64",
+    "lib/x86_64-linux-gnu",
+    "lib/aarch64-linux-gnu",
+    "lib/x86_64-linux-gnu/nvidia/current",
+    "lib/aarch64-linux-gnu/nvidia/current",
+)
+_TOOL_DIRECTORIES: Final = ("usr/bin", "usr/sbin", "opt/bin", "bin", "sbin")
+_TOOLS: Final = (
+    "nvidia-smi",
+    "nvidia-debugdump",
+    "nvidia-persistenced",
+    "nvidia-cuda-mps-control",
+    "nvidia-cuda-mps-server",
+)
+_HOOKS: Final = (
+    "usr/bin/nvidia-cdi-hook",
+    "usr/local/nvidia/toolkit/nvidia-cdi-hook",
+    "usr/bin/nvidia-ctk",
+    "usr/local/nvidia/toolkit/nvidia-ctk",
+)
+_CONTROL_NODES: Final = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
+_GPU_NODE: Final = re.compile(r"nvidia(\d+)")
+_PCIE_ROOT: Final = re.compile(r"pci[0-9a-f]{4}:[0-9a-f]{2}")
+
+
+@dataclass(frozen=True, slots=True)
+class DriverRoot:
+    """The driver root as the host names it and as this process sees it."""
+
+    host: str
+    seen: Path
+    hook: str = ""
+    """nvidia-cdi-hook on the host, where it was told."""
+
+    def find_library(self, name: str) -> Path | None:
+        candidates = (self.seen / directory / name for directory in _LIBRARY_DIRECTORIES)
+        return next((path.resolve() for path in candidates if path.exists()), None)
+
+    def proc(self) -> Path:
+        return self.seen / "proc" if (self.seen / "proc/driver/nvidia").is_dir() else Path("/proc")
+
+    def sys(self) -> Path:
+        return self.seen / "sys" if (self.seen / "sys/bus/pci/devices").is_dir() else Path("/sys")
+
+    def has_own_devices(self) -> bool:
+        return (self.seen / "dev/nvidiactl").exists()
+
+    def numa_node(self, pci_bus_id: str) -> int | None:
+        try:
+            number = int((self.sys() / "bus/pci/devices" / pci_bus_id / "numa_node").read_text())
+        except (OSError, ValueError):
+            return None
+        return number if number >= 0 else None
+
+    def pcie_root(self, pci_bus_id: str) -> str | None:
+        """`pci0000:64`: the root that the device's own path in sysfs leads through."""
+        link = self.sys() / "bus/pci/devices" / pci_bus_id
+        return next((part for part in Path(os.path.realpath(link)).parts if _PCIE_ROOT.fullmatch(part)), None)
+
+
+def read_driver_tree(root: DriverRoot, driver_version: str) -> DriverTree:
+    """Everything that CDI specs may name. Cheap: directory listings and two small files."""
+    own = root.has_own_devices()
+    dev = root.seen / "dev" if own else Path("/dev")
+    host_dev = _join(root.host, "dev") if own else "/dev"
+    control = [node for name in _CONTROL_NODES if (node := _read_node(dev, host_dev, name))]
+    gpus: dict[int, tuple[DeviceNode, ...]] = {}
+    for name in sorted(path.name for path in dev.iterdir()):
+        match = _GPU_NODE.fullmatch(name)
+        node = _read_node(dev, host_dev, name) if match else None
+        if match and node:
+            gpus[int(match.group(1))] = (node,)
+    proc = root.proc()
+    return DriverTree(
+        root=root.host,
+        dev_root=root.host if own else "/",
+        control_nodes=tuple(control),
+        gpu_nodes=gpus,
+        capabilities_major=parse_character_majors(_read(proc / "devices")).get("nvidia-caps"),
+        capability_minors=parse_mig_minors(_read(proc / "driver/nvidia-caps/mig-minors")),
+        libraries=_read_libraries(root.seen, driver_version),
+        tools=tuple(f"/{path}" for path in _find_tools(root.seen)),
+        hook=_find_hook(root),
+    )
+
+
+def _join(root: str, *parts: str) -> str:
+    return str(PurePosixPath(root, *parts))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""  # a driver without MIG has no such file
+
+
+def _read_node(dev: Path, host_dev: str, name: str) -> DeviceNode | None:
+    try:
+        status = (dev / name).stat()
+    except OSError:
+        return None
+    if not stat.S_ISCHR(status.st_mode):
+        return None
+    return DeviceNode(f"/dev/{name}", _join(host_dev, name), os.major(status.st_rdev), os.minor(status.st_rdev))
+
+
+def _read_libraries(seen: Path, driver_version: str) -> tuple[DriverFile, ...]:
+    """Libraries of the driver are those whose name ends in its version; links beside them are found by their target."""
+    found: dict[str, DriverFile] = {}
+    for directory in _LIBRARY_DIRECTORIES:
+        for folder in (directory, f"{directory}/vdpau"):
+            if not (seen / folder).is_dir() or (seen / folder).is_symlink():
+                continue
+            for library in _libraries_in(seen / folder, f"/{folder}", driver_version):
+                found.setdefault(PurePosixPath(library.path).name, library)
+    return tuple(found[name] for name in sorted(found))
+
+
+def _libraries_in(folder: Path, path: str, driver_version: str) -> list[DriverFile]:
+    files: list[str] = []
+    links: dict[str, str] = {}
+    for entry in folder.iterdir():
+        if ".so" not in entry.name:
+            continue
+        if entry.is_symlink():
+            links[entry.name] = str(entry.readlink())
+        elif entry.name.endswith(f".so.{driver_version}"):
+            files.append(entry.name)
+    ends: dict[str, list[str]] = {}
+    for link in sorted(links):
+        target, hops = link, 0
+        while target in links and hops < len(links):
+            target, hops = links[target], hops + 1
+        ends.setdefault(target, []).append(f"{path}/{link}")
+    return [DriverFile(f"{path}/{name}", tuple(ends.get(name, ()))) for name in files]
+
+
+def _find_tools(seen: Path) -> list[str]:
+    found = []
+    for name in _TOOLS:
+        paths = (f"{directory}/{name}" for directory in _TOOL_DIRECTORIES)
+        path = next((path for path in paths if (seen / path).is_file()), None)
+        if path:
+            found.append(path)
+    return found
+
+
+def _find_hook(root: DriverRoot) -> str | None:
+    if root.hook:
+        return root.hook
+    return next((_join(root.host, path) for path in _HOOKS if (root.seen / path).is_file()), None)

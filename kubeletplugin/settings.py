@@ -1,0 +1,108 @@
+"""Settings of the node plugin: environment variables with flag twins, frozen; reads nothing but what it is given.
+
+`PARTITA_CRASH_AFTER=<step>` is for tests: the process ends with exit code 137 right after that durable step, one of
+`intent`, `hardware`, `cdi`, `done` (prepare) and `undone`, `cdi_removed`, `removed` (unprepare).
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from api.errors import InvalidObject
+
+DEFAULT_RESCAN_INTERVAL_S: Final = 3.0
+CRASH_STEPS: Final = ("intent", "hardware", "cdi", "done", "undone", "cdi_removed", "removed")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Defaults are those of a DaemonSet pod on an ordinary node."""
+
+    node_name: str
+    driver_root: str = "/"
+    """Driver root as the host sees it; it is what CDI specs name."""
+    driver_root_ctr_path: str = ""
+    """The same directory as this process sees it."""
+    cdi_root: str = "/var/run/cdi"
+    kubelet_registrar_directory_path: str = "/var/lib/kubelet/plugins_registry"
+    kubelet_plugins_directory_path: str = "/var/lib/kubelet/plugins"
+    kubeconfig: str = ""
+    http_endpoint: str = ":8080"
+    """`[address]:port` of /metrics, /healthz and /readyz; empty for none."""
+    pod_uid: str = ""
+    """Set for rolling updates: every instance then has sockets of its own."""
+    pod_namespace: str = "default"
+    drivers: str = "auto"
+    """Comma list of driver names, or `auto`: those whose hardware may be on the node."""
+    nvidia_cdi_hook_path: str = ""
+    """On the host; empty to look for it under the driver root."""
+    additional_xids_to_ignore: str = ""
+    """Comma list of XID numbers."""
+    rescan_interval_s: float = DEFAULT_RESCAN_INTERVAL_S
+    log_level: str = "INFO"
+    partita_crash_after: str = ""
+
+    @property
+    def seen_driver_root(self) -> Path:
+        return Path(self.driver_root_ctr_path or self.driver_root)
+
+    def data_directory(self, driver: str) -> Path:
+        return Path(self.kubelet_plugins_directory_path) / driver
+
+
+_HELP = {
+    "node_name": "name of this node's Node object (required)",
+    "driver_root": "root of the NVIDIA driver on the host",
+    "driver_root_ctr_path": "the driver root as this process sees it; default: the same path",
+    "cdi_root": "directory of CDI specs",
+    "kubelet_registrar_directory_path": "the kubelet's plugin registry directory",
+    "kubelet_plugins_directory_path": "the kubelet's plugin data directory",
+    "kubeconfig": "kubeconfig file; default: the pod's service account",
+    "http_endpoint": "[address]:port of /metrics, /healthz, /readyz; empty for none",
+    "pod_uid": "UID of this pod; set for rolling updates",
+    "pod_namespace": "namespace of this pod",
+    "drivers": "comma list of driver names, or auto",
+    "nvidia_cdi_hook_path": "nvidia-cdi-hook on the host; default: looked for under the driver root",
+    "additional_xids_to_ignore": "comma list of XIDs that are no fault of the GPU",
+    "rescan_interval_s": "seconds between two looks at the hardware",
+    "log_level": "DEBUG, INFO, WARNING or ERROR",
+    "partita_crash_after": f"for tests: end right after a durable step, one of {', '.join(CRASH_STEPS)}",
+}
+
+
+def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
+    """Flags win over environment variables, both over defaults. Raises InvalidObject; `--help` exits."""
+    parser = argparse.ArgumentParser("partita-kubelet-plugin", description="DRA driver of this node's GPUs")
+    for name, text in _HELP.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", help=f"{text} [{name.upper()}]")
+    flags = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    given = {name: environment[name.upper()] for name in _HELP if environment.get(name.upper())} | flags
+    if not given.get("node_name"):
+        raise InvalidObject("NODE_NAME is not set: give the name of the Node object that this process runs on")
+    crash_after = given.get("partita_crash_after", "")
+    if crash_after and crash_after not in CRASH_STEPS:
+        raise InvalidObject(f"PARTITA_CRASH_AFTER={crash_after}: expected one of {', '.join(CRASH_STEPS)}")
+    try:
+        rescan_interval_s = float(given.pop("rescan_interval_s", DEFAULT_RESCAN_INTERVAL_S))
+    except ValueError as error:
+        raise InvalidObject(f"RESCAN_INTERVAL_S: expected seconds, {error}") from error
+    return Settings(**given, rescan_interval_s=rescan_interval_s)
+
+
+def parse_endpoint(endpoint: str) -> tuple[str, int]:
+    """`:8080` -> (`0.0.0.0`, 8080). Raises InvalidObject."""
+    host, _, port = endpoint.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise InvalidObject(f"HTTP_ENDPOINT={endpoint}: expected [address]:port")
+    return host.strip("[]") or "0.0.0.0", int(port)
+
+
+def parse_xids(text: str) -> frozenset[int]:
+    """`13,31` -> {13, 31}. Raises InvalidObject."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    wrong = [word for word in words if not word.isdigit()]
+    if wrong:
+        raise InvalidObject(f"ADDITIONAL_XIDS_TO_IGNORE: {wrong[0]!r} is not an XID number")
+    return frozenset(int(word) for word in words)
