@@ -1,11 +1,27 @@
-"""CDI specs of prepared claims (github.com/cncf-tags/container-device-interface, SPEC.md 0.7)."""
+"""CDI specs of prepared claims (github.com/cncf-tags/container-device-interface, SPEC.md)."""
 
+import json
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
-from kubeletplugin.model.checkpoint import ClaimRecord
-from kubeletplugin.model.inventory import Inventory
+from api.errors import HardwareError, StateUnreadable
+from api.names import CDI_CLAIM_CLASS, NVIDIA_CDI_VENDOR
+from kubeletplugin.model.checkpoint import (
+    ClaimRecord,
+    MigHolding,
+    PreparedDevice,
+    record_from_json,
+    record_to_json,
+)
+from kubeletplugin.model.inventory import Gpu, Inventory
+
+CDI_VERSION: Final = "0.6.0"  # the first with annotations of specs
+RECORD_ANNOTATION: Final = "partita/record"
+"""Annotation of a spec: the claim's record as JSON, from which a lost checkpoint is rebuilt."""
+_MOUNT_OPTIONS: Final = ["ro", "nosuid", "nodev", "bind"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +46,12 @@ class DriverFile:
     """Paths of the symbolic links beside it that end at it: `/usr/lib/x86_64-linux-gnu/libcuda.so.1`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class DriverTree:
-    """What a node's driver root holds. Paths on the host, not as the plugin's own container sees them."""
+    """What a node's driver root holds. Paths on the host, not as the plugin's own container sees them.
+
+    Read once and used for many claims: what all claims have in common is worked out once per tree.
+    """
 
     root: str
     """Driver root on the host: `/` or `/run/nvidia/driver`."""
@@ -53,29 +72,124 @@ class DriverTree:
     """Path on the host of `nvidia-cdi-hook`, or of `nvidia-ctk`; None where the host has neither."""
 
 
-def cdi_device_id(driver_vendor: str, claim_uid: str, device: str) -> str:
-    """`k8s.gpu.nvidia.com/claim=<claim UID>-<device>`"""
-    return f"{driver_vendor}/claim={claim_uid}-{device}"
-
-
 def cdi_file_name(vendor: str, claim_uid: str) -> str:
     """`k8s.gpu.nvidia.com-claim_<uid>.json`"""
-    return f"{vendor}-claim_{claim_uid}.json"
+    return f"{vendor}-{CDI_CLAIM_CLASS}_{claim_uid}.json"
 
 
 def parse_mig_minors(text: str) -> dict[str, int]:
-    """/proc/driver/nvidia-caps/mig-minors, lines `gpu0/gi1/ci0/access 4`."""
+    """/proc/driver/nvidia-caps/mig-minors, lines `gpu0/gi1/ci0/access 4`. Raises ValueError."""
     pairs = (line.split() for line in text.splitlines() if line.strip())
     return {path: int(minor) for path, minor in pairs}
 
 
 def parse_character_majors(text: str) -> dict[str, int]:
-    """The `Character devices:` part of /proc/devices: name -> major."""
+    """The `Character devices:` part of /proc/devices: name -> major. Raises ValueError."""
     body = text.partition("Character devices:")[2].partition("Block devices:")[0]
     pairs = (line.split(maxsplit=1) for line in body.splitlines() if line.strip())
     return {name: int(major) for major, name in pairs}
 
 
 def build_cdi_spec(record: ClaimRecord, inventory: Inventory, tree: DriverTree) -> dict[str, Any]:
-    """The spec of one claim, one device for each of its devices. Raises HardwareError where a node is missing."""
-    return {"cdiVersion": "0.6.0", "kind": "k8s.gpu.nvidia.com/claim", "devices": []}
+    """The spec of one claim: what every container needs, and one device for each of the claim's.
+
+    Applying it twice is harmless. Raises HardwareError where the driver root lacks a device node.
+    """
+    return {
+        "cdiVersion": CDI_VERSION,
+        "kind": f"{NVIDIA_CDI_VENDOR}/{CDI_CLAIM_CLASS}",
+        "annotations": {RECORD_ANNOTATION: json.dumps(record_to_json(record), separators=(",", ":"))},
+        "containerEdits": _common_edits(tree),
+        "devices": [
+            {
+                "name": cdi_id.partition("=")[2],
+                "containerEdits": {"deviceNodes": _device_nodes(record, device, inventory, tree)},
+            }
+            for device in record.devices
+            for cdi_id in device.cdi_ids
+        ],
+    }
+
+
+def read_record(spec: Mapping[str, Any]) -> ClaimRecord:
+    """The record that `build_cdi_spec` put into a spec. Raises StateUnreadable."""
+    try:
+        return record_from_json(json.loads(spec["annotations"][RECORD_ANNOTATION]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateUnreadable(f"the CDI spec's annotation {RECORD_ANNOTATION} holds no record: {error}") from error
+
+
+@lru_cache(maxsize=2)
+def _common_edits(tree: DriverTree) -> dict[str, Any]:
+    mounts = []
+    for library in tree.libraries:
+        mounts.append(_mount(tree, library.path, library.path))
+        if tree.hook is None:  # nobody makes the links, so the file is mounted under their names too
+            mounts.extend(_mount(tree, library.path, link) for link in library.links)
+    mounts.extend(_mount(tree, tool, tool) for tool in tree.tools)
+    edits: dict[str, Any] = {"env": ["NVIDIA_VISIBLE_DEVICES=void"]}
+    if tree.control_nodes:
+        edits["deviceNodes"] = [_node(node) for node in tree.control_nodes]
+    if mounts:
+        edits["mounts"] = mounts
+    if tree.hook is not None and tree.libraries:
+        edits["hooks"] = _hooks(tree.hook, tree.libraries)
+    return edits
+
+
+def _mount(tree: DriverTree, path: str, container_path: str) -> dict[str, Any]:
+    host_path = posixpath.join(tree.root, path.lstrip("/"))
+    return {"hostPath": host_path, "containerPath": container_path, "options": _MOUNT_OPTIONS}
+
+
+def _hooks(hook: str, libraries: tuple[DriverFile, ...]) -> list[dict[str, Any]]:
+    """The toolkit's hooks: links beside the libraries, then the loader's cache. nvidia-ctk has them as sub-commands."""
+    name = posixpath.basename(hook)
+    start = [name, "hook"] if name == "nvidia-ctk" else [name]
+    links = [f"--link={posixpath.basename(lib.path)}::{link}" for lib in libraries for link in lib.links]
+    folders = [f"--folder={folder}" for folder in sorted({posixpath.dirname(lib.path) for lib in libraries})]
+    calls = [("create-symlinks", links)] if links else []
+    calls.append(("update-ldcache", folders))
+    return [
+        {"hookName": "createContainer", "path": hook, "args": [*start, command, *arguments]}
+        for command, arguments in calls
+    ]
+
+
+def _node(node: DeviceNode) -> dict[str, Any]:
+    return {
+        "path": node.path,
+        "hostPath": node.host_path,
+        "type": "c",
+        "major": node.major,
+        "minor": node.minor,
+        "permissions": "rw",
+    }
+
+
+def _device_nodes(
+    record: ClaimRecord, device: PreparedDevice, inventory: Inventory, tree: DriverTree
+) -> list[dict[str, Any]]:
+    holding = device.holding
+    gpu = inventory.gpu(holding.gpu_uuid)
+    nodes = tree.gpu_nodes.get(gpu.minor) if gpu else None
+    if gpu is None or not nodes:
+        where = posixpath.join(tree.dev_root, "dev", f"nvidia{gpu.minor}") if gpu else holding.gpu_uuid
+        raise HardwareError(f"claim {record.claim}: device {device.device} has no device node ({where})")
+    if isinstance(holding, MigHolding):
+        return [_node(node) for node in (*nodes, *_capabilities(record, gpu, holding, tree))]
+    return [_node(node) for node in nodes]
+
+
+def _capabilities(record: ClaimRecord, gpu: Gpu, holding: MigHolding, tree: DriverTree) -> list[DeviceNode]:
+    """The nodes that open a GPU instance and its compute instance to whoever holds them."""
+    instance = f"gpu{gpu.minor}/gi{holding.gpu_instance_id}"
+    nodes = []
+    for capability in (f"{instance}/access", f"{instance}/ci{holding.compute_instance_id}/access"):
+        minor = tree.capability_minors.get(capability)
+        if minor is None or tree.capabilities_major is None:
+            raise HardwareError(f"claim {record.claim}: the driver lists no MIG capability {capability} in mig-minors")
+        path = f"/dev/nvidia-caps/nvidia-cap{minor}"
+        host_path = posixpath.join(tree.dev_root, path.lstrip("/"))
+        nodes.append(DeviceNode(path, host_path, tree.capabilities_major, minor))
+    return nodes

@@ -1,19 +1,44 @@
 """The devices of `gpu.nvidia.com`: full GPUs and MIG devices, as ResourceSlices carry them.
 
 Names, attributes, capacities, counters and their types are those of NVIDIA's DRA driver, so existing selectors work.
+`index` and `migCapable` of full GPUs are additions of ours.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from kubeletplugin.model.checkpoint import Checkpoint
-from kubeletplugin.model.health import NodeHealth
-from kubeletplugin.model.inventory import Inventory
+from api.names import NUMA_NODE_ATTRIBUTE, PCI_BUS_ID_ATTRIBUTE, PCIE_ROOT_ATTRIBUTE
+from api.quantity import format_quantity
+from kubeletplugin.model.checkpoint import Checkpoint, MigHolding
+from kubeletplugin.model.health import NodeHealth, build_taints
+from kubeletplugin.model.inventory import Gpu, Inventory, MigInstance, MigProfile, Placement
+from kubeletplugin.model.mig import (
+    admin_instances,
+    find_profile,
+    gpu_device_name,
+    mig_device_name,
+    order_placements,
+)
 
 ApiDevice = dict[str, Any]
 """One device as in ResourceSlice.spec.devices (resource.k8s.io/v1)."""
 CounterSet = dict[str, Any]
 """One counter set as in ResourceSlice.spec.sharedCounters."""
+
+MAX_STRING_LENGTH: Final = 64  # k8s.io/api resource/v1 DeviceAttributeMaxValueLength
+MAX_ATTRIBUTES_AND_CAPACITIES: Final = 32  # k8s.io/api resource/v1 ResourceSliceMaxAttributesAndCapacitiesPerDevice
+
+_AMOUNTS: Final = (
+    ("multiprocessors", "multiprocessors", "multiprocessors"),
+    ("copy_engines", "copyEngines", "copy-engines"),
+    ("decoders", "decoders", "decoders"),
+    ("encoders", "encoders", "encoders"),
+    ("jpeg_engines", "jpegEngines", "jpeg-engines"),
+    ("ofa_engines", "ofaEngines", "ofa-engines"),
+    ("memory_bytes", "memory", "memory"),
+)
+"""Field of MigProfile, name of the capacity, name of the counter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +70,242 @@ class Features:
     """DRADeviceTaints"""
 
 
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """What one GPU offers: its full device, MIG devices by profile, the counters they draw from."""
+
+    gpu: Gpu
+    full: ApiDevice | None
+    partitions: tuple[tuple[MigProfile, ApiDevice], ...]
+    counter_set: CounterSet | None
+    notes: tuple[str, ...]
+
+
 def build_devices(
     inventory: Inventory,
     checkpoint: Checkpoint,
     health: NodeHealth | None = None,
     features: Features | None = None,
 ) -> DeviceSet:
-    """What this node offers, with the GPUs in the order in which they shall be filled."""
-    return DeviceSet()
+    """What this node offers.
+
+    MIG devices come first, one group per profile, small profiles before big ones, so a request that several profiles
+    satisfy takes the smallest. In a group the fullest GPU comes first, so that whole GPUs stay whole. Full GPUs come
+    last, those that cannot be partitioned first and the others from the end at which partitions do not begin.
+    """
+    health, features = health or NodeHealth(), features or Features()
+    order = sorted(inventory.gpus, key=lambda gpu: -_used_units(gpu, checkpoint))
+    offers = [_build_offer(gpu, inventory, checkpoint, health, features) for gpu in order]
+    by_profile: dict[str, list[tuple[MigProfile, ApiDevice]]] = {}
+    for offer in offers:
+        for profile, device in offer.partitions:
+            by_profile.setdefault(profile.name, []).append((profile, device))
+    groups = [
+        DeviceGroup(name, tuple(device for _, device in entries))
+        for name, entries in sorted(
+            by_profile.items(), key=lambda item: min(_weight(profile) for profile, _ in item[1])
+        )
+    ]
+    full = {offer.gpu.uuid: offer.full for offer in offers if offer.full is not None}
+    if full:
+        groups.append(DeviceGroup("gpu", tuple(full[gpu.uuid] for gpu in _full_order(inventory) if gpu.uuid in full)))
+    by_gpu = {offer.gpu.uuid: offer for offer in offers}
+    in_inventory_order = [by_gpu[gpu.uuid] for gpu in inventory.gpus]
+    return DeviceSet(
+        groups=tuple(groups),
+        counter_sets=tuple(offer.counter_set for offer in in_inventory_order if offer.counter_set is not None),
+        notes=(*inventory.unreadable, *(note for offer in in_inventory_order for note in offer.notes)),
+    )
+
+
+def _weight(profile: MigProfile) -> tuple[int, int, int, int]:
+    engines = profile.decoders + profile.encoders + profile.jpeg_engines + profile.ofa_engines
+    return profile.memory_bytes, profile.multiprocessors, engines, profile.profile_id
+
+
+def _full_order(inventory: Inventory) -> list[Gpu]:
+    whole = [gpu for gpu in inventory.gpus if gpu.mig is None]
+    return whole + [gpu for gpu in inventory.gpus[::-1] if gpu.mig is not None]
+
+
+def _used_units(gpu: Gpu, checkpoint: Checkpoint) -> int:
+    """Memory slices that partitions take. A full GPU's holder counts nothing, for nobody can join it anyway."""
+    held = sum(h.placement.size for _, h in checkpoint.on_gpu(gpu.uuid) if isinstance(h, MigHolding) and h.owned)
+    return held + sum(instance.placement.size for instance in admin_instances(gpu, checkpoint))
+
+
+def _build_offer(
+    gpu: Gpu, inventory: Inventory, checkpoint: Checkpoint, health: NodeHealth, features: Features
+) -> _Offer:
+    base = _base_attributes(gpu, inventory)
+    state = health.of(gpu.uuid)
+    taints = build_taints(replace(state, lost=state.lost or gpu.lost)) if features.taints else ()
+    common: ApiDevice = {"taints": list(taints)} if taints else {}
+    if gpu.mig is None or (gpu.mig.mode_change_needs_reset and not gpu.mig.enabled):
+        return _Offer(gpu, {**_full_device(gpu, base), **common}, (), None, ())
+    admins = admin_instances(gpu, checkpoint)
+    notes = _notes(gpu, admins)
+    if not features.partitionable:
+        statics = _static_devices(gpu, gpu.mig.instances, base, common)
+        whole = not gpu.mig.instances and not _holds_partitions(gpu, checkpoint)
+        full = {**_full_device(gpu, base), **common} if whole and not _stuck_in_mig_mode(gpu) else None
+        return _Offer(gpu, full, tuple(statics), None, notes)
+    counters = _remaining_counters(gpu, admins)
+    set_name = f"{gpu_device_name(gpu)}-counter-set"
+    partitions = _static_devices(gpu, admins, base, common)
+    partitions += _dynamic_devices(gpu, admins, counters, base, common)
+    full = None
+    if not admins and not _stuck_in_mig_mode(gpu):
+        full = {**_full_device(gpu, base), "consumesCounters": [_consumption(set_name, counters)], **common}
+    counter_set = {"name": set_name, "counters": _quantities(counters)}
+    return _Offer(gpu, full, tuple(partitions), counter_set if counters else None, notes)
+
+
+def _stuck_in_mig_mode(gpu: Gpu) -> bool:
+    """Ampere: MIG mode is the admin's, and a GPU in it cannot be used as a whole."""
+    return gpu.mig is not None and gpu.mig.enabled and gpu.mig.mode_change_needs_reset
+
+
+def _holds_partitions(gpu: Gpu, checkpoint: Checkpoint) -> bool:
+    """Whether a claim holds a partition of this GPU."""
+    return any(isinstance(holding, MigHolding) for _, holding in checkpoint.on_gpu(gpu.uuid))
+
+
+def _notes(gpu: Gpu, admins: Iterable[MigInstance]) -> tuple[str, ...]:
+    where = f"GPU {gpu.uuid} ({gpu_device_name(gpu)})"
+    return tuple(
+        f"{where}: GPU instance {i.gpu_instance_id} has compute instances of an admin's own layout and is not offered"
+        if i.foreign
+        else f"{where}: GPU instance {i.gpu_instance_id} has no compute instance and is not offered"
+        for i in admins
+        if i.foreign or not i.uuid
+    )
+
+
+def _base_attributes(gpu: Gpu, inventory: Inventory) -> dict[str, Any]:
+    attributes: dict[str, Any] = {
+        "productName": _string(gpu.product_name),
+        "brand": _string(gpu.brand),
+        "architecture": _string(gpu.architecture),
+        "cudaComputeCapability": {"version": semantic_version(gpu.cuda_compute_capability)},
+        "driverVersion": {"version": semantic_version(inventory.driver_version)},
+        "cudaDriverVersion": {"version": semantic_version(inventory.cuda_driver_version)},
+        PCI_BUS_ID_ATTRIBUTE: _string(gpu.pci_bus_id),
+    }
+    if gpu.pcie_root is not None:
+        attributes[PCIE_ROOT_ATTRIBUTE] = _string(gpu.pcie_root)
+    if gpu.numa_node is not None and gpu.numa_node >= 0:
+        attributes[NUMA_NODE_ATTRIBUTE] = {"int": gpu.numa_node}
+    if gpu.addressing_mode is not None:
+        attributes["addressingMode"] = _string(gpu.addressing_mode)
+    return attributes
+
+
+def _string(value: str) -> dict[str, str]:
+    return {"string": value[:MAX_STRING_LENGTH]}
+
+
+def semantic_version(text: str) -> str:
+    """`9.0` -> `9.0.0`, `570.158.01` -> `570.158.1`: three numbers without leading zeros (semver.org 2.0.0)."""
+    numbers = [int(part) if part.isdigit() else 0 for part in text.split(".")]
+    return ".".join(str(number) for number in (*numbers, 0, 0, 0)[:3])
+
+
+def _full_device(gpu: Gpu, base: Mapping[str, Any]) -> ApiDevice:
+    return {
+        "name": gpu_device_name(gpu),
+        "attributes": {
+            "type": _string("gpu"),
+            "uuid": _string(gpu.uuid),
+            **base,
+            "index": {"int": gpu.index},
+            "migCapable": {"bool": gpu.mig is not None},
+        },
+        "capacity": {"memory": {"value": format_quantity(gpu.memory_bytes)}},
+    }
+
+
+def _mig_device(gpu: Gpu, profile: MigProfile, placement: Placement, base: Mapping[str, Any]) -> ApiDevice:
+    return {
+        "name": mig_device_name(gpu, profile, placement),
+        "attributes": {
+            "type": _string("mig"),
+            "parentUUID": _string(gpu.uuid),
+            "profile": _string(profile.name),
+            **base,
+        },
+        "capacity": {capacity: {"value": format_quantity(getattr(profile, field))} for field, capacity, _ in _AMOUNTS},
+    }
+
+
+def _static_devices(
+    gpu: Gpu, instances: Iterable[MigInstance], base: Mapping[str, Any], common: ApiDevice
+) -> list[tuple[MigProfile, ApiDevice]]:
+    """Devices for the instances that exist and can be used: one compute instance over the whole."""
+    return [
+        (profile, {**_static_device(gpu, profile, instance.placement, instance.uuid, base), **common})
+        for instance in instances
+        if instance.uuid and not instance.foreign and (profile := find_profile(gpu, instance.profile_id)) is not None
+    ]
+
+
+def _static_device(
+    gpu: Gpu, profile: MigProfile, placement: Placement, uuid: str, base: Mapping[str, Any]
+) -> ApiDevice:
+    device = _mig_device(gpu, profile, placement, base)
+    device["attributes"]["uuid"] = _string(uuid)
+    for unit in range(placement.start, placement.start + placement.size):
+        device["capacity"][f"memorySlice{unit}"] = {"value": "1"}
+    if len(device["attributes"]) + len(device["capacity"]) > MAX_ATTRIBUTES_AND_CAPACITIES:
+        device["attributes"].pop("addressingMode", None)
+    return device
+
+
+def _dynamic_devices(
+    gpu: Gpu, admins: tuple[MigInstance, ...], left: Mapping[str, int], base: Mapping[str, Any], common: ApiDevice
+) -> list[tuple[MigProfile, ApiDevice]]:
+    """A device for each placement that the admin's instances leave free, and for which enough of everything is left."""
+    assert gpu.mig is not None
+    set_name = f"{gpu_device_name(gpu)}-counter-set"
+    devices = []
+    for profile in gpu.mig.profiles:
+        for placement in order_placements(profile, gpu.mig.profiles):
+            needed = _consumed(profile, placement)
+            if any(placement.overlaps(admin.placement) for admin in admins):
+                continue
+            if any(amount > left.get(name, 0) for name, amount in needed.items()):
+                continue
+            device = _mig_device(gpu, profile, placement, base)
+            devices.append((profile, {**device, "consumesCounters": [_consumption(set_name, needed)], **common}))
+    return devices
+
+
+def _consumed(profile: MigProfile, placement: Placement) -> dict[str, int]:
+    amounts: dict[str, int] = {counter: getattr(profile, field) for field, _, counter in _AMOUNTS}
+    for unit in range(placement.start, placement.start + placement.size):
+        amounts[f"memory-slice-{unit}"] = 1
+    return amounts
+
+
+def _remaining_counters(gpu: Gpu, admins: Iterable[MigInstance]) -> dict[str, int]:
+    """A GPU's counters: of each kind the most that any profile takes, less what the admin's instances took."""
+    assert gpu.mig is not None
+    profiles = [profile for profile in gpu.mig.profiles if profile.placements]
+    if not profiles:
+        return {}
+    left: dict[str, int] = {counter: max(getattr(p, field) for p in profiles) for field, _, counter in _AMOUNTS}
+    for unit in range(max(place.start + place.size for p in profiles for place in p.placements)):
+        left[f"memory-slice-{unit}"] = 1
+    for instance in admins:
+        profile = find_profile(gpu, instance.profile_id)
+        for name, amount in (_consumed(profile, instance.placement) if profile else {}).items():
+            left[name] = max(0, left.get(name, 0) - amount)
+    return left
+
+
+def _consumption(set_name: str, amounts: Mapping[str, int]) -> dict[str, Any]:
+    return {"counterSet": set_name, "counters": _quantities(amounts)}
+
+
+def _quantities(amounts: Mapping[str, int]) -> dict[str, Any]:
+    return {name: {"value": format_quantity(amount)} for name, amount in amounts.items()}

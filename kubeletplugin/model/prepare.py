@@ -1,17 +1,41 @@
-"""Preparing and unpreparing claims of NVIDIA GPUs, decided on values."""
+"""Preparing and unpreparing claims of NVIDIA GPUs, decided on values.
+
+The inventory must be current as to our own steps (`after_step`), and a record must stay in the checkpoint until its
+instances are deleted: an instance that no record speaks of counts as an admin's, and is never touched.
+"""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from kubeletplugin.model.checkpoint import Checkpoint, ClaimRecord, ClaimState
-from kubeletplugin.model.claims import ClaimRequest
-from kubeletplugin.model.inventory import Inventory, MigInstance
-from kubeletplugin.model.steps import HardwareStep
+from api.device_config import DeviceConfig, GpuConfig, MigDeviceConfig
+from api.errors import Busy, ClaimError, HardwareError, PartitaError
+from api.names import CDI_CLAIM_CLASS, NVIDIA_CDI_VENDOR
+from kubeletplugin.model.checkpoint import (
+    Checkpoint,
+    ClaimRecord,
+    ClaimState,
+    GpuHolding,
+    Holding,
+    MigHolding,
+    PreparedDevice,
+)
+from kubeletplugin.model.claims import AllocatedDevice, ClaimRequest
+from kubeletplugin.model.inventory import Gpu, Inventory, MigInstance, MigProfile, Placement
+from kubeletplugin.model.mig import admin_instances, find_device, find_instance, find_owner, is_of
+from kubeletplugin.model.steps import (
+    CreateMigInstance,
+    DeleteMigInstance,
+    DisableMig,
+    EnableMig,
+    HardwareStep,
+    SetTimeSlice,
+    after_step,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class PreparePlan:
-    """Write `record`, do `steps` in order, then write `complete(plan, results)`.
+    """Write `record`, do `steps` in order, then write the CDI file and `complete(plan, results)`.
 
     Where `done`, there is nothing to do and nothing to write: `record` is the answer.
     """
@@ -37,44 +61,320 @@ class RecoveryPlan:
     """What a starting plugin does before it serves: `undo`, then `redo`, then `keep`."""
 
     undo: tuple[UndoPlan, ...] = ()
+    """Claims whose preparation was interrupted; whoever still needs one asks for it again."""
     redo: tuple[PreparePlan, ...] = ()
     """Claims whose hardware a reboot took; carried out like any prepare, CDI file included."""
     keep: tuple[ClaimRecord, ...] = ()
     """Claims in order; their CDI files are written again where they are missing."""
     failed: tuple[tuple[ClaimRecord, str], ...] = ()
-    """Claims that cannot be made again, each with the reason; their records stay."""
+    """Claims that cannot be made again, each with the reason; their records stay, and the next prepare tries again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """One device to prepare, and what its config says about the hardware."""
+
+    request: str
+    pool: str
+    device: str
+    admin_access: bool
+    share_id: str | None
+    time_slice: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """The claim in hand and what everything else on the node looks like."""
+
+    driver: str
+    uid: str
+    namespace: str
+    name: str
+    inventory: Inventory
+    checkpoint: Checkpoint
+
+    @property
+    def label(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    def others_on(self, gpu: Gpu) -> list[tuple[ClaimRecord, Holding]]:
+        return [(record, h) for record, h in self.checkpoint.on_gpu(gpu.uuid) if record.uid != self.uid]
 
 
 def plan_prepare(request: ClaimRequest, inventory: Inventory, checkpoint: Checkpoint, boot_id: str) -> PreparePlan:
-    """Raises ClaimError (nobody but a person can help), Busy (another claim holds what is asked for)."""
+    """Raises ClaimError (a person must act) or Busy (a named claim, or an admin, holds what is asked for)."""
+    wanted = [
+        _read_wanted(request, device, config) for device, config in zip(request.devices, request.configs, strict=True)
+    ]
     record = checkpoint.get(request.uid)
     if record is not None:
-        return PreparePlan(record)
-    return PreparePlan(
-        ClaimRecord(
-            request.driver, request.uid, request.namespace, request.name, ClaimState.STARTED, boot_id, devices=()
-        )
-    )
+        held, asked = {d.device for d in record.devices}, {w.device for w in wanted}
+        if held != asked:
+            raise Busy(
+                f"claim {request.claim} still holds {', '.join(sorted(held))} of an earlier allocation; "
+                f"{', '.join(sorted(asked))} can be prepared once that is given back"
+            )
+        if _is_in_place(record, inventory, boot_id):
+            return PreparePlan(record)
+    claim = _Claim(request.driver, request.uid, request.namespace, request.name, inventory, checkpoint)
+    return _plan(claim, wanted, boot_id)
 
 
 def complete(plan: PreparePlan, results: Sequence[MigInstance | None]) -> ClaimRecord:
     """The record to write once all steps are done; `results` are what the steps yielded, one each."""
-    return plan.record
+    made: dict[tuple[str, Placement], MigInstance] = {}
+    for step, result in zip(plan.steps, results, strict=True):
+        if isinstance(step, CreateMigInstance):
+            if result is None or result.uuid is None:
+                raise HardwareError(f"{step} of claim {plan.record.claim} yielded no instance with a UUID")
+            made[step.gpu_uuid, step.placement] = result
+    devices = tuple(replace(device, holding=_with_made(device.holding, made)) for device in plan.record.devices)
+    return replace(plan.record, state=ClaimState.COMPLETED, devices=devices)
 
 
 def plan_unprepare(record: ClaimRecord, inventory: Inventory, checkpoint: Checkpoint) -> tuple[HardwareStep, ...]:
     """The steps that give back what a claim held; afterwards remove its CDI file, then its record.
 
-    Steps of several plans for one GPU must not interleave.
+    A GPU that is gone or lost gets no steps: nothing is left to give back. Steps of several plans for one GPU must not
+    interleave.
     """
-    return ()
-
-
-def plan_recovery(checkpoint: Checkpoint, inventory: Inventory, boot_id: str) -> RecoveryPlan:
-    """What a starting plugin finishes or undoes."""
-    return RecoveryPlan(keep=tuple(checkpoint.records.values()))
+    steps: list[HardwareStep] = []
+    touched: dict[str, Gpu] = {}
+    for device in record.devices:
+        holding = device.holding
+        gpu = inventory.gpu(holding.gpu_uuid)
+        if gpu is None or gpu.lost or device.admin_access:
+            continue
+        if isinstance(holding, GpuHolding):
+            if holding.time_slice:
+                steps.append(SetTimeSlice(gpu.uuid, 0))
+        elif isinstance(holding, MigHolding) and holding.owned:
+            instance = find_instance(gpu, holding.profile_id, holding.placement)
+            if instance is None or is_of(holding, instance):
+                steps.append(DeleteMigInstance(gpu.uuid, holding.profile_id, holding.placement))
+            touched[gpu.uuid] = gpu
+    steps.extend(DisableMig(uuid) for uuid, gpu in touched.items() if _may_leave_mig_mode(record, gpu, checkpoint))
+    return tuple(steps)
 
 
 def stale_claims(checkpoint: Checkpoint, alive: Collection[str]) -> tuple[ClaimRecord, ...]:
     """Records whose claim is gone from the API server, to be unprepared. `alive`: UIDs of the claims that exist."""
     return tuple(record for uid, record in checkpoint.records.items() if uid not in alive)
+
+
+def plan_recovery(checkpoint: Checkpoint, inventory: Inventory, boot_id: str) -> RecoveryPlan:
+    """Undo what was interrupted, make again what a reboot took, keep the rest."""
+    undo: list[UndoPlan] = []
+    redo: list[PreparePlan] = []
+    keep: list[ClaimRecord] = []
+    failed: list[tuple[ClaimRecord, str]] = []
+    for record in [r for r in checkpoint.records.values() if r.state is ClaimState.STARTED]:
+        # Instances end with the boot; what lies at the same place after it is somebody else's.
+        steps = plan_unprepare(record, inventory, checkpoint) if record.boot_id == boot_id else ()
+        for step in steps:
+            inventory = after_step(inventory, step, None)
+        checkpoint = checkpoint.without(record.uid)
+        undo.append(UndoPlan(record, steps))
+    for record in checkpoint.records.values():
+        if record.boot_id == boot_id:
+            keep.append(record)
+            continue
+        try:
+            plan = plan_again(record, inventory, checkpoint, boot_id)
+        except PartitaError as error:
+            failed.append((record, str(error)))
+            continue
+        checkpoint = checkpoint.with_record(plan.record)
+        redo.append(plan)
+    return RecoveryPlan(tuple(undo), tuple(redo), tuple(keep), tuple(failed))
+
+
+def plan_again(record: ClaimRecord, inventory: Inventory, checkpoint: Checkpoint, boot_id: str) -> PreparePlan:
+    """Prepare a claim of an earlier boot from its record alone. Raises as `plan_prepare` does."""
+    claim = _Claim(record.driver, record.uid, record.namespace, record.name, inventory, checkpoint)
+    wanted = [
+        _Wanted(
+            request=device.request,
+            pool=device.pool,
+            device=device.device,
+            admin_access=device.admin_access,
+            share_id=device.share_id,
+            time_slice=device.holding.time_slice if isinstance(device.holding, GpuHolding) else None,
+        )
+        for device in record.devices
+    ]
+    return _plan(claim, wanted, boot_id)
+
+
+def _read_wanted(request: ClaimRequest, device: AllocatedDevice, config: DeviceConfig | None) -> _Wanted:
+    time_slice = None
+    sharing = config.sharing if isinstance(config, GpuConfig | MigDeviceConfig) else None
+    if sharing is not None and sharing.strategy == "MPS":
+        raise ClaimError(
+            request.claim,
+            f"request {device.request}: sharing.strategy MPS is not offered by this driver; right would be TimeSlicing",
+            reason="InvalidConfig",
+        )
+    if isinstance(config, GpuConfig) and config.sharing is not None and config.sharing.timeSlicingConfig is not None:
+        time_slice = config.sharing.timeSlicingConfig.nvml_value
+    return _Wanted(device.request, device.pool, device.device, device.admin_access, device.share_id, time_slice)
+
+
+def _is_in_place(record: ClaimRecord, inventory: Inventory, boot_id: str) -> bool:
+    """Whether a record's result still holds: completed in this boot, and every instance is the one that it names."""
+    if record.state is not ClaimState.COMPLETED or record.boot_id != boot_id:
+        return False
+    for device in record.devices:
+        holding = device.holding
+        gpu = inventory.gpu(holding.gpu_uuid)
+        if gpu is None:
+            return False
+        if isinstance(holding, MigHolding) and holding.uuid is not None:
+            instance = find_instance(gpu, holding.profile_id, holding.placement)
+            if instance is None or instance.uuid != holding.uuid:
+                return False
+    return True
+
+
+def _plan(claim: _Claim, wanted: Sequence[_Wanted], boot_id: str) -> PreparePlan:
+    devices: list[PreparedDevice] = []
+    gpus: dict[str, Gpu] = {}
+    for want in wanted:
+        holding, gpu = _plan_device(claim, want)
+        _check_own_overlap(claim, want, holding, devices)
+        gpus[gpu.uuid] = gpu
+        visible = not isinstance(holding, MigHolding) or holding.owned or holding.uuid is not None
+        cdi_id = f"{NVIDIA_CDI_VENDOR}/{CDI_CLAIM_CLASS}={claim.uid}-{want.device}"
+        devices.append(
+            PreparedDevice(
+                request=want.request,
+                pool=want.pool,
+                device=want.device,
+                holding=holding,
+                cdi_ids=(cdi_id,) if visible else (),
+                admin_access=want.admin_access,
+                share_id=want.share_id,
+            )
+        )
+    record = ClaimRecord(
+        claim.driver, claim.uid, claim.namespace, claim.name, ClaimState.STARTED, boot_id, tuple(devices)
+    )
+    return PreparePlan(record, _plan_steps(devices, gpus))
+
+
+def _plan_device(claim: _Claim, want: _Wanted) -> tuple[Holding, Gpu]:
+    ref = find_device(claim.inventory, want.device)
+    if ref is None:
+        raise ClaimError(
+            claim.label,
+            f"request {want.request}: device {want.device} of pool {want.pool} does not exist on this node any more; "
+            "delete the pod, so that a new claim is allocated",
+            reason="DeviceGone",
+        )
+    if ref.gpu.lost:
+        raise ClaimError(claim.label, f"device {want.device}: GPU {ref.gpu.uuid} is lost", reason="DeviceLost")
+    if ref.profile is None or ref.placement is None:
+        if not want.admin_access:
+            _check_whole_gpu(claim, want, ref.gpu)
+        return GpuHolding(ref.gpu.uuid, None if want.admin_access else want.time_slice), ref.gpu
+    return _plan_partition(claim, want, ref.gpu, ref.profile, ref.placement), ref.gpu
+
+
+def _check_whole_gpu(claim: _Claim, want: _Wanted, gpu: Gpu) -> None:
+    for record, _ in claim.others_on(gpu):
+        raise _held_by(claim, want, record)
+    if admin_instances(gpu, claim.checkpoint):
+        raise Busy(f"claim {claim.label}: device {want.device} carries MIG instances that an admin made")
+    if gpu.mig is not None and gpu.mig.enabled and gpu.mig.mode_change_needs_reset:
+        raise ClaimError(
+            claim.label,
+            f"device {want.device}: the GPU is in MIG mode, which only an admin can change ({gpu.architecture}: reset)",
+            reason="DeviceGone",
+        )
+
+
+def _plan_partition(claim: _Claim, want: _Wanted, gpu: Gpu, profile: MigProfile, placement: Placement) -> MigHolding:
+    existing = find_instance(gpu, profile.profile_id, placement)
+    adopted = MigHolding(gpu.uuid, profile.profile_id, placement, owned=False)
+    if existing is not None:
+        adopted = _with_instance(adopted, existing)
+    if want.admin_access:
+        return adopted
+    for record, holding in claim.others_on(gpu):
+        if not isinstance(holding, MigHolding) or holding.placement.overlaps(placement):
+            raise _held_by(claim, want, record)
+    if existing is not None and find_owner(gpu.uuid, existing, claim.checkpoint) is None:
+        if existing.foreign or existing.uuid is None:
+            raise Busy(f"claim {claim.label}: the place of device {want.device} has a layout that an admin made")
+        return adopted
+    if any(admin.placement.overlaps(placement) for admin in admin_instances(gpu, claim.checkpoint)):
+        raise Busy(f"claim {claim.label}: the place of device {want.device} has a MIG instance that an admin made")
+    if gpu.mig is not None and not gpu.mig.enabled and gpu.mig.mode_change_needs_reset:
+        raise ClaimError(
+            claim.label,
+            f"device {want.device}: the GPU left MIG mode, which only an admin can change ({gpu.architecture}: reset)",
+            reason="DeviceGone",
+        )
+    return MigHolding(gpu.uuid, profile.profile_id, placement, owned=True)
+
+
+def _held_by(claim: _Claim, want: _Wanted, record: ClaimRecord) -> Busy:
+    return Busy(f"claim {claim.label}: device {want.device} overlaps what claim {record.claim} holds on this node")
+
+
+def _check_own_overlap(claim: _Claim, want: _Wanted, holding: Holding, devices: Sequence[PreparedDevice]) -> None:
+    for device in devices:
+        if device.admin_access or want.admin_access or device.holding.gpu_uuid != holding.gpu_uuid:
+            continue
+        if (
+            not isinstance(device.holding, MigHolding)
+            or not isinstance(holding, MigHolding)
+            or device.holding.placement.overlaps(holding.placement)
+        ):
+            message = f"its own devices {device.device} and {want.device} overlap"
+            raise ClaimError(claim.label, message, reason="InvalidAllocation")
+
+
+def _plan_steps(devices: Sequence[PreparedDevice], gpus: dict[str, Gpu]) -> tuple[HardwareStep, ...]:
+    """By GPU in order of bus id, mode first, then instances by start."""
+    steps: list[HardwareStep] = []
+    for gpu in sorted(gpus.values(), key=lambda gpu: gpu.pci_bus_id):
+        holdings = [d.holding for d in devices if d.holding.gpu_uuid == gpu.uuid and not d.admin_access]
+        partitions = [h for h in holdings if isinstance(h, MigHolding) and h.owned]
+        may_switch = gpu.mig is not None and not gpu.mig.mode_change_needs_reset
+        if partitions and may_switch:
+            steps.append(
+                EnableMig(gpu.uuid)
+            )  # also where it is on: another claim's unprepare may be about to turn it off
+        for partition in sorted(partitions, key=lambda h: h.placement):
+            steps.append(CreateMigInstance(gpu.uuid, partition.profile_id, partition.placement))
+        for holding in holdings:
+            if isinstance(holding, GpuHolding):
+                if may_switch and gpu.mig is not None and gpu.mig.enabled:
+                    steps.append(DisableMig(gpu.uuid))
+                if holding.time_slice is not None:
+                    steps.append(SetTimeSlice(gpu.uuid, holding.time_slice))
+    return tuple(steps)
+
+
+def _with_made(holding: Holding, made: dict[tuple[str, Placement], MigInstance]) -> Holding:
+    if isinstance(holding, MigHolding) and holding.owned:
+        return _with_instance(holding, made[holding.gpu_uuid, holding.placement])
+    return holding
+
+
+def _with_instance(holding: MigHolding, instance: MigInstance) -> MigHolding:
+    return replace(
+        holding,
+        gpu_instance_id=instance.gpu_instance_id,
+        compute_instance_id=instance.compute_instance_id,
+        uuid=instance.uuid,
+    )
+
+
+def _may_leave_mig_mode(record: ClaimRecord, gpu: Gpu, checkpoint: Checkpoint) -> bool:
+    """Whether nothing but this claim's partitions is on the GPU, and its mode is ours to change."""
+    if gpu.mig is None or gpu.mig.mode_change_needs_reset:
+        return False
+    others = any(other.uid != record.uid for other, _ in checkpoint.on_gpu(gpu.uuid))
+    return not others and not admin_instances(gpu, checkpoint)
