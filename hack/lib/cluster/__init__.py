@@ -1,1 +1,1 @@
-"""Real Kubernetes clusters for trials and tests: on this machine's own kernel, on kind, or one that is there already."""
+"""Real Kubernetes clusters for trials and tests: on this machine's own kernel, on kind, or one that exists."""

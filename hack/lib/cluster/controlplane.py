@@ -5,10 +5,9 @@ from pathlib import Path
 
 from cluster import groups, processes, tools
 from cluster.pki import create_authority, issue, write_kubeconfig
+from cluster.provider import COMPONENTS
 from cluster.report import ClusterError
 from cluster.shape import SERVICE_ADDRESS, SERVICE_NETWORK, Cluster
-
-COMPONENTS = ("etcd", "apiserver", "scheduler", "controller-manager")
 
 
 def write_identities(cluster: Cluster) -> None:
@@ -23,8 +22,8 @@ def write_identities(cluster: Cluster) -> None:
         issue(authority, component, f"system:{component}")
         write_kubeconfig(pki / f"{component}.kubeconfig", cluster.server, pki, component)
     for node in cluster.shape.node_names():
-        names = (node, cluster.node_address(node))
-        issue(authority, node, f"system:node:{node}", group="system:nodes", names=names)
+        own = (node, cluster.node_address(node))
+        issue(authority, node, f"system:node:{node}", group="system:nodes", names=own)
         write_kubeconfig(pki / f"{node}.kubeconfig", cluster.server, pki, node)
     issue(authority, "admin", "kubernetes-admin", group="system:masters")
     write_kubeconfig(cluster.kubeconfig, cluster.server, pki, "admin", cluster.state.name)

@@ -7,11 +7,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from cluster import controlplane, groups, network, nodes, processes, tools
+from cluster import controlplane, faults, groups, network, nodes, processes, tools
 from cluster.api import Api, ready_nodes
 from cluster.paths import CACHE, IMAGES, ROOT
+from cluster.provider import COMPONENTS, SERVICES, Fault, check_known, write_provider
 from cluster.report import ClusterError, say
 from cluster.shape import Cluster, Shape, identity, read_cluster, write_cluster
 
@@ -36,21 +38,25 @@ def need(state: Path) -> Cluster:
     return cluster
 
 
-def up(state: Path, shape: Shape) -> Cluster:
+def up(state: Path, shape: Shape) -> None:
+    shape = replace(shape, kubernetes=shape.kubernetes or tools.pinned_version("kubernetes"))
     if os.geteuid() != 0:
-        raise ClusterError("a local cluster makes network and mount namespaces: run this as root, or use --provider kind")
+        raise ClusterError(
+            "a local cluster makes network and mount namespaces: run this as root, or use --provider kind"
+        )
     _build_programs(shape)
     with exclusively(state):
         existing = read_cluster(state)
         if existing is not None and (state / "ready").exists():
             if existing.shape != shape:
-                raise ClusterError(f"cluster {state.name!r} exists in another shape, {existing.shape}; `down` removes it")
+                raise ClusterError(
+                    f"cluster {state.name!r} exists in another shape, {existing.shape}; `down` removes it"
+                )
             _resume(existing)
-            return existing
+            return
         _remove(state)
-        cluster = _create(state, shape)
+        _create(state, shape)
         (state / "ready").touch()
-        return cluster
 
 
 def _build_programs(shape: Shape) -> None:
@@ -71,21 +77,20 @@ def base_archives() -> list[Path]:
     return [IMAGES / f"{name}.tar" for name in BASE_IMAGES]
 
 
-def _create(state: Path, shape: Shape) -> Cluster:
-    state.mkdir(parents=True, exist_ok=True)
+def _create(state: Path, shape: Shape) -> None:
+    write_provider(state, "local")
     with network.choosing_addresses():
         cluster = Cluster(state, network.choose_slot(None), shape)
         write_cluster(cluster)
         network.create_bridge(cluster)
     controlplane.write_identities(cluster)
-    for component in controlplane.COMPONENTS[:2]:
+    for component in COMPONENTS[:2]:
         controlplane.start(cluster, component)
     for node in shape.node_names():
         network.connect_node(cluster, node)
         nodes.create(cluster, node)
         nodes.power_on(cluster, node, base_archives())
     _await(cluster)
-    return cluster
 
 
 def _resume(cluster: Cluster) -> None:
@@ -112,10 +117,10 @@ def _restore_node(cluster: Cluster, node: str) -> None:
 def _await(cluster: Cluster) -> None:
     """Start what waits for the apiserver, then wait for everything that makes a cluster usable."""
     api = Api(cluster.kubeconfig)
-    for component in controlplane.COMPONENTS[:2]:
+    for component in COMPONENTS[:2]:
         controlplane.start(cluster, component)
     _until(cluster, "the API server is ready", lambda: api.get("/readyz")[0] == 200)
-    for component in controlplane.COMPONENTS:
+    for component in COMPONENTS:
         controlplane.start(cluster, component)
     # A pod that comes before its service account is refused.
     account = "/api/v1/namespaces/default/serviceaccounts/default"
@@ -159,21 +164,30 @@ def _remove(state: Path) -> None:
         shutil.rmtree(state)
 
 
-def power_off(cluster: Cluster, node: str) -> None:
-    with exclusively(cluster.state):
-        nodes.power_off(cluster, cluster.check_node(node))
+def disturb(state: Path, fault: Fault) -> None:
+    with exclusively(state):
+        faults.apply(need(state), fault)
 
 
-def power_on(cluster: Cluster, node: str) -> None:
-    with exclusively(cluster.state):
-        if nodes.is_on(cluster, cluster.check_node(node)):
-            raise ClusterError(f"node {node} is on already")
-        nodes.power_on(cluster, node, base_archives())
-        nodes.wait_booted(cluster, node)
+def command_in(state: Path, node: str, command: Sequence[str]) -> list[str]:
+    cluster = need(state)
+    return nodes.command_in(cluster, cluster.check_node(node), command)
 
 
-def load(cluster: Cluster, archive: Path) -> None:
+def log(state: Path, where: str, what: str) -> str:
+    cluster = need(state)
+    if where == "control-plane":
+        check_known(what, (*COMPONENTS, "audit"))
+        path = cluster.logs / f"{what}.log"
+    else:
+        check_known(what, SERVICES)
+        path = cluster.node_dir(cluster.check_node(where)) / "var" / "log" / f"{what}.log"
+    return path.read_text(errors="replace")
+
+
+def load(state: Path, archive: Path) -> None:
     """Import an image on every node that is on."""
+    cluster = need(state)
     if not archive.is_file():
         raise ClusterError(f"there is no archive {archive}; `hack/image` builds the project's into {CACHE / 'images'}")
     for node in cluster.shape.node_names():
@@ -182,21 +196,15 @@ def load(cluster: Cluster, archive: Path) -> None:
             say(f"{archive.name} is on {node}")
 
 
-def status(cluster: Cluster) -> str:
+def status(state: Path) -> str:
+    cluster = need(state)
     lines = [f"cluster {cluster.state.name}: Kubernetes {cluster.shape.kubernetes}, {cluster.server}"]
-    for component in controlplane.COMPONENTS:
+    for component in COMPONENTS:
         pid = processes.running(controlplane.record(cluster, component))
         lines.append(f"  {component:<20} {f'pid {pid}' if pid else 'dead'}")
-    code, body = Api(cluster.kubeconfig).get("/api/v1/nodes")
-    ready = ready_nodes(body["items"]) if code == 200 else set()
+    ready = _ready(Api(cluster.kubeconfig))
     for node in cluster.shape.node_names():
-        state = "off" if not nodes.is_on(cluster, node) else "Ready" if node in ready else "NotReady"
+        condition = "off" if not nodes.is_on(cluster, node) else "Ready" if node in ready else "NotReady"
         profile = cluster.shape.profile(node) or "no simulated hardware"
-        lines.append(f"  {node:<20} {state}, {cluster.node_address(node)}, {profile}")
+        lines.append(f"  {node:<20} {condition}, {cluster.node_address(node)}, {profile}")
     return "\n".join(lines)
-
-
-def run_kubectl(kubeconfig: Path, version: str, arguments: Sequence[str]) -> None:
-    """Becomes kubectl."""
-    program = tools.build("kubernetes", version) / "kubectl"
-    os.execve(program, ["kubectl", *arguments], {**os.environ, "KUBECONFIG": str(kubeconfig)})

@@ -77,7 +77,11 @@ def connect_node(cluster: Cluster, node: str) -> None:
         f"address add {cluster.node_address(node)}/24 dev eth0",
         "link set eth0 up",
         f"route add default via {cluster.host_address}",
-        *(f"route add {cluster.node_pods(other)} via {cluster.node_address(other)}" for other in others if other != node),
+        *(
+            f"route add {cluster.node_pods(other)} via {cluster.node_address(other)}"
+            for other in others
+            if other != node
+        ),
     ]
     subprocess.run(["ip", "-netns", name, "-batch", "-"], input="\n".join(commands), text=True, check=True)
 

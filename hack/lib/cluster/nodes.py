@@ -1,7 +1,6 @@
 """Nodes: each has its own network, mounts, processes, control groups, /dev, containerd, kubelet and kube-proxy."""
 
 import json
-import os
 import shutil
 import subprocess
 import time
@@ -9,16 +8,19 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster import groups, network, processes, tools
-from cluster.paths import CACHE, ROOT, SCRIPTS, SIMULATOR
+from cluster import groups, hardware, network, processes, tools
+from cluster.paths import CACHE, ROOT, SCRIPTS
 from cluster.report import ClusterError, say
-from cluster.shape import Cluster, node_number
+from cluster.shape import Cluster
 
-SERVICES = ("containerd", "kubelet", "kube-proxy")
-SYSTEM_FILES = (
-    "alternatives group hosts ld.so.cache ld.so.conf ld.so.conf.d localtime machine-id nsswitch.conf passwd protocols services ssl"
-).split()  # of the machine's /etc, what programs on a node need
-PERSISTENT = "etc var/lib/kubelet var/lib/containerd var/lib/cni var/log/pods var/log/containers driver".split()
+SYSTEM_FILES = (  # of the machine's /etc, what programs on a node need
+    *("alternatives", "group", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "nsswitch.conf"),
+    *("passwd", "protocols", "services", "ssl"),
+)
+PERSISTENT = (
+    *("etc", "driver", "var/lib/cni", "var/lib/containerd", "var/lib/kubelet"),
+    *("var/log/containers", "var/log/pods"),
+)
 LEASE_SHARE = 2 / 3  # of the node timeout; kubelet's own defaults are 40 s of 50
 
 
@@ -49,17 +51,7 @@ def create(cluster: Cluster, node: str) -> None:
     (folder / "etc" / "machine-id").write_text(f"{uuid.uuid4().hex}\n")
     (folder / "etc" / "hosts").write_text(f"127.0.0.1 localhost\n{cluster.node_address(node)} {node}\n")
     _write_configuration(cluster, node)
-    profile = cluster.shape.profile(node)
-    if profile is not None:
-        _simulator("install", folder / "driver", "--profile", profile, "--node", node, "--index", str(node_number(node) - 1))
-
-
-def _simulator(verb: str, root: Path, *options: str) -> None:
-    if not os.access(SIMULATOR, os.X_OK):
-        raise ClusterError(f"simulated hardware needs {SIMULATOR}, which this checkout does not have")
-    done = subprocess.run([SIMULATOR, verb, "--root", root, *options], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ClusterError(f"`{SIMULATOR} {verb}` failed for {root}:\n{done.stderr.strip()}")
+    hardware.install(cluster.shape, node, folder / "driver")
 
 
 def _write_configuration(cluster: Cluster, node: str) -> None:
@@ -73,7 +65,9 @@ def _write_configuration(cluster: Cluster, node: str) -> None:
         "kubernetes/kubelet.key": (pki / f"{node}.key").read_text(),
         "kubernetes/ca.crt": (pki / "ca.crt").read_text(),
         "kubernetes/environment": _environment(cluster, node),
-        "containerd/config.toml": (SCRIPTS / "containerd.toml").read_text().replace("CNI_PLUGINS", str(tools.build("cni"))),
+        "containerd/config.toml": (SCRIPTS / "containerd.toml")
+        .read_text()
+        .replace("CNI_PLUGINS", str(tools.build("cni"))),
         "cni/net.d/10-bridge.conflist": json.dumps(_cni(cluster, node), indent=1),
         "cdi/.keep": "",
     }
@@ -84,7 +78,9 @@ def _write_configuration(cluster: Cluster, node: str) -> None:
 
 def _environment(cluster: Cluster, node: str) -> str:
     """Read by the scripts that run in the node."""
-    programs = [tools.build(name) for name in ("containerd", "runc")] + [tools.build("kubernetes", cluster.shape.kubernetes)]
+    programs = [tools.build(name) for name in ("containerd", "runc")] + [
+        tools.build("kubernetes", cluster.shape.kubernetes)
+    ]
     return (
         f"NODE={node}\nADDRESS={cluster.node_address(node)}\n"
         f"PATH={':'.join(map(str, programs))}:{processes.ENVIRONMENT['PATH']}\n"
@@ -175,8 +171,7 @@ def power_off(cluster: Cluster, node: str) -> None:
     groups.kill(group(cluster, node))
     # A kubelet that finds the groups of dead containers waits 3 s for each.
     groups.remove(group(cluster, node))
-    if cluster.shape.profile(node) is not None:
-        _simulator("reboot", cluster.node_dir(node) / "driver")
+    hardware.reboot(cluster.shape, node, cluster.node_dir(node) / "driver")
 
 
 def command_in(cluster: Cluster, node: str, command: Sequence[str]) -> list[str]:
@@ -225,6 +220,8 @@ def wait_booted(cluster: Cluster, node: str, patience_s: float = 60.0) -> None:
     while not (marker.exists() and marker.read_text() == (cluster.node_dir(node) / "boot_id").read_text()):
         check_alive(cluster)
         if time.monotonic() > deadline:
-            raise ClusterError(f"node {node} did not boot within {patience_s:.0f} s; see {cluster.logs / f'{node}.log'}")
+            raise ClusterError(
+                f"node {node} did not boot within {patience_s:.0f} s; see {cluster.logs / f'{node}.log'}"
+            )
         time.sleep(0.05)
     say(f"node {node} has booted")

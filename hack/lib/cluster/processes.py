@@ -9,7 +9,11 @@ from pathlib import Path
 from cluster.paths import SCRIPTS
 from cluster.report import ClusterError
 
-ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8"}
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LC_ALL": "C.UTF-8",
+}
 
 
 def start(record: Path, procs_files: list[Path], command: list[str], log: Path) -> int:

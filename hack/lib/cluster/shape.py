@@ -85,7 +85,9 @@ class Cluster:
 
     def check_node(self, node: str) -> str:
         if node not in self.shape.node_names():
-            raise ClusterError(f"there is no node {node!r}; the nodes are {', '.join(self.shape.node_names()) or 'none'}")
+            raise ClusterError(
+                f"there is no node {node!r}; the nodes are {', '.join(self.shape.node_names()) or 'none'}"
+            )
         return node
 
 

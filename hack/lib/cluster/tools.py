@@ -75,6 +75,7 @@ TOOL = {
         ),
         stamps=(f"{_CNI}/pkg/utils/buildversion.BuildVersion={{version}}",),
     ),
+    "kind": Tool(module="sigs.k8s.io/kind", packages=("sigs.k8s.io/kind",)),
     "helm": Tool(
         module="helm.sh/helm/v4",
         packages=("helm.sh/helm/v4/cmd/helm",),
@@ -126,7 +127,8 @@ def _build(name: str, version: str, folder: Path) -> None:
     stamps = [stamp.format(version=f"v{version}", major=major, minor=minor) for stamp in tool.stamps]
     flags = " ".join(["-s -w", *(f"-X {stamp}" for stamp in stamps), *(["-extldflags -static"] * tool.static_cgo)])
     command = (
-        f"need_go; export CGO_ENABLED={int(tool.static_cgo)} GOFLAGS=-buildvcs=false; nice -n 10 go build -p 2 -trimpath "
+        f"need_go; export CGO_ENABLED={int(tool.static_cgo)} GOFLAGS=-buildvcs=false; "
+        f"nice -n 10 go build -p 2 -trimpath "
         f"-tags '{tool.tags}' -ldflags '{flags}' -o '{unfinished}/' {' '.join(tool.packages)}"
     )
     _bash(command, source)
