@@ -1,0 +1,1 @@
+"""Simulated hardware beneath the vendors' own libraries: `hack/simulator`."""

@@ -1,0 +1,184 @@
+"""The driver root of a simulated node: libraries, tool, /proc, /dev and /sys as NVIDIA's driver container shows them."""
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from simulator.build import LIBRARY, STAND_INS, STATE_STUB, TOOL
+from simulator.layout import Fixed, State
+
+LIBRARIES = Path("usr/lib/x86_64-linux-gnu")
+MARKER = Path("proc/driver/nvidia/simulator")
+NVIDIA_MAJOR = 195  # Documentation/admin-guide/devices.txt
+CONTROL_MINOR = 255
+MIG_CONFIG_MINOR, MIG_MONITOR_MINOR, FIRST_GPU_MINOR = 1, 2, 3
+MINORS_PER_GPU, MINORS_PER_INSTANCE, CAPABILITY_GPUS = 135, 9, 32
+IMEX_MANAGEMENT_MINOR = FIRST_GPU_MINOR + MINORS_PER_GPU * CAPABILITY_GPUS
+"""Assumption: the table of the driver puts `fabric-imex-mgmt` behind the last GPU."""
+DYNAMIC_MAJORS = [*range(254, 233, -1), *range(511, 383, -1)]  # Documentation/admin-guide/devices.txt
+DYNAMIC_DEVICES = ("nvidia-caps", "nvidia-caps-imex-channels", "nvidia-nvlink", "nvidia-uvm")
+TREE_VERSION = "1"
+
+
+def bus_id(fixed: Fixed) -> str:
+    """As in sysfs: `0000:18:00.0`."""
+    return f"{fixed.pci_domain:04x}:{fixed.pci_bus:02x}:{fixed.pci_device:02x}.0"
+
+
+def choose_majors() -> dict[str, int]:
+    """Device numbers that no real driver of this machine has, so that a simulated node never opens a real device."""
+    lines = Path("/proc/devices").read_text().partition("Block devices")[0].splitlines()[1:]
+    taken = {int(line.split()[0]) for line in lines if line.strip()}
+    free = [major for major in DYNAMIC_MAJORS if major not in taken]
+    if NVIDIA_MAJOR in taken:
+        raise ValueError("this machine has a real NVIDIA driver (/proc/devices lists major 195)")
+    return {"nvidia-frontend": NVIDIA_MAJOR, **dict(zip(DYNAMIC_DEVICES, free, strict=False))}
+
+
+def write_text(path: Path, text: str, mode: int = 0o444) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.new")
+    aside.write_text(text)
+    aside.chmod(mode)
+    os.replace(aside, path)
+
+
+def write_libraries(root: Path, artefacts: Path, version: str) -> None:
+    """The libraries, with the links that ldconfig would make, and nvidia-smi."""
+    folder = root / LIBRARIES
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, soname in {LIBRARY: "libnvidia-ml.so.1", **STAND_INS}.items():
+        file = f"{name}.{version}"
+        copy_file(artefacts / name, folder / file, 0o755)
+        if soname != file:
+            link(folder / soname, file)
+            link(folder / name, soname)
+    copy_file(artefacts / TOOL, root / "usr/bin" / TOOL, 0o755)
+
+
+def copy_file(source: Path, target: Path, mode: int) -> None:
+    """In place at once, so that a client that is loading the old file keeps it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.new")
+    shutil.copyfile(source, aside)
+    aside.chmod(mode)
+    os.replace(aside, target)
+
+
+def link(path: Path, target: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() or path.exists():
+        path.unlink()
+    path.symlink_to(target)
+
+
+def write_proc(root: Path, state: State, majors: dict[str, int]) -> None:
+    nvidia, caps = root / "proc/driver/nvidia", root / "proc/driver/nvidia-caps"
+    version = state.driver_version.decode()
+    characters = [(1, "mem"), (5, "/dev/tty"), *((number, name) for name, number in majors.items())]
+    listing = "".join(f"{number:3} {name}\n" for number, name in sorted(characters))
+    write_text(root / "proc/devices", f"Character devices:\n{listing}\nBlock devices:\n259 blkext\n")
+    banner = f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  Release Build  (simulated)"
+    write_text(nvidia / "version", f"{banner}\nGCC version:  gcc version 12.2.0\n")
+    write_text(nvidia / "params", "ResmanDebugLevel: 4294967295\nDeviceFileUID: 0\nDeviceFileGID: 0\nDeviceFileMode: 438\nModifyDeviceFiles: 1\n")
+    capabilities = nvidia / "capabilities"
+    for name, minor in (("mig/config", MIG_CONFIG_MINOR), ("mig/monitor", MIG_MONITOR_MINOR), ("fabric-imex-mgmt", IMEX_MANAGEMENT_MINOR)):
+        write_text(capabilities / name, f"DeviceFileMinor: {minor}\nDeviceFileMode: 256\nDeviceFileModify: 1\n")
+    write_text(caps / "mig-minors", mig_minors())
+    write_text(caps / "sys-minors", f"fabric-imex-mgmt {IMEX_MANAGEMENT_MINOR}\n")
+    write_text(caps / "nvlink-minors", "fabric-mgmt 0\n")
+    for gpu in state.gpus[: state.gpu_count]:
+        (capabilities / f"gpu{gpu.fixed.minor}/mig").mkdir(parents=True, exist_ok=True)
+        write_text(nvidia / "gpus" / bus_id(gpu.fixed) / "information", gpu_information(gpu.fixed))
+
+
+def mig_minors() -> str:
+    """The driver's fixed table: every capability that it could ever hand out, with its minor number."""
+    lines = [f"config {MIG_CONFIG_MINOR}", f"monitor {MIG_MONITOR_MINOR}"]
+    for gpu in range(CAPABILITY_GPUS):
+        for instance in range(MINORS_PER_GPU // MINORS_PER_INSTANCE):
+            minor = FIRST_GPU_MINOR + MINORS_PER_GPU * gpu + MINORS_PER_INSTANCE * instance
+            lines.append(f"gpu{gpu}/gi{instance}/access {minor}")
+            lines += [f"gpu{gpu}/gi{instance}/ci{ci}/access {minor + 1 + ci}" for ci in range(MINORS_PER_INSTANCE - 1)]
+    return "\n".join(lines) + "\n"
+
+
+def gpu_information(fixed: Fixed) -> str:
+    fields = {
+        "Model": fixed.name.decode(),
+        "IRQ": str(64 + fixed.minor),
+        "GPU UUID": fixed.uuid.decode(),
+        "Video BIOS": fixed.vbios.decode(),
+        "Bus Type": "PCIe",
+        "DMA Size": "52 bits",
+        "DMA Mask": "0xfffffffffffff",
+        "Bus Location": bus_id(fixed),
+        "Device Minor": str(fixed.minor),
+        "GPU Excluded": "No",
+    }
+    return "".join(f"{name}: \t {value}\n" for name, value in fields.items())
+
+
+def write_sys(root: Path, state: State) -> None:
+    """PCI devices below a root of their own each, as links from /sys/bus/pci/devices."""
+    for gpu in state.gpus[: state.gpu_count]:
+        fixed, address = gpu.fixed, bus_id(gpu.fixed)
+        bridge_bus = max(fixed.pci_bus - 1, 0)
+        root_name = f"pci{fixed.pci_domain:04x}:{bridge_bus:02x}"
+        device = Path(f"sys/devices/{root_name}/{fixed.pci_domain:04x}:{bridge_bus:02x}:01.0/{address}")
+        attributes = {
+            "vendor": "0x10de",
+            "device": f"0x{fixed.pci_device_id >> 16:04x}",
+            "subsystem_vendor": f"0x{fixed.pci_subsystem_id & 0xFFFF:04x}",
+            "subsystem_device": f"0x{fixed.pci_subsystem_id >> 16:04x}",
+            "class": "0x030200",
+            "numa_node": str(fixed.numa_node),
+            "local_cpulist": "0",
+            "max_link_width": str(fixed.pcie_width),
+        }
+        for name, value in attributes.items():
+            write_text(root / device / name, f"{value}\n")
+        up = "../../../"
+        link(root / device / "driver", "../../../../bus/pci/drivers/nvidia")
+        link(root / f"sys/bus/pci/devices/{address}", f"{up}{device.relative_to('sys')}")
+        link(root / f"sys/bus/pci/drivers/nvidia/{address}", f"../{up}{device.relative_to('sys')}")
+
+
+def write_dev(root: Path, state: State, majors: dict[str, int]) -> bool:
+    """Device nodes. False where this process may not make them: plain files then stand in."""
+    dev = root / "dev"
+    (dev / "nvidia-caps").mkdir(parents=True, exist_ok=True)
+    (dev / "nvidia-caps-imex-channels").mkdir(exist_ok=True)
+    nodes = {
+        "nvidiactl": (NVIDIA_MAJOR, CONTROL_MINOR, 0o666),
+        "nvidia-uvm": (majors["nvidia-uvm"], 0, 0o666),
+        "nvidia-uvm-tools": (majors["nvidia-uvm"], 1, 0o666),
+        f"nvidia-caps/nvidia-cap{MIG_CONFIG_MINOR}": (majors["nvidia-caps"], MIG_CONFIG_MINOR, 0o400),
+        f"nvidia-caps/nvidia-cap{MIG_MONITOR_MINOR}": (majors["nvidia-caps"], MIG_MONITOR_MINOR, 0o444),
+    }
+    for gpu in state.gpus[: state.gpu_count]:
+        nodes[f"nvidia{gpu.fixed.minor}"] = (NVIDIA_MAJOR, gpu.fixed.minor, 0o666)
+    return all([make_node(dev / name, *numbers) for name, numbers in nodes.items()])
+
+
+def make_node(path: Path, major: int, minor: int, mode: int) -> bool:
+    device = os.makedev(major, minor)
+    try:
+        found = path.lstat()
+        if stat.S_ISCHR(found.st_mode) and found.st_rdev == device:
+            return True
+        path.unlink()
+    except FileNotFoundError:
+        pass
+    try:
+        os.mknod(path, mode | stat.S_IFCHR, device)
+        path.chmod(mode)
+        return True
+    except PermissionError:
+        path.touch()
+        return False
+
+
+def state_path(root: Path, version: str) -> Path:
+    return root / LIBRARIES / f"{STATE_STUB}.{version}"
