@@ -65,6 +65,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if .Values.simulator.profile -}}/run/nvidia/driver{{- else -}}{{ .Values.nvidiaDriverRoot }}{{- end -}}
 {{- end }}
 
+{{/* Where the plugin sees that tree: at the same path, except for the whole host. */}}
+{{- define "partita.driverRootMount" -}}
+{{- $root := include "partita.driverRoot" . -}}
+{{- if eq $root "/" -}}/driver-root{{- else -}}{{ $root }}{{- end -}}
+{{- end }}
+
 {{/* Name -> extended resource ("" for none) of every DeviceClass that the values ask for, as YAML. */}}
 {{- define "partita.deviceClasses" -}}
 {{- $classes := dict -}}
