@@ -250,10 +250,8 @@ def _plan_daemons(
     seen: Observation, domain: Domain, members: Members, alive: Mapping[str, Clique], settings: Settings
 ) -> tuple[list[Action], list[Action]]:
     """Claims and pods that are missing. A name that is still taken by what is going away is waited for."""
-    claim_names = {claim.ref.name for claim in seen.daemon_claims}
-    pod_names = {pod.ref.name for pod in seen.pods}
-    going = {claim.ref.name for claim in seen.daemon_claims if claim.terminating}
-    going |= {c.ref.name for c in seen.daemon_claims if c.owner_uid not in {q.ref.uid for q in alive.values()}}
+    stored = {claim.ref.name: claim for claim in seen.daemon_claims}
+    taken = {pod.ref.name for pod in seen.pods}
     claims: list[Action] = []
     pods: list[Action] = []
     for member in members.members:
@@ -261,10 +259,13 @@ def _plan_daemons(
         if clique is None or member.index < 0:
             continue
         name = daemon_name(domain, member.node)
-        if name not in claim_names:
+        claim = stored.get(name)
+        if claim is None:
             body = build_daemon_claim(domain, member, clique, settings)
             claims.append(Create(Ref("ResourceClaim", settings.namespace, name), body))
-        if name not in pod_names and name not in going:
+        elif claim.terminating or claim.owner_uid != clique.ref.uid:
+            continue
+        if name not in taken:
             body = build_daemon_pod(domain, member, clique, settings)
             pods.append(Create(Ref("Pod", settings.namespace, name), body))
     return claims, pods

@@ -329,7 +329,9 @@ def _assert_settled(world: World) -> None:
     with_daemon = {member.node for member in members if member.index >= 0}
     assert {pod.node for pod in world.pods.values()} == with_daemon
     assert set(_indexes(world)) == with_daemon
-    assert {claim.node for claim in world.daemon_claims.values()} == with_daemon
+    owner = {m.node: c.ref.uid for c in world.cliques.values() for m in c.membership.members}
+    assert {claim.node: claim.owner_uid for claim in world.daemon_claims.values()} == owner
+    assert {pod.node: pod.owner_uid for pod in world.pods.values()} == owner
     assert {secret.owner_uid for secret in world.secrets.values()} == {c.ref.uid for c in world.cliques.values()}
 
 
