@@ -36,7 +36,7 @@ func (d *daemon) hold(index int, each *peer) error {
 	d.mutex.Lock()
 	creds, hello := d.creds, d.hello
 	d.mutex.Unlock()
-	conn, err := dial(address, d.config, creds)
+	conn, err := dial(address, each.node, d.config, creds)
 	if err != nil {
 		return err
 	}
@@ -94,13 +94,17 @@ func (d *daemon) set(each *peer, status, address string, lines *imex.Lines) {
 	each.status, each.address, each.lines = status, address, lines
 }
 
-func dial(address string, config *imex.Config, creds *imex.Credentials) (net.Conn, error) {
+func dial(address, name string, config *imex.Config, creds *imex.Credentials) (net.Conn, error) {
 	target := net.JoinHostPort(address, fmt.Sprint(config.ServerPort))
 	dialer := &net.Dialer{Timeout: heartbeatTimeout}
 	if creds == nil {
 		return dialer.Dial("tcp", target)
 	}
-	return tls.DialWithDialer(dialer, "tcp", target, creds.Client)
+	settings := creds.Client.Clone()
+	if settings.ServerName == "" {
+		settings.ServerName = name
+	}
+	return tls.DialWithDialer(dialer, "tcp", target, settings)
 }
 
 // accept serves peers. A daemon that encrypts speaks to no daemon that does not.

@@ -1,0 +1,196 @@
+"""The daemon: keeps nvidia-imex as the membership wants it, and says whether this node is connected to its peers."""
+
+import asyncio
+import logging
+import time
+from typing import Final, assert_never
+
+from api.clique import CLIQUE_PLURAL, Membership, parse_membership
+from api.errors import InvalidObject
+from api.names import RESOURCE_API_VERSION
+from kubeletplugin.imexdaemon import files
+from kubeletplugin.imexdaemon.config import NodeTable, build_node_table
+from kubeletplugin.imexdaemon.plan import (
+    Keep,
+    Reload,
+    Restart,
+    Running,
+    Start,
+    Stop,
+    count_crashes,
+    plan_imex,
+    reload_delay_s,
+    restart_delay_s,
+)
+from kubeletplugin.imexdaemon.probes import State
+from kubeletplugin.imexdaemon.process import ImexProcess, read_domain
+from kubeletplugin.imexdaemon.readiness import Readiness, check_readiness
+from kubeletplugin.imexdaemon.settings import Settings
+from kubeletplugin.imexdaemon.watch import ServiceAccount, watch_object
+
+log = logging.getLogger(__name__)
+
+EAGER_POLL_S: Final = 0.2
+EAGER_FOR_S: Final = 60.0
+"""Ask often for so long after a change; whoever is missing then will not be missed by a second."""
+PATIENT_POLL_S: Final = 1.0
+READY_POLL_S: Final = 3.0
+HANG_LIMIT_S: Final = 30.0
+"""An nvidia-imex that has answered nothing for so long is started anew."""
+
+
+class Daemon:
+    """One nvidia-imex, for one node of one IMEX domain."""
+
+    def __init__(self, settings: Settings, state: State) -> None:
+        self._settings = settings
+        self._state = state
+        self._membership: Membership | None = None
+        self._running: Running | None = None
+        self._imex = ImexProcess(files.config_path(settings), self._on_exit)
+        self._wake = asyncio.Event()
+        self._poll_now = asyncio.Event()
+        self._changed_at_s = self._started_at_s = self._answered_at_s = time.monotonic()
+        self._last_reload_s: float | None = None
+        self._dirty_since_s: float | None = None
+        self._crashes = 0
+        self._may_start_at_s = 0.0
+
+    async def run(self) -> None:
+        """Until cancelled; nvidia-imex is stopped before this returns."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow_membership())
+                tasks.create_task(self._keep_imex())
+                tasks.create_task(self._keep_readiness())
+        finally:
+            self._set(Readiness(False, "the daemon is stopping"))
+            await self._imex.stop(self._settings.grace_s)
+
+    async def _follow_membership(self) -> None:
+        settings = self._settings
+        if not settings.clique_id:
+            self._set(Readiness(True, "this node has no NVLink fabric: there is nothing to connect"))
+            return
+        account = ServiceAccount(settings.service_account, settings.api_host, settings.api_port)
+        collection = f"/apis/{RESOURCE_API_VERSION}/namespaces/{settings.namespace}/{CLIQUE_PLURAL}"
+        async for obj in watch_object(account, collection, settings.clique_name):
+            try:
+                self._membership = None if obj is None else parse_membership(obj)
+            except (InvalidObject, KeyError, TypeError, ValueError) as error:
+                log.error("membership_unreadable", extra={"object": settings.clique_name, "error": str(error)})
+                continue
+            self._wake.set()
+
+    async def _keep_imex(self) -> None:
+        while True:
+            self._wake.clear()
+            delay_s = await self._reconcile()
+            try:
+                await asyncio.wait_for(self._wake.wait(), delay_s)
+            except TimeoutError:
+                continue
+
+    def _wanted(self) -> NodeTable | None:
+        settings, membership = self._settings, self._membership
+        if membership is None:
+            return None
+        return build_node_table(membership, settings.node, settings.address, use_names=settings.use_names)
+
+    async def _reconcile(self) -> float | None:
+        """Do what is to be done; the seconds after which to look again, None to wait for a change."""
+        tls, tls_version = files.read_tls(self._settings)
+        wanted = self._wanted()
+        members = self._membership.members if self._membership else ()
+        complete = all(member.address for member in members if member.node != self._settings.node)
+        action = plan_imex(wanted, self._running, tls_version, members_complete=complete)
+        now_s = time.monotonic()
+        match action:
+            case Keep():
+                return None
+            case Stop():
+                log.info("not_a_member", extra={"node": self._settings.node, "object": self._settings.clique_name})
+                self._running = None
+                await self._imex.stop(self._settings.grace_s)
+            case Restart(reason=reason):
+                log.info("imex_restarting", extra={"reason": reason})
+                self._running = None
+                await self._imex.stop(self._settings.grace_s)
+                return 0.0
+            case Start(table=table):
+                if now_s < self._may_start_at_s:
+                    return self._may_start_at_s - now_s
+                files.write_imex_files(self._settings, table, tls)
+                await self._imex.start()
+                self._running = Running(table, tls_version)
+                self._started_at_s, self._last_reload_s = now_s, None
+            case Reload(table=table, at_once=at_once):
+                files.write_hosts(self._settings, table)
+                if self._dirty_since_s is None:
+                    self._dirty_since_s = now_s
+                delay_s = reload_delay_s(
+                    at_once=at_once,
+                    changed_at_s=self._dirty_since_s,
+                    last_reload_s=self._last_reload_s,
+                    now_s=now_s,
+                )
+                if delay_s > 0:
+                    return delay_s
+                self._imex.reload()
+                self._last_reload_s = now_s
+                self._running = Running(table, tls_version)
+            case _:
+                assert_never(action)
+        self._changed()
+        return None
+
+    def _changed(self) -> None:
+        self._dirty_since_s = None
+        self._changed_at_s = self._answered_at_s = time.monotonic()
+        self._poll_now.set()
+
+    async def _keep_readiness(self) -> None:
+        while True:
+            self._poll_now.clear()
+            readiness = await self._check()
+            self._set(readiness)
+            eager = time.monotonic() - self._changed_at_s < EAGER_FOR_S
+            wait_s = READY_POLL_S if readiness.ready else EAGER_POLL_S if eager else PATIENT_POLL_S
+            try:
+                await asyncio.wait_for(self._poll_now.wait(), wait_s)
+            except TimeoutError:
+                continue
+
+    async def _check(self) -> Readiness:
+        settings, table = self._settings, self._wanted()
+        if not settings.clique_id:
+            return self._state.value
+        if self._membership is None:
+            return Readiness(False, f"there is no ComputeDomainClique {settings.namespace}/{settings.clique_name}")
+        if table is None:
+            return Readiness(False, f"node {settings.node} is not among the members, or they have no addresses yet")
+        if self._running is None or self._running.table.own_index != table.own_index:
+            return Readiness(False, "nvidia-imex does not run")
+        readiness = check_readiness(await read_domain(files.config_path(settings)), table)
+        now_s = time.monotonic()
+        if readiness.responding or not self._imex.alive:
+            self._answered_at_s = now_s
+        elif now_s - self._answered_at_s > HANG_LIMIT_S:
+            log.error("imex_hangs", extra={"silent_s": now_s - self._answered_at_s})
+            await self._imex.stop(settings.grace_s)
+            self._on_exit(-1)
+        return readiness
+
+    def _set(self, readiness: Readiness) -> None:
+        self._state.set(readiness)
+        files.write_status(self._settings, self._wanted(), readiness)
+
+    def _on_exit(self, status: int) -> None:
+        """nvidia-imex ended without being told to."""
+        now_s = time.monotonic()
+        self._crashes = count_crashes(self._crashes, now_s - self._started_at_s)
+        self._may_start_at_s = now_s + restart_delay_s(self._crashes)
+        self._running = None
+        log.error("imex_ended", extra={"status": status, "restart_in_s": self._may_start_at_s - now_s})
+        self._set(Readiness(False, f"nvidia-imex ended with status {status}"))
+        self._wake.set()

@@ -1,0 +1,83 @@
+"""The files of the daemon: what nvidia-imex reads, and the domain's state for the workload's pods."""
+
+import json
+from pathlib import Path
+from typing import Final
+
+from kubeletplugin.imexdaemon.config import (
+    NodeTable,
+    TlsFiles,
+    node_name,
+    render_config,
+    render_hosts,
+    render_node_list,
+)
+from kubeletplugin.imexdaemon.readiness import Readiness
+from kubeletplugin.imexdaemon.settings import Settings
+
+CONFIG_FILE: Final = "imexd.cfg"
+NODE_LIST_FILE: Final = "nodes.cfg"
+STATUS_FILE: Final = "status/status.json"
+
+
+def config_path(settings: Settings) -> Path:
+    return settings.directory / CONFIG_FILE
+
+
+def read_tls(settings: Settings) -> tuple[TlsFiles | None, str]:
+    """The TLS files, and a word that changes when they do; None and "" where the domain is not encrypted."""
+    authority, certificate, key = (settings.tls_directory / name for name in ("ca.crt", "tls.crt", "tls.key"))
+    if not certificate.exists():
+        return None, ""
+    version = ".".join(str(path.stat().st_mtime_ns) for path in (authority, certificate, key))
+    # The certificate is for every node name of the domain; a list of addresses must say which name to expect.
+    server_name = "" if settings.use_names else node_name(0)
+    return TlsFiles(str(authority), str(certificate), str(key), server_name), version
+
+
+def write_imex_files(settings: Settings, table: NodeTable, tls: TlsFiles | None) -> None:
+    """Everything that nvidia-imex reads when it starts."""
+    settings.directory.mkdir(parents=True, exist_ok=True)
+    node_list = settings.directory / NODE_LIST_FILE
+    _replace(node_list, render_node_list(table))
+    _replace(config_path(settings), render_config(str(node_list), settings.address, tls))
+    write_hosts(settings, table)
+
+
+def write_hosts(settings: Settings, table: NodeTable) -> None:
+    """In place: the kubelet mounts this one file into the container, so it cannot be replaced by another."""
+    path = settings.hosts_path
+    current = path.read_text() if path.exists() else ""
+    wanted = render_hosts(current, table)
+    if wanted != current:
+        with path.open("r+" if path.exists() else "w") as file:
+            file.write(wanted)
+            file.truncate()
+
+
+def write_status(settings: Settings, table: NodeTable | None, readiness: Readiness) -> None:
+    """What the pods of the domain on this node may know: a barrier for jobs that must have everybody connected."""
+    path = settings.directory / STATUS_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    peers = table.peers if table else frozenset()
+    status = {
+        "computeDomain": settings.domain_uid,
+        "cliqueID": settings.clique_id,
+        "node": settings.node,
+        "index": table.own_index if table else None,
+        "ready": readiness.ready,
+        "message": readiness.message,
+        "peers": sorted(peers),
+        "connected": sorted(readiness.connected & peers),
+    }
+    text = json.dumps(status, indent=2) + "\n"
+    if not path.exists() or path.read_text() != text:
+        _replace(path, text)
+
+
+def _replace(path: Path, text: str) -> None:
+    """At once, so that no reader sees half of it."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text)
+    temporary.chmod(0o644)
+    temporary.replace(path)

@@ -1,0 +1,96 @@
+"""What to do with `nvidia-imex` when the members, its process or its TLS files change. Pure."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from kubeletplugin.imexdaemon.config import NodeTable
+
+RELOAD_INTERVAL_S: Final = 5.1
+"""nvidia-imex ignores SIGUSR1 for 5 s after one (NVIDIA's IMEX guide, "Signal handling")."""
+
+GATHER_S: Final = 1.0
+"""How long to gather further addresses before a signal; nvidia-imex itself tries a missing peer once a second."""
+
+RESTART_DELAYS_S: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Before the n-th restart in a row after a crash."""
+
+STEADY_S: Final = 60.0
+"""A process that lived for so long had no crash in a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The nvidia-imex that runs: what it was started with and what it was last told."""
+
+    table: NodeTable
+    tls_version: str
+    """Whatever changes when the TLS files do; "" without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Write configuration, node list and names; then start the process."""
+
+    table: NodeTable
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Its node list or its own node ID is another one: it must be started anew."""
+
+    table: NodeTable
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Write the names and send SIGUSR1. `at_once` unless more addresses are about to come."""
+
+    table: NodeTable
+    at_once: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """This node is no member (any more, or yet)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Nothing changed."""
+
+
+Action = Start | Restart | Reload | Stop | Keep
+
+
+def plan_imex(wanted: NodeTable | None, running: Running | None, tls_version: str, *, members_complete: bool) -> Action:
+    """`members_complete`: every member has an address, so there is nothing to gather."""
+    if running is None:
+        return Keep() if wanted is None else Start(wanted)
+    if wanted is None:
+        return Stop()
+    old = running.table
+    if wanted.own_index != old.own_index:
+        return Restart(wanted, f"this node's index changed from {old.own_index} to {wanted.own_index}")
+    if wanted.names != old.names:
+        return Restart(wanted, "the node list changed")
+    if wanted.addresses != old.addresses or tls_version != running.tls_version:
+        return Reload(wanted, members_complete or tls_version != running.tls_version)
+    return Keep()
+
+
+def reload_delay_s(*, at_once: bool, changed_at_s: float, last_reload_s: float | None, now_s: float) -> float:
+    """Seconds from now until SIGUSR1 may be sent: after gathering, and after the window of the last one."""
+    gathered_s = changed_at_s if at_once else changed_at_s + GATHER_S
+    allowed_s = gathered_s if last_reload_s is None else last_reload_s + RELOAD_INTERVAL_S
+    return max(gathered_s - now_s, allowed_s - now_s, 0.0)
+
+
+def restart_delay_s(crashes: int) -> float:
+    """Before a restart, after `crashes` crashes in a row (at least 1)."""
+    return RESTART_DELAYS_S[min(crashes, len(RESTART_DELAYS_S)) - 1]
+
+
+def count_crashes(before: int, lived_s: float) -> int:
+    """Crashes in a row, with the one that ended a process after `lived_s`."""
+    return 1 if lived_s >= STEADY_S else before + 1

@@ -1,0 +1,84 @@
+"""Settings of the daemon: environment variables, of which the controller sets those in `api.clique.DAEMON_ENVIRONMENT`.
+
+Plain dataclasses and the standard library only: this program runs once per ComputeDomain and node, and pydantic alone
+would double its memory.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from api.clique import DAEMON_HTTP_PORT, TLS_DIRECTORY, clique_object_name
+from api.errors import InvalidObject
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that the daemon is told from outside."""
+
+    domain_uid: str
+    domain_name: str
+    domain_namespace: str
+    clique_id: str
+    """"" on a node without NVLink fabric."""
+    node: str
+    address: str
+    """This pod's."""
+    namespace: str
+    """Where the ComputeDomainClique is."""
+    directory: Path = Path("/imexd")
+    """The domain's directory on this node; mounted by the claim's CDI device."""
+    hosts_path: Path = Path("/etc/hosts")
+    tls_directory: Path = Path(TLS_DIRECTORY)
+    service_account: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+    api_host: str = ""
+    api_port: int = 443
+    http_port: int = DAEMON_HTTP_PORT
+    use_names: bool = True
+    """Node list of names that /etc/hosts resolves (NVIDIA driver 570.158.01 and later), or of addresses."""
+    grace_s: float = 8.0
+    """For nvidia-imex between SIGTERM and SIGKILL; less than the pod's own grace."""
+
+    @property
+    def clique_name(self) -> str:
+        return clique_object_name(self.domain_uid, self.clique_id)
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """Raises InvalidObject, which names the variable."""
+    node_list = environment.get("IMEX_NODE_LIST", "names")
+    if node_list not in ("names", "addresses"):
+        raise InvalidObject(f"IMEX_NODE_LIST is {node_list!r}; right would be names or addresses")
+    return Settings(
+        domain_uid=_need(environment, "COMPUTE_DOMAIN_UUID"),
+        domain_name=environment.get("COMPUTE_DOMAIN_NAME", ""),
+        domain_namespace=environment.get("COMPUTE_DOMAIN_NAMESPACE", ""),
+        clique_id=environment.get("CLIQUE_ID", ""),
+        node=_need(environment, "NODE_NAME"),
+        address=_need(environment, "POD_IP"),
+        namespace=_need(environment, "POD_NAMESPACE"),
+        directory=Path(environment.get("IMEX_DIRECTORY", "/imexd")),
+        hosts_path=Path(environment.get("HOSTS_PATH", "/etc/hosts")),
+        tls_directory=Path(environment.get("TLS_DIRECTORY", TLS_DIRECTORY)),
+        service_account=Path(
+            environment.get("SERVICE_ACCOUNT_DIRECTORY", "/var/run/secrets/kubernetes.io/serviceaccount")
+        ),
+        api_host=_need(environment, "KUBERNETES_SERVICE_HOST"),
+        api_port=_number(environment, "KUBERNETES_SERVICE_PORT", 443),
+        http_port=_number(environment, "HTTP_PORT", DAEMON_HTTP_PORT),
+        use_names=node_list == "names",
+    )
+
+
+def _need(environment: Mapping[str, str], name: str) -> str:
+    value = environment.get(name, "")
+    if not value:
+        raise InvalidObject(f"environment variable {name} is not set: this program runs in a pod of the controller's")
+    return value
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    value = environment.get(name) or str(default)
+    if not value.isdigit():
+        raise InvalidObject(f"environment variable {name} is {value!r}; right would be a port number")
+    return int(value)
