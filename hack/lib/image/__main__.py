@@ -20,22 +20,24 @@ def build_partita() -> Image:
         "Cmd": ["partita-kubelet-plugin"],
     }
     layers = (debian.base_layer(), site.dependencies_layer(), site.program_layer())
-    return Image("docker.io/library/partita:dev", layers, config)
+    return Image(("docker.io/library/partita:dev",), layers, config)
 
 
 def build_simulator() -> Image:
     environment = [*PYTHON_ENVIRONMENT, "PYTHONPATH=/app"]
     config = {"WorkingDir": "/app", "Env": environment, "Cmd": ["python3", "-m", "simulator"]}
     layers = (debian.base_layer(), simulated.simulator_layer())
-    return Image("docker.io/library/partita-simulator:dev", layers, config)
+    return Image(("docker.io/library/partita-simulator:dev",), layers, config)
 
 
 def build_busybox() -> Image:
-    return Image("docker.io/library/busybox:dev", (small.busybox_layer(),), {"Env": ["PATH=/bin"], "Cmd": ["sh"]})
+    """Under its own name, and under that of the samples: Debian's busybox of that version with glibc, as theirs."""
+    names = ("docker.io/library/busybox:dev", "docker.io/library/busybox:1.35-glibc")
+    return Image(names, (small.busybox_layer(),), {"Env": ["PATH=/bin"], "Cmd": ["sh"]})
 
 
 def build_pause() -> Image:
-    return Image("registry.k8s.io/pause:3.10", (small.pause_layer(),), {"Entrypoint": ["/pause"], "User": NOBODY})
+    return Image(("registry.k8s.io/pause:3.10",), (small.pause_layer(),), {"Entrypoint": ["/pause"], "User": NOBODY})
 
 
 IMAGE_BUILDERS: dict[str, Callable[[], Image]] = {
@@ -58,7 +60,7 @@ def main(names: list[str]) -> int:
         path = IMAGES / f"{name}.tar"
         write_archive(image, path)
         size = path.stat().st_size / 1e6
-        print(f"{path}  {image.name}  {size:.0f} MB  {time.monotonic() - started:.1f} s", flush=True)
+        print(f"{path}  {' '.join(image.names)}  {size:.0f} MB  {time.monotonic() - started:.1f} s", flush=True)
     return 0
 
 

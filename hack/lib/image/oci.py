@@ -24,9 +24,9 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """`name` is a full reference such as docker.io/library/partita:dev; `config` the OCI "config" object."""
+    """`names` are full references such as docker.io/library/partita:dev; `config` the OCI "config" object."""
 
-    name: str
+    names: tuple[str, ...]
     layers: tuple[Layer, ...]
     config: dict[str, Any] = field(default_factory=dict)
 
@@ -84,16 +84,11 @@ def add_entry(archive: tarfile.TarFile, source: Path, name: str) -> None:
 
 
 def write_archive(image: Image, path: Path) -> None:
-    """An OCI layout in one tar file; the reference is where containerd and skopeo look for it."""
+    """An OCI layout in one tar file; the references are where containerd and skopeo look for them."""
     config = encode(build_config(image))
     manifest = encode(build_manifest(image, config))
-    descriptor = describe(manifest, "application/vnd.oci.image.manifest.v1+json")
-    descriptor["annotations"] = {
-        "io.containerd.image.name": image.name,
-        "org.opencontainers.image.ref.name": image.name.rpartition(":")[2],
-    }
-    descriptor["platform"] = {"architecture": architecture(), "os": "linux"}
-    index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [descriptor]}
+    descriptors = [describe_manifest(manifest, name) for name in image.names]
+    index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": descriptors}
     unfinished = path.with_suffix(".unfinished")
     with tarfile.open(unfinished, "w", format=tarfile.PAX_FORMAT) as archive:
         add_bytes(archive, "oci-layout", encode({"imageLayoutVersion": "1.0.0"}))
@@ -130,6 +125,13 @@ def build_manifest(image: Image, config: bytes) -> dict[str, Any]:
         "config": describe(config, "application/vnd.oci.image.config.v1+json"),
         "layers": layers,
     }
+
+
+def describe_manifest(manifest: bytes, name: str) -> dict[str, Any]:
+    annotations = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rpartition(":")[2]}
+    platform = {"architecture": architecture(), "os": "linux"}
+    media_type = "application/vnd.oci.image.manifest.v1+json"
+    return {**describe(manifest, media_type), "annotations": annotations, "platform": platform}
 
 
 def describe(blob: bytes, media_type: str) -> dict[str, Any]:

@@ -31,7 +31,9 @@ def busybox_layer() -> Layer:
 
 
 def unpack_busybox(base: Path, folder: Path) -> None:
-    subprocess.run(["apt-get", "download", "-qq", "busybox-static"], cwd=folder, check=True)
+    # As root itself: apt's own user need not have access to the cache.
+    command = ["apt-get", "-o", "APT::Sandbox::User=root", "download", "-qq", "busybox-static"]
+    subprocess.run(command, cwd=folder, check=True)
     package = next(folder.glob("*.deb"))
     subprocess.run(["dpkg-deb", "-x", package, folder / "package"], check=True)
     program = folder / "usr/bin/busybox"
