@@ -9,7 +9,7 @@ from api.clique import CLIQUE_PLURAL, Membership, parse_membership
 from api.errors import InvalidObject
 from api.names import RESOURCE_API_VERSION
 from kubeletplugin.imexdaemon import files
-from kubeletplugin.imexdaemon.config import NodeTable, build_node_table
+from kubeletplugin.imexdaemon.config import NodeTable, TlsFiles, build_node_table
 from kubeletplugin.imexdaemon.plan import (
     Keep,
     Reload,
@@ -35,6 +35,8 @@ EAGER_FOR_S: Final = 60.0
 """Ask often for so long after a change; whoever is missing then will not be missed by a second."""
 PATIENT_POLL_S: Final = 1.0
 READY_POLL_S: Final = 3.0
+TLS_CHECK_S: Final = 30.0
+"""The kubelet needs a minute or more to bring a renewed certificate into the pod."""
 HANG_LIMIT_S: Final = 30.0
 """An nvidia-imex that has answered nothing for so long is started anew."""
 
@@ -53,6 +55,7 @@ class Daemon:
         self._changed_at_s = self._started_at_s = self._answered_at_s = time.monotonic()
         self._last_reload_s: float | None = None
         self._dirty_since_s: float | None = None
+        self._responding = False
         self._crashes = 0
         self._may_start_at_s = 0.0
 
@@ -104,43 +107,56 @@ class Daemon:
         members = self._membership.members if self._membership else ()
         complete = all(member.address for member in members if member.node != self._settings.node)
         action = plan_imex(wanted, self._running, tls_version, members_complete=complete)
-        now_s = time.monotonic()
         match action:
             case Keep():
-                return None
+                return TLS_CHECK_S
             case Stop():
                 log.info("not_a_member", extra={"node": self._settings.node, "object": self._settings.clique_name})
-                self._running = None
-                await self._imex.stop(self._settings.grace_s)
+                await self._stop()
             case Restart(reason=reason):
                 log.info("imex_restarting", extra={"reason": reason})
-                self._running = None
-                await self._imex.stop(self._settings.grace_s)
+                await self._stop()
                 return 0.0
             case Start(table=table):
-                if now_s < self._may_start_at_s:
-                    return self._may_start_at_s - now_s
-                files.write_imex_files(self._settings, table, tls)
-                await self._imex.start()
-                self._running = Running(table, tls_version)
-                self._started_at_s, self._last_reload_s = now_s, None
+                return await self._start(table, tls, tls_version)
             case Reload(table=table, at_once=at_once):
-                files.write_hosts(self._settings, table)
-                if self._dirty_since_s is None:
-                    self._dirty_since_s = now_s
-                delay_s = reload_delay_s(
-                    at_once=at_once,
-                    changed_at_s=self._dirty_since_s,
-                    last_reload_s=self._last_reload_s,
-                    now_s=now_s,
-                )
-                if delay_s > 0:
-                    return delay_s
-                self._imex.reload()
-                self._last_reload_s = now_s
-                self._running = Running(table, tls_version)
+                return self._reload(table, tls_version, at_once=at_once)
             case _:
                 assert_never(action)
+        return None
+
+    async def _stop(self) -> None:
+        self._running = None
+        await self._imex.stop(self._settings.grace_s)
+        self._changed()
+
+    async def _start(self, table: NodeTable, tls: TlsFiles | None, tls_version: str) -> float | None:
+        now_s = time.monotonic()
+        if now_s < self._may_start_at_s:
+            return self._may_start_at_s - now_s
+        files.write_imex_files(self._settings, table, tls)
+        await self._imex.start()
+        self._running = Running(table, tls_version)
+        self._responding = False
+        self._started_at_s, self._last_reload_s = now_s, None
+        self._changed()
+        return None
+
+    def _reload(self, table: NodeTable, tls_version: str, *, at_once: bool) -> float | None:
+        now_s = time.monotonic()
+        files.write_hosts(self._settings, table)
+        if self._dirty_since_s is None:
+            self._dirty_since_s = now_s
+        if not self._responding:
+            return None  # SIGUSR1 would end a process that has not installed its handlers; its first answer wakes us
+        delay_s = reload_delay_s(
+            at_once=at_once, changed_at_s=self._dirty_since_s, last_reload_s=self._last_reload_s, now_s=now_s
+        )
+        if delay_s > 0:
+            return delay_s
+        self._imex.reload()
+        self._last_reload_s = now_s
+        self._running = Running(table, tls_version)
         self._changed()
         return None
 
@@ -173,6 +189,9 @@ class Daemon:
             return Readiness(False, "nvidia-imex does not run")
         readiness = check_readiness(await read_domain(files.config_path(settings)), table)
         now_s = time.monotonic()
+        if readiness.responding and not self._responding:
+            self._responding = True
+            self._wake.set()
         if readiness.responding or not self._imex.alive:
             self._answered_at_s = now_s
         elif now_s - self._answered_at_s > HANG_LIMIT_S:

@@ -2,15 +2,11 @@
 
 import signal
 import subprocess
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from tests.contract.imex.certificates import write_authority
 from tests.contract.imex.imex_hosts import Host, ip, wait_until
 
 NAMES = [f"compute-domain-daemon-{index:04d}" for index in range(4)]
@@ -140,33 +136,6 @@ def test_full_quorum_waits_for_the_last_node(hosts: list[Host]) -> None:
     wait_until(lambda: hosts[0].ctl("-q").stdout == "WAITING_FOR_PEERS\n")
     hosts[1].start()
     wait_until(lambda: hosts[0].ctl("-q").stdout == "READY\n")
-
-
-def write_authority(folder: Path, name: str) -> None:
-    """`ca.crt`, `tls.crt`, `tls.key`: a certificate for `name` from an authority of its own."""
-    now = datetime.now(UTC)
-
-    def build(subject: str, issuer: str, key: ec.EllipticCurvePublicKey, authority: bool) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]))
-            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(subject)]), critical=False)
-        )
-
-    root, leaf = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    authority = build("authority", "authority", root.public_key(), True).sign(root, hashes.SHA256())
-    certificate = build(name, "authority", leaf.public_key(), False).sign(root, hashes.SHA256())
-    pem = serialization.Encoding.PEM
-    (folder / "ca.crt").write_bytes(authority.public_bytes(pem))
-    (folder / "tls.crt").write_bytes(certificate.public_bytes(pem))
-    private = leaf.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "tls.key").write_bytes(private)
 
 
 def tls_settings(folder: Path, name: str) -> dict[str, str]:

@@ -1,0 +1,332 @@
+"""The IMEX daemon on real namespaces, with the simulated nvidia-imex and an API server that serves one object."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.imex.certificates import write_authority
+from tests.contract.imex.imex_hosts import Host, ip, wait_until
+
+ROOT = Path(__file__).resolve().parents[3]
+API_ADDRESS = "10.99.0.254"
+DOMAIN = "5b8e2a0c-0000-4000-8000-000000000001"
+CLIQUE = "7a1d9c3e-0000-4000-8000-000000000002.1"
+NAMES = [f"compute-domain-daemon-{index:04d}" for index in range(4)]
+
+
+@dataclass
+class Member:
+    """A host with the daemon on it."""
+
+    host: Host
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"node-{self.host.address.rpartition('.')[2]}"
+
+    def status(self) -> dict[str, Any]:
+        path = self.host.folder / "imexd" / "status" / "status.json"
+        result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"ready": False, "message": ""}
+        return result
+
+    def ready(self) -> bool:
+        return bool(self.status()["ready"])
+
+    def events(self) -> list[str]:
+        lines = (self.host.folder / "log").read_text().splitlines()
+        return [json.loads(line)["event"] for line in lines if line.startswith("{")]
+
+    def imex_pid(self) -> int:
+        """Of the nvidia-imex that runs; 0 for none."""
+        listed = subprocess.run(["ip", "netns", "pids", self.host.name], capture_output=True, text=True, check=True)
+        for pid in listed.stdout.split():
+            try:
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "nvidia-imex":
+                    return int(pid)
+            except FileNotFoundError:
+                continue
+        return 0
+
+    def get(self, path: str, agent: str = "curl") -> tuple[int, str]:
+        code = (
+            "import urllib.request, urllib.error, sys\n"
+            "request = urllib.request.Request(sys.argv[1], headers={'User-Agent': sys.argv[2]})\n"
+            "try:\n    answer = urllib.request.urlopen(request)\n"
+            "except urllib.error.HTTPError as error:\n    answer = error\n"
+            "print(answer.status, answer.read().decode().strip())"
+        )
+        url = f"http://{self.host.address}:8097{path}"
+        command = ["ip", "netns", "exec", self.host.name, sys.executable, "-S", "-c", code, url, agent]
+        status, _, text = subprocess.run(command, capture_output=True, text=True, check=True).stdout.partition(" ")
+        return int(status), text.strip()
+
+
+@dataclass
+class Cluster:
+    """The members and what the API server says of them."""
+
+    folder: Path
+    members: list[Member]
+    version: int = 0
+
+    def publish(self, addresses: dict[int, Member | None]) -> None:
+        """Make the object: index to member; None in place of a member leaves its address out."""
+        daemons = []
+        for index, member in addresses.items():
+            entry = {"nodeName": member.name, "ipAddress": member.host.address} if member else {"nodeName": "node-9"}
+            daemons.append({"cliqueID": CLIQUE, "index": index, "status": "NotReady", **entry})
+        self.write({"metadata": {"name": f"{DOMAIN}.{CLIQUE}"}, "maxNodes": 4, "daemons": daemons})
+
+    def write(self, obj: dict[str, Any]) -> None:
+        temporary = self.folder / "object.json.new"
+        temporary.write_text(json.dumps(obj))
+        temporary.replace(self.folder / "object.json")
+
+    def start(self, *members: Member, **environment: str) -> None:
+        for member in members:
+            folder = member.host.folder
+            base = {
+                **member.host.environment(),
+                "PATH": f"{member.host.programs}:{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT),
+                "COMPUTE_DOMAIN_UUID": DOMAIN,
+                "CLIQUE_ID": CLIQUE,
+                "NODE_NAME": member.name,
+                "POD_IP": member.host.address,
+                "POD_NAMESPACE": "partita-system",
+                "KUBERNETES_SERVICE_HOST": API_ADDRESS,
+                "KUBERNETES_SERVICE_PORT": "6443",
+                "IMEX_DIRECTORY": str(folder / "imexd"),
+                "HOSTS_PATH": str(folder / "hosts"),
+                "TLS_DIRECTORY": str(self.folder / "imex-tls"),
+                "SERVICE_ACCOUNT_DIRECTORY": str(self.folder),
+                **environment,
+            }
+            command = ["ip", "netns", "exec", member.host.name, sys.executable, "-m", "kubeletplugin.imexdaemon"]
+            with (folder / "log").open("ab") as log:
+                member.process = subprocess.Popen(command, env=base, stderr=log)
+
+    def wait_ready(self, *members: Member) -> None:
+        for member in members:
+            wait_until(member.ready)
+
+
+@pytest.fixture
+def cluster(hosts: list[Host], tmp_path: Path) -> Iterator[Cluster]:
+    bridge = hosts[0].name.removesuffix("h0") + "br"
+    ip("-n", bridge, "addr", "add", f"{API_ADDRESS}/24", "dev", "br0")
+    ip("-n", bridge, "link", "set", "lo", "up")
+    folder = tmp_path / "api"
+    folder.mkdir()
+    write_authority(folder, API_ADDRESS)
+    (folder / "token").write_text("token-1\n")
+    made = Cluster(folder, [Member(host) for host in hosts])
+    program = Path(__file__).with_name("api_server.py")
+    server = ["ip", "netns", "exec", bridge, sys.executable, str(program), API_ADDRESS, "6443", str(folder)]
+    process = subprocess.Popen(server)
+    try:
+        yield made
+    finally:
+        for member in made.members:
+            if member.process is not None and member.process.poll() is None:
+                member.process.terminate()
+        for member in made.members:
+            if member.process is not None:
+                member.process.wait(30)
+        process.terminate()
+        process.wait(10)
+
+
+def test_members_connect_and_say_so_over_http_and_in_the_status_file(cluster: Cluster) -> None:
+    first, second, third = cluster.members
+    cluster.start(*cluster.members)
+    wait_until(lambda: "no ComputeDomainClique" in first.status()["message"])
+    cluster.publish({0: first, 1: second, 3: third})
+    cluster.wait_ready(*cluster.members)
+    assert first.get("/readyz") == (200, "connected to 2 of 2 peers")
+    assert first.get("/livez")[0] == 200
+    assert first.get("/metrics")[0] == 404
+    assert third.status() == {
+        "computeDomain": DOMAIN,
+        "cliqueID": CLIQUE,
+        "node": third.name,
+        "index": 3,
+        "ready": True,
+        "message": "connected to 2 of 2 peers",
+        "peers": [0, 1],
+        "connected": [0, 1],
+    }
+
+
+def test_a_member_without_address_is_not_waited_for_and_joins_later(cluster: Cluster) -> None:
+    first, second, _ = cluster.members
+    cluster.publish({0: first, 1: None})
+    cluster.start(first)
+    cluster.wait_ready(first)
+    pid = first.imex_pid()
+    cluster.publish({0: first, 1: second})
+    wait_until(lambda: not first.ready())
+    assert "not connected to node 1" in first.get("/readyz")[1]
+    cluster.start(second)
+    cluster.wait_ready(first, second)
+    assert first.imex_pid() == pid
+
+
+def test_a_member_that_moves_is_followed_without_a_restart(cluster: Cluster) -> None:
+    first, second, third = cluster.members
+    cluster.publish({0: first, 1: second})
+    cluster.start(first, second)
+    cluster.wait_ready(first, second)
+    pid = first.imex_pid()
+    cluster.publish({0: first, 1: third})
+    cluster.start(third)
+    cluster.wait_ready(third, first)
+    wait_until(lambda: second.imex_pid() == 0)
+    assert first.imex_pid() == pid
+    assert "imex_reloaded" in first.events()
+    assert "is not among the members" in second.status()["message"]
+
+
+def test_indexes_that_swap_on_the_same_addresses_restart_both(cluster: Cluster) -> None:
+    first, second, third = cluster.members
+    cluster.publish({0: first, 1: second, 2: third})
+    cluster.start(*cluster.members)
+    cluster.wait_ready(*cluster.members)
+    pids = [member.imex_pid() for member in cluster.members]
+    cluster.publish({0: second, 1: first, 2: third})
+    wait_until(lambda: [each.status()["index"] for each in cluster.members] == [1, 0, 2])
+    cluster.wait_ready(*cluster.members)
+    wait_until(lambda: cluster.members[0].ready() and cluster.members[1].ready())
+    now = [member.imex_pid() for member in cluster.members]
+    assert now[0] != pids[0]
+    assert now[1] != pids[1]
+    assert now[2] == pids[2]
+
+
+def test_addresses_instead_of_names_restart_at_every_change(cluster: Cluster) -> None:
+    first, second, third = cluster.members
+    cluster.publish({0: first, 1: second})
+    cluster.start(*cluster.members, IMEX_NODE_LIST="addresses")
+    cluster.wait_ready(first, second)
+    assert (first.host.folder / "imexd" / "nodes.cfg").read_text() == "10.99.0.1\n10.99.0.2\n"
+    cluster.publish({0: first, 1: second, 2: third})
+    cluster.wait_ready(third)
+    wait_until(lambda: all(each.status()["connected"] != [] and each.ready() for each in cluster.members))
+    assert "imex_restarting" in first.events()
+
+
+def test_a_killed_nvidia_imex_is_started_again(cluster: Cluster) -> None:
+    first, second, _ = cluster.members
+    cluster.publish({0: first, 1: second})
+    cluster.start(first, second)
+    cluster.wait_ready(first, second)
+    for _ in range(2):
+        os.kill(first.imex_pid(), signal.SIGKILL)
+        wait_until(lambda: not first.ready())
+        cluster.wait_ready(first, second)
+    assert first.events().count("imex_ended") == 2
+
+
+def test_a_peer_that_is_lost_makes_a_node_unready(cluster: Cluster) -> None:
+    first, second, _ = cluster.members
+    cluster.publish({0: first, 1: second})
+    cluster.start(first, second)
+    cluster.wait_ready(first, second)
+    ip("-n", second.host.name, "link", "set", "eth0", "down")
+    wait_until(lambda: not first.ready())
+    assert "not connected to node 1 (10.99.0.2)" in first.status()["message"]
+    ip("-n", second.host.name, "link", "set", "eth0", "up")
+    cluster.wait_ready(first)
+
+
+def test_a_probe_of_the_kubelet_is_answered_when_the_state_changes(cluster: Cluster) -> None:
+    first = cluster.members[0]
+    cluster.start(first)
+    wait_until(lambda: "no ComputeDomainClique" in first.status()["message"])
+    assert first.get("/readyz")[0] == 503
+    code = f"import urllib.request as r; q = r.Request('http://{first.host.address}:8097/readyz'); "
+    code += "q.add_header('User-Agent', 'kube-probe/1.36'); print(r.urlopen(q).status)"
+    command = ["ip", "netns", "exec", first.host.name, sys.executable, "-S", "-c", code]
+    probe = subprocess.Popen(command, stdout=subprocess.PIPE)
+    cluster.publish({0: first})
+    assert probe.communicate(timeout=20)[0].strip() == b"200"
+
+
+def test_an_api_server_that_ends_or_expires_watches_changes_nothing(cluster: Cluster) -> None:
+    first, second, _ = cluster.members
+    cluster.publish({0: first})
+    cluster.start(first, second)
+    cluster.wait_ready(first)
+    pid = first.imex_pid()
+    (cluster.folder / "expire").touch()
+    wait_until(lambda: "watch_expired" in first.events() + second.events())
+    (cluster.folder / "cut").touch()
+    cluster.publish({0: first, 1: second})
+    (cluster.folder / "cut").unlink()
+    cluster.wait_ready(second)
+    wait_until(lambda: first.status()["connected"] == [1])
+    assert first.imex_pid() == pid
+
+
+def test_tls_is_used_where_the_pod_has_certificates(cluster: Cluster) -> None:
+    first, second, _ = cluster.members
+    tls = cluster.folder / "imex-tls"
+    tls.mkdir()
+    write_authority(tls, *NAMES)
+    cluster.publish({0: first, 1: second})
+    cluster.start(first, second)
+    cluster.wait_ready(first, second)
+    assert "IMEX_ENABLE_AUTH_ENCRYPTION=1\n" in (first.host.folder / "imexd" / "imexd.cfg").read_text()
+    write_authority(tls, *NAMES)
+    os.kill(first.imex_pid(), signal.SIGKILL)
+    wait_until(lambda: "not connected" in first.status()["message"])
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_sigterm_ends_nvidia_imex_too(cluster: Cluster, stubborn: bool) -> None:
+    first = cluster.members[0]
+    first.host.write("faults", f"ignore_sigterm={int(stubborn)}\n")
+    cluster.publish({0: first})
+    cluster.start(first)
+    cluster.wait_ready(first)
+    assert first.process is not None
+    first.process.terminate()
+    assert first.process.wait(20) == 0
+    assert first.imex_pid() == 0
+    assert ("imex_killed" in first.events()) is stubborn
+    assert not first.ready()
+
+
+def test_a_node_without_fabric_is_ready_and_runs_nothing(cluster: Cluster) -> None:
+    first = cluster.members[0]
+    cluster.start(first, CLIQUE_ID="")
+    cluster.wait_ready(first)
+    assert first.imex_pid() == 0
+
+
+def test_a_missing_program_ends_the_daemon_with_its_reason(cluster: Cluster) -> None:
+    first = cluster.members[0]
+    cluster.publish({0: first})
+    cluster.start(first, PATH="/usr/sbin:/usr/bin:/bin")
+    assert first.process is not None
+    assert first.process.wait(20) == 1
+    assert "nvidia-imex is not in this container" in (first.host.folder / "log").read_text()
+
+
+def test_memory_of_the_whole_daemon_is_at_most_40_mib(cluster: Cluster) -> None:
+    cluster.publish(dict(enumerate(cluster.members)))
+    cluster.start(*cluster.members)
+    cluster.wait_ready(*cluster.members)
+    process = cluster.members[0].process
+    assert process is not None
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    assert int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) <= 40 * 1024
