@@ -107,3 +107,8 @@ helm.sh/hook: {{ index . 0 }}
 helm.sh/hook-weight: {{ index . 1 | quote }}
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end }}
+
+{{/* klog's verbosity in words: from 6 on it tells of every request. */}}
+{{- define "partita.logLevel" -}}
+{{- if ge (int .Values.logVerbosity) 6 }}DEBUG{{ else if ge (int .Values.logVerbosity) 1 }}INFO{{ else }}WARNING{{ end }}
+{{- end }}

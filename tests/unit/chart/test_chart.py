@@ -1,0 +1,220 @@
+"""What the chart makes of its values, by `helm template`."""
+
+import re
+
+import jsonschema
+import pytest
+import yaml
+
+from tests.unit.chart.chart import CHART, Refused, environment, of_kind, plugin_pod, render
+
+EVERYTHING = (
+    "resources.computeDomains.enabled=true",
+    "resources.amd.enabled=true",
+    "controller.enabled=true",
+    "simulator.profile=h100",
+    "resources.gpus.migClasses={1g.10gb,3g.40gb}",
+    "kubeletPlugin.networkPolicy.enabled=true",
+    "controller.networkPolicy.enabled=true",
+)
+
+
+def expression(device_class: dict) -> str:
+    (selector,) = device_class["spec"]["selectors"]
+    return selector["cel"]["expression"]
+
+
+def test_without_values_the_chart_serves_nvidia_gpus_only() -> None:
+    objects = render()
+    assert set(of_kind(objects, "DeviceClass")) == {"gpu.nvidia.com", "mig.nvidia.com"}
+    assert environment(plugin_pod(objects)["containers"][0])["DRIVERS"] == "gpu.nvidia.com"
+    assert not of_kind(objects, "Deployment")
+
+
+def test_device_classes_select_what_the_reference_driver_publishes() -> None:
+    classes = of_kind(render(*EVERYTHING), "DeviceClass")
+    assert {name: expression(each) for name, each in classes.items() if not name.startswith("mig-")} == {
+        "gpu.nvidia.com": "device.driver == 'gpu.nvidia.com' && device.attributes['gpu.nvidia.com'].type == 'gpu'",
+        "mig.nvidia.com": "device.driver == 'gpu.nvidia.com' && device.attributes['gpu.nvidia.com'].type == 'mig'",
+        "gpu.amd.com": "device.driver == 'gpu.amd.com'",
+        "compute-domain-daemon.nvidia.com": "device.driver == 'compute-domain.nvidia.com' "
+        "&& device.attributes['compute-domain.nvidia.com'].type == 'daemon'",
+        "compute-domain-default-channel.nvidia.com": "device.driver == 'compute-domain.nvidia.com' "
+        "&& device.attributes['compute-domain.nvidia.com'].type == 'channel' "
+        "&& device.attributes['compute-domain.nvidia.com'].id == 0",
+    }
+
+
+def test_a_mig_profile_becomes_a_class_that_pods_may_ask_for_as_extended_resource() -> None:
+    classes = of_kind(render("resources.gpus.migClasses={1g.10gb,1g.10gb+me}"), "DeviceClass")
+    assert classes["mig-1g.10gb.nvidia.com"]["spec"]["extendedResourceName"] == "nvidia.com/mig-1g.10gb"
+    media = classes["mig-1g.10gb.me.nvidia.com"]
+    assert media["spec"]["extendedResourceName"] == "nvidia.com/mig-1g.10gb.me"
+    assert expression(media).endswith(".profile == '1g.10gb+me'")
+
+
+def test_extended_resources_are_offered_only_when_named() -> None:
+    assert "extendedResourceName" not in of_kind(render(), "DeviceClass")["gpu.nvidia.com"]["spec"]
+    named = of_kind(render("resources.gpus.extendedResourceName=nvidia.com/gpu"), "DeviceClass")
+    assert named["gpu.nvidia.com"]["spec"]["extendedResourceName"] == "nvidia.com/gpu"
+
+
+@pytest.mark.parametrize(
+    ("settings", "host", "seen"),
+    [
+        ((), "/", "/driver-root"),
+        (("nvidiaDriverRoot=/run/nvidia/driver",), "/run/nvidia/driver", "/run/nvidia/driver"),
+        (("simulator.profile=h100",), "/run/nvidia/driver", "/run/nvidia/driver"),
+    ],
+)
+def test_the_driver_root_is_mounted_where_the_plugin_is_told(settings: tuple[str, ...], host: str, seen: str) -> None:
+    pod = plugin_pod(render(*settings))
+    plugin = pod["containers"][0]
+    assert (environment(plugin)["DRIVER_ROOT"], environment(plugin)["DRIVER_ROOT_CTR_PATH"]) == (host, seen)
+    volumes = {volume["name"]: volume["hostPath"]["path"] for volume in pod["volumes"]}
+    mounts = {mount["name"]: mount["mountPath"] for mount in plugin["volumeMounts"]}
+    assert (volumes["driver-root"], mounts["driver-root"]) == (host, seen)
+
+
+def test_sockets_and_cdi_files_have_one_path_inside_and_outside() -> None:
+    pod = plugin_pod(render("kubeletPlugin.kubeletPluginsDirectoryPath=/data/kubelet/plugins"))
+    volumes = {volume["name"]: volume["hostPath"]["path"] for volume in pod["volumes"]}
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert volumes["plugins"] == mounts["plugins"] == "/data/kubelet/plugins"
+    assert all(volumes[name] == mounts[name] for name in ("registry", "cdi"))
+
+
+def test_an_upgrade_starts_the_new_plugin_before_the_old_one_ends() -> None:
+    (daemon_set,) = of_kind(render(), "DaemonSet").values()
+    assert daemon_set["spec"]["updateStrategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    names = [entry["name"] for entry in plugin_pod(render())["containers"][0]["env"]]
+    assert "POD_UID" in names  # gives each instance sockets of its own
+
+
+def test_the_admission_policy_names_the_account_that_the_plugin_runs_under() -> None:
+    for settings in ((), ("serviceAccount.create=false", "serviceAccount.name=given"), ("fullnameOverride=other",)):
+        objects = render(*settings)
+        account = plugin_pod(objects)["serviceAccountName"]
+        (policy,) = of_kind(objects, "ValidatingAdmissionPolicy").values()
+        (condition,) = policy["spec"]["matchConditions"]
+        assert f'"system:serviceaccount:partita-system:{account}"' in condition["expression"]
+        (binding,) = of_kind(objects, "ValidatingAdmissionPolicyBinding").values()
+        assert binding["spec"]["policyName"] == policy["metadata"]["name"]
+
+
+def test_no_role_may_read_secrets_of_other_namespaces_or_write_nodes() -> None:
+    for role in of_kind(render(*EVERYTHING[:3]), "ClusterRole").values():
+        for rule in role["rules"]:
+            assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]], role["metadata"]["name"]
+            assert "secrets" not in rule["resources"]
+            if "nodes" in rule["resources"]:
+                assert set(rule["verbs"]) <= {"get", "list", "watch"}
+
+
+def test_the_plugin_reads_single_claims_and_nodes_and_writes_slices_and_events() -> None:
+    role = of_kind(render(), "ClusterRole")["partita-kubelet-plugin"]
+    verbs = {resource: set(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
+    assert verbs["resourceclaims"] == verbs["nodes"] == {"get"}
+    assert verbs["events"] == {"create"}
+
+
+def test_the_controller_runs_without_root_and_without_capabilities() -> None:
+    deployment = of_kind(render("controller.enabled=true"), "Deployment")["partita-controller"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    security = container["securityContext"]
+    assert security["runAsNonRoot"] and security["readOnlyRootFilesystem"]
+    assert security["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_simulated_hardware_is_installed_before_the_plugin_starts_and_marks_its_nodes() -> None:
+    objects = render("simulator.profile=gb200", "simulator.nodeSelector.trial=yes")
+    pod = plugin_pod(objects)
+    (installer,) = pod["initContainers"]
+    assert "--profile=gb200" in installer["args"]
+    assert pod["nodeSelector"] == {"trial": "yes"}
+    jobs = of_kind(objects, "Job")
+    arguments = jobs["partita-mark-nodes"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert arguments[1:] == ["trial=yes", "partita/simulated=gb200"]
+    assert jobs["partita-unmark-nodes"]["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete"
+
+
+def test_what_may_write_nodes_is_gone_when_the_hook_has_run() -> None:
+    writers = [
+        each
+        for each in render("simulator.profile=h100")
+        if each["kind"] == "ClusterRole"
+        and any("nodes" in rule["resources"] and "patch" in rule["verbs"] for rule in each["rules"])
+    ]
+    assert writers
+    for each in writers:
+        assert "hook-succeeded" in each["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
+
+
+def test_without_a_profile_nothing_is_simulated() -> None:
+    objects = render()
+    assert "initContainers" not in plugin_pod(objects)
+    assert "simulator" not in yaml.safe_dump_all(objects)
+
+
+@pytest.mark.parametrize(
+    ("settings", "namespace", "reason"),
+    [
+        ((), "default", "allowDefaultNamespace=true"),
+        (("resources.gpus.enabled=false",), "partita-system", "no driver is enabled"),
+        (("resources.computeDomains.enabled=true",), "partita-system", "controller.enabled"),
+        (("serviceAccount.create=false",), "partita-system", "serviceAccount.name"),
+        (("resources.gpu.enabled=true",), "partita-system", "additional properties 'gpu' not allowed"),
+        (("image.pullPolicy=Sometimes",), "partita-system", "/image/pullPolicy"),
+        (("nvidiaDriverRoot=run/nvidia",), "partita-system", "/nvidiaDriverRoot"),
+        (("resources.gpus.migClasses={1g}",), "partita-system", "/resources/gpus/migClasses/0"),
+        (("resources.gpus.extendedResourceName=gpu",), "partita-system", "/resources/gpus/extendedResourceName"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_with_their_name(
+    settings: tuple[str, ...], namespace: str, reason: str
+) -> None:
+    with pytest.raises(Refused, match=re.escape(reason)):
+        render(*settings, namespace=namespace)
+
+
+def test_namespace_default_is_taken_when_it_is_meant() -> None:
+    (daemon_set,) = of_kind(render("allowDefaultNamespace=true", namespace="default"), "DaemonSet").values()
+    assert daemon_set["metadata"]["namespace"] == "default"
+
+
+def test_two_releases_share_no_name() -> None:
+    """Classes, definitions and hooks apart, whose sharing the refusal and Helm itself deal with."""
+    kinds = {"ClusterRole", "ClusterRoleBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+    first, second = (
+        {(each["kind"], each["metadata"]["name"]) for each in render(*EVERYTHING[:3], release=name, namespace=name)}
+        for name in ("one", "two")
+    )
+    assert not {name for name in first & second if name[0] in kinds}
+
+
+def test_every_object_says_which_release_it_belongs_to() -> None:
+    for each in render(*EVERYTHING):
+        assert each["metadata"]["labels"]["app.kubernetes.io/instance"] == "partita", each["metadata"]["name"]
+
+
+def test_every_pod_template_matches_its_own_selector() -> None:
+    for each in render(*EVERYTHING):
+        if each["kind"] in ("DaemonSet", "Deployment"):
+            selector = each["spec"]["selector"]["matchLabels"]
+            assert selector.items() <= each["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_the_default_values_are_valid_and_every_value_has_a_type() -> None:
+    schema = yaml.safe_load((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    jsonschema.Draft202012Validator(schema).validate(values)
+
+    def unknown(schema: dict, values: dict, trail: str) -> list[str]:
+        known = schema.get("properties", {})
+        if not known:
+            return []
+        missing = [trail + name for name in values if name not in known]
+        nested = [(name, value) for name, value in values.items() if isinstance(value, dict) and name in known]
+        return missing + [each for name, value in nested for each in unknown(known[name], value, f"{trail}{name}.")]
+
+    assert unknown(schema, values, "") == []
