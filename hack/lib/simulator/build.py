@@ -11,7 +11,18 @@ from simulator.compile import DRIVER_VERSION
 
 NATIVE = Path(__file__).parent / "native"
 FLAGS = ["-std=gnu11", "-O2", "-g0", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"]
-CORE = ["state.c", "tree.c", "library.c", "mig.c", "compute.c", "device.c", "fabric.c", "events.c", "fields.c", "unsupported.c"]
+CORE = [
+    "state.c",
+    "tree.c",
+    "library.c",
+    "mig.c",
+    "compute.c",
+    "device.c",
+    "fabric.c",
+    "events.c",
+    "fields.c",
+    "unsupported.c",
+]
 STAND_INS = {
     "libcuda.so": "libcuda.so.1",
     "libcudadebugger.so": "libcudadebugger.so.1",
@@ -54,7 +65,18 @@ def _compile_all(folder: Path) -> None:
     aside.mkdir()
     core = [str(NATIVE / source) for source in CORE]
     version = f'-DDRIVER_VERSION="{DRIVER_VERSION}"'
-    library = ["-shared", "-fPIC", version, "-Wl,-soname,libnvidia-ml.so.1", "-Wl,-z,now", *core, "-o", LIBRARY, "-ldl", "-lpthread"]
+    library = [
+        "-shared",
+        "-fPIC",
+        version,
+        "-Wl,-soname,libnvidia-ml.so.1",
+        "-Wl,-z,now",
+        *core,
+        "-o",
+        LIBRARY,
+        "-ldl",
+        "-lpthread",
+    ]
     _gcc(aside, *FLAGS, *library)
     _gcc(aside, *FLAGS, "-static", "-DSTATIC_TOOL", version, *core, str(NATIVE / "smi.c"), "-o", TOOL)
     for name, soname in (STAND_INS | {STATE_STUB: f"{STATE_STUB}.{DRIVER_VERSION}"}).items():

@@ -79,7 +79,11 @@ def _fill_fabric(gpu: Gpu, model: dict[str, Any], group: Group, index: int) -> N
         return
     gpu.fixed.has_fabric = 1
     now = gpu.slots[0]
-    now.fabric_state, now.fabric_health_mask, now.fabric_health_summary = FABRIC_COMPLETED, HEALTH_MASK_GOOD, FABRIC_HEALTHY
+    now.fabric_state, now.fabric_health_mask, now.fabric_health_summary = (
+        FABRIC_COMPLETED,
+        HEALTH_MASK_GOOD,
+        FABRIC_HEALTHY,
+    )
     if model["fabric"] != "rack":
         return
     rack = index // NODES_PER_RACK
@@ -93,7 +97,10 @@ def _fill_fabric(gpu: Gpu, model: dict[str, Any], group: Group, index: int) -> N
 def _fill_mig(fixed: Fixed, mig: dict[str, Any]) -> None:
     total = mig["total"]
     fixed.mig_capable, fixed.memory_slices, fixed.max_mig_devices = 1, mig["memory_slices"], mig["max_devices"]
-    fixed.mode_change_needs_reset, fixed.mode_survives_reboot = mig["mode_change_needs_reset"], mig["mode_survives_reboot"]
+    fixed.mode_change_needs_reset, fixed.mode_survives_reboot = (
+        mig["mode_change_needs_reset"],
+        mig["mode_survives_reboot"],
+    )
     fixed.multiprocessors, fixed.copy_engines, fixed.decoders = total["multiprocessors"], total["copy"], total["decode"]
     fixed.encoders, fixed.jpeg_engines, fixed.ofa_engines = total["encode"], total["jpeg"], total["ofa"]
     fixed.profile_count = len(mig["profiles"])

@@ -60,7 +60,9 @@ def _install_locked(root: Path, spec: str, groups: tuple, options: argparse.Name
     wanted = compile_state(spec, groups, options.node, options.index)
     kept = path.exists() and not options.force and _is_same(path, wanted)
     if path.exists() and not options.force and not kept:
-        raise ValueError(f"{root} holds another simulated node (see `simulator show --root {root}`); --force replaces it")
+        raise ValueError(
+            f"{root} holds another simulated node (see `simulator show --root {root}`); --force replaces it"
+        )
     tree.write_libraries(root, artefacts, DRIVER_VERSION)
     if kept:
         return f"{root}: {spec} was installed already; its instances are kept"

@@ -25,7 +25,9 @@ def _numbers(names: str) -> list[tuple[str, type]]:
 
 class Profile(ctypes.Structure):
     _fields_ = [
-        *_numbers("slot id slices max_instances multiprocessors copy_engines decoders encoders jpeg_engines ofa_engines"),
+        *_numbers(
+            "slot id slices max_instances multiprocessors copy_engines decoders encoders jpeg_engines ofa_engines"
+        ),
         *_numbers("capabilities size start_count"),
         ("starts", u32 * MAX_STARTS),
         ("preferred", u32 * MAX_STARTS),
@@ -133,10 +135,13 @@ def open_state(path: Path) -> Iterator[State]:
 @contextmanager
 def changed(gpu: Gpu) -> Iterator[Changing]:
     """A GPU's next state, in force when the block ends: written aside, then switched to by one store."""
+    in_tree = gpu.in_tree == gpu.generation
     following = gpu.slots[(gpu.generation + 1) & 1]
     ctypes.memmove(ctypes.byref(following), ctypes.byref(gpu.now), ctypes.sizeof(Changing))
     yield following
     gpu.generation += 1
+    if in_tree:
+        gpu.in_tree = gpu.generation  # callers that change instances see to the tree themselves
 
 
 _FUTEX = {"x86_64": 202, "aarch64": 98}

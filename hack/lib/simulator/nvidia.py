@@ -3,6 +3,7 @@
 import argparse
 
 from simulator.build import build
+from simulator.faults import inject, reboot, reset
 from simulator.install import install, parse_arguments
 from simulator.models import model_names, read_model
 from simulator.show import show
@@ -14,7 +15,9 @@ def run_install(arguments: list[str]) -> int:
 
 
 def run_build(arguments: list[str]) -> int:
-    argparse.ArgumentParser(prog="simulator build", description="Prints the folder of the artefacts.").parse_args(arguments)
+    argparse.ArgumentParser(prog="simulator build", description="Prints the folder of the artefacts.").parse_args(
+        arguments
+    )
     print(build())
     return 0
 
@@ -31,7 +34,10 @@ def run_profiles(arguments: list[str]) -> int:
 
 VERBS = {
     "build": ("compile the simulated NVIDIA driver into the cache", run_build),
+    "inject": ("make hardware misbehave: xid, lost, in-use, fabric, fail, slow", inject),
     "install": ("put simulated NVIDIA hardware below a driver root", run_install),
     "profiles": ("list the GPU models", run_profiles),
+    "reboot": ("what a reboot of the node does to its GPUs", reboot),
+    "reset": ("reset GPUs; without --gpu all faults end", reset),
     "show": ("print GPUs and instances of a simulated node", show),
 }

@@ -35,7 +35,11 @@ def format_state(state: State) -> str:
         notes = ["lost"] if now.lost else []
         notes += [f"process {p.pid} in {_where(p)}" for p in now.processes[: now.process_count]]
         fixed = gpu.fixed
-        lines.append(row.format(fixed.minor, tree.bus_id(fixed), fixed.name.decode(), _mode(gpu), clique, ", ".join(notes) or "ok"))
+        lines.append(
+            row.format(
+                fixed.minor, tree.bus_id(fixed), fixed.name.decode(), _mode(gpu), clique, ", ".join(notes) or "ok"
+            )
+        )
         lines += _instances(gpu)
     faults = [fault for fault in state.faults if fault.function]
     lines += ["", *(f"fault: {_fault(fault)}" for fault in faults)] if faults else []

@@ -81,9 +81,16 @@ def write_proc(root: Path, state: State, majors: dict[str, int]) -> None:
     write_text(root / "proc/devices", f"Character devices:\n{listing}\nBlock devices:\n259 blkext\n")
     banner = f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  Release Build  (simulated)"
     write_text(nvidia / "version", f"{banner}\nGCC version:  gcc version 12.2.0\n")
-    write_text(nvidia / "params", "ResmanDebugLevel: 4294967295\nDeviceFileUID: 0\nDeviceFileGID: 0\nDeviceFileMode: 438\nModifyDeviceFiles: 1\n")
+    write_text(
+        nvidia / "params",
+        "ResmanDebugLevel: 4294967295\nDeviceFileUID: 0\nDeviceFileGID: 0\nDeviceFileMode: 438\nModifyDeviceFiles: 1\n",
+    )
     capabilities = nvidia / "capabilities"
-    for name, minor in (("mig/config", MIG_CONFIG_MINOR), ("mig/monitor", MIG_MONITOR_MINOR), ("fabric-imex-mgmt", IMEX_MANAGEMENT_MINOR)):
+    for name, minor in (
+        ("mig/config", MIG_CONFIG_MINOR),
+        ("mig/monitor", MIG_MONITOR_MINOR),
+        ("fabric-imex-mgmt", IMEX_MANAGEMENT_MINOR),
+    ):
         write_text(capabilities / name, f"DeviceFileMinor: {minor}\nDeviceFileMode: 256\nDeviceFileModify: 1\n")
     write_text(caps / "mig-minors", mig_minors())
     write_text(caps / "sys-minors", f"fabric-imex-mgmt {IMEX_MANAGEMENT_MINOR}\n")

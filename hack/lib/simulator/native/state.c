@@ -169,9 +169,8 @@ int state_gpu_visible(uint32_t gpu) {
     return !state_in_workload() || exists("/dev/nvidia%u", state->gpus[gpu].fixed.minor);
 }
 
-/* Capability minors: 3 + 135 per GPU + 9 per GPU instance, then 1 + its number for a compute instance. */
 int state_instance_visible(uint32_t gpu, uint32_t gi, int ci) {
-    uint32_t minor = 3 + 135 * state->gpus[gpu].fixed.minor + 9 * gi;
+    uint32_t minor = FIRST_MINOR + MINORS_PER_GPU * state->gpus[gpu].fixed.minor + MINORS_PER_INSTANCE * gi;
     if (!state_in_workload()) return 1;
     return exists("/dev/nvidia-caps/nvidia-cap%u", minor) &&
            (ci < 0 || exists("/dev/nvidia-caps/nvidia-cap%u", minor + 1 + (uint32_t)ci));
@@ -198,7 +197,7 @@ int change_begin(struct change *change, uint32_t index) {
             return NVML_ERROR_UNKNOWN;
         }
     struct gpu *gpu = &state->gpus[index];
-    if (gpu->in_tree != gpu->generation) tree_sync(root_fd, index);
+    if (gpu->in_tree != gpu->generation) tree_sync(root_fd, index, 0);
     change->gpu = index;
     change->next = &gpu->slots[(gpu->generation + 1) & 1];
     memcpy(change->next, &gpu->slots[gpu->generation & 1], sizeof *change->next);
@@ -208,7 +207,7 @@ int change_begin(struct change *change, uint32_t index) {
 void change_commit(struct change *change) {
     struct gpu *gpu = &state->gpus[change->gpu];
     __atomic_store_n(&gpu->generation, gpu->generation + 1, __ATOMIC_RELEASE);
-    tree_sync(root_fd, change->gpu);
+    tree_sync(root_fd, change->gpu, 1);
     close(change->lock);
 }
 

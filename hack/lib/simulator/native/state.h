@@ -146,7 +146,10 @@ void change_abort(struct change *change);
 
 int faults_check(const char *function);
 
-/* The /proc and /dev side of instances, in tree.c. */
-void tree_sync(int root, uint32_t gpu);
+/* Capability minors, as in mig-minors: config 1, monitor 2, then 135 a GPU, 9 a GPU instance: itself, its 8 CIs. */
+enum { FIRST_MINOR = 3, MINORS_PER_GPU = 135, MINORS_PER_INSTANCE = 9 };
+
+/* The /proc and /dev side of instances, in tree.c. `certain` is 0 where a client may have died while it changed them. */
+void tree_sync(int root, uint32_t gpu, int certain);
 
 #endif

@@ -38,25 +38,34 @@ static void hide_capability(int root, const char *folder, uint32_t minor) {
     unlinkat(root, path, 0);
 }
 
-void tree_sync(int root, uint32_t index) {
-    struct gpu *gpu = &state->gpus[index];
-    const struct changing *now = &gpu->slots[gpu->generation & 1];
-    char gi_folder[96], ci_folder[128];
-    for (uint32_t gi = 0; gi < MAX_GPU_INSTANCES; gi++) {
-        const struct gpu_instance *instance = &now->instances[gi];
-        uint32_t minor = 3 + 135 * gpu->fixed.minor + 9 * gi;
-        snprintf(gi_folder, sizeof gi_folder, "proc/driver/nvidia/capabilities/gpu%u/mig/gi%u", gpu->fixed.minor, gi);
-        int shown = faccessat(root, gi_folder, F_OK, 0) == 0;
-        if (!instance->used && !shown) continue;
-        if (instance->used) show_capability(root, gi_folder, minor);
-        for (uint32_t ci = 0; ci < MAX_COMPUTE_INSTANCES; ci++) {
-            snprintf(ci_folder, sizeof ci_folder, "%s/ci%u", gi_folder, ci);
-            if (instance->used && instance->compute[ci].used)
-                show_capability(root, ci_folder, minor + 1 + ci);
-            else if (shown)
-                hide_capability(root, ci_folder, minor + 1 + ci);
-        }
-        if (!instance->used) hide_capability(root, gi_folder, minor);
+/* `known`: what the tree shows now, or NULL where that must be looked up. */
+static void sync_instance(int root, uint32_t gpu, uint32_t gi, const struct gpu_instance *known,
+                          const struct gpu_instance *wanted) {
+    char folder[96], compute[128];
+    uint32_t minor = FIRST_MINOR + MINORS_PER_GPU * gpu + MINORS_PER_INSTANCE * gi;
+    snprintf(folder, sizeof folder, "proc/driver/nvidia/capabilities/gpu%u/mig/gi%u", gpu, gi);
+    int shown = known ? (int)known->used : faccessat(root, folder, F_OK, 0) == 0;
+    if (!wanted->used && !shown) return;
+    if (wanted->used && !(known && known->used)) show_capability(root, folder, minor);
+    for (uint32_t ci = 0; ci < MAX_COMPUTE_INSTANCES; ci++) {
+        int show = wanted->used && wanted->compute[ci].used;
+        if (known && (int)(known->used && known->compute[ci].used) == show) continue;
+        snprintf(compute, sizeof compute, "%s/ci%u", folder, ci);
+        if (show)
+            show_capability(root, compute, minor + 1 + ci);
+        else if (shown)
+            hide_capability(root, compute, minor + 1 + ci);
     }
-    __atomic_store_n(&gpu->in_tree, gpu->generation, __ATOMIC_RELEASE);
+    if (!wanted->used) hide_capability(root, folder, minor);
+}
+
+void tree_sync(int root, uint32_t index, int certain) {
+    struct gpu *gpu = &state->gpus[index];
+    uint32_t generation = gpu->generation;
+    const struct changing *now = &gpu->slots[generation & 1];
+    /* The other slot still holds what was before this generation. */
+    const struct changing *before = certain ? &gpu->slots[(generation + 1) & 1] : NULL;
+    for (uint32_t gi = 0; gi < MAX_GPU_INSTANCES; gi++)
+        sync_instance(root, gpu->fixed.minor, gi, before ? &before->instances[gi] : NULL, &now->instances[gi]);
+    __atomic_store_n(&gpu->in_tree, generation, __ATOMIC_RELEASE);
 }
