@@ -23,7 +23,6 @@ from kubeletplugin.model.checkpoint import (
     ClaimRecord,
     decode_journal,
     encode_checkpoint,
-    encode_header,
     encode_record,
     encode_removal,
 )
@@ -76,6 +75,7 @@ class Store:
         self._appended = 0
         self._synced = 0
         self._sync_task: asyncio.Future[None] | None = None
+        self._reserved: set[str] = set()
 
     # Sharing with other instances
 
@@ -125,7 +125,7 @@ class Store:
         Raises StateUnreadable; DiskFailed.
         """
         try:
-            status = os.stat(self.path)
+            status = self.path.stat()
         except FileNotFoundError:
             self._replace(self.checkpoint if self._fd >= 0 else Checkpoint())
             return
@@ -171,15 +171,18 @@ class Store:
 
     def reserve(self, record: ClaimRecord) -> None:
         """Let later plans of this process see what is under way; a crash forgets it."""
+        self._reserved.add(record.uid)
         self.checkpoint = self.checkpoint.with_record(record)
 
     def release(self, uid: str) -> None:
         """Undo `reserve`."""
+        self._reserved.discard(uid)
         self.checkpoint = self.checkpoint.without(uid)
 
     def put(self, record: ClaimRecord) -> None:
         """Append. Raises DiskFull, after which nothing changed."""
         self._append(encode_record(record))
+        self._reserved.discard(record.uid)
         self.checkpoint = self.checkpoint.with_record(record)
 
     def remove(self, uid: str) -> None:
@@ -233,7 +236,10 @@ class Store:
 
     def _replace(self, checkpoint: Checkpoint) -> None:
         """Write the journal anew beside the old one, and rename: a crash leaves the old or the new, whole."""
-        data = encode_checkpoint(self._driver, checkpoint) if checkpoint.records else encode_header(self._driver)
+        durable = checkpoint
+        for uid in self._reserved:
+            durable = durable.without(uid)
+        data = encode_checkpoint(self._driver, durable)
         temporary = self.path.with_suffix(".new")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,7 +251,7 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
             raise disk_error(error, self.path) from error
-        self.checkpoint, self._size, self._lines = checkpoint, len(data), len(checkpoint.records) + 1
+        self.checkpoint, self._size, self._lines = checkpoint, len(data), len(durable.records) + 1
         self._synced, self._suspect = self._appended, False
 
 
@@ -295,16 +301,16 @@ class CdiFiles:
             except FileNotFoundError:
                 Path(self._directory).mkdir(parents=True, exist_ok=True)
                 write_whole(Path(temporary), data, durable=False)
-            os.replace(temporary, final)
+            Path(temporary).rename(final)
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
+                Path(temporary).unlink()
             raise disk_error(error, Path(final)) from error
 
     def remove(self, name: str) -> None:
         """Absent is success. Raises DiskFailed."""
         try:
-            os.unlink(f"{self._directory}/{name}")
+            Path(f"{self._directory}/{name}").unlink()
         except FileNotFoundError:
             return
         except OSError as error:

@@ -1,0 +1,142 @@
+"""The node plugin: `python -m kubeletplugin` or `partita-kubelet-plugin`."""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from api.client import Client
+from api.errors import InvalidObject, PartitaError
+from api.names import NVIDIA_CDI_VENDOR, NVIDIA_GPU_DRIVER
+from kubeletplugin.driver import ClaimService, NodeDriver
+from kubeletplugin.events import Recorder
+from kubeletplugin.executor import Executor
+from kubeletplugin.files import CdiFiles, CrashPoint, Store
+from kubeletplugin.hardware.nvml import NvmlBackend
+from kubeletplugin.hardware.tree import DriverRoot
+from kubeletplugin.logs import configure_logging
+from kubeletplugin.metrics import HttpServer
+from kubeletplugin.nvidia import NvidiaDriver
+from kubeletplugin.publisher import Publisher
+from kubeletplugin.server import HealthBoard, KubeletServer
+from kubeletplugin.settings import Settings, parse_endpoint, parse_settings, parse_xids
+
+log = logging.getLogger("kubeletplugin")
+
+Build = Callable[[Settings, Client, Recorder, ThreadPoolExecutor], NodeDriver]
+
+
+def build_nvidia(settings: Settings, client: Client, events: Recorder, syncer: ThreadPoolExecutor) -> NodeDriver:
+    root = DriverRoot(settings.driver_root, settings.seen_driver_root, settings.nvidia_cdi_hook_path)
+    return NvidiaDriver(
+        node=settings.node_name,
+        client=client,
+        events=events,
+        executor=Executor(NvmlBackend(root)),
+        store=Store(settings.data_directory(NVIDIA_GPU_DRIVER), NVIDIA_GPU_DRIVER, syncer),
+        cdi=CdiFiles(Path(settings.cdi_root), NVIDIA_CDI_VENDOR),
+        root=root,
+        crash=CrashPoint(settings.partita_crash_after),
+        ignored_xids=parse_xids(settings.additional_xids_to_ignore),
+        rescan_interval_s=settings.rescan_interval_s,
+    )
+
+
+BUILDERS: dict[str, Build] = {NVIDIA_GPU_DRIVER: build_nvidia}
+
+
+class Plugin:
+    """One driver with everything around it."""
+
+    def __init__(self, name: str, settings: Settings, client: Client, syncer: ThreadPoolExecutor) -> None:
+        self._settings = settings
+        self._client = client
+        self._events = Recorder(client, name, settings.node_name)
+        self._driver = BUILDERS[name](settings, client, self._events, syncer)
+        self._board = HealthBoard()
+        self._publisher = Publisher(self._driver, client, self._events, settings.node_name, self._board)
+        self._server: KubeletServer | None = None
+
+    def is_ready(self) -> bool:
+        return self._server is not None and self._server.registered and self._publisher.published.is_set()
+
+    async def run(self) -> None:
+        """Recover, serve, publish, until cancelled; the slices stay."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._events.run())
+            await self._driver.recover()
+            claims = ClaimService(self._driver, self._client, self._events, tasks, self._publisher.changed)
+            self._server = KubeletServer(
+                self._driver.name,
+                claims,
+                self._board,
+                Path(self._settings.kubelet_registrar_directory_path),
+                self._settings.data_directory(self._driver.name),
+                self._settings.pod_uid,
+            )
+            await self._server.start()
+            try:
+                async with asyncio.TaskGroup() as inner:
+                    inner.create_task(self._server.watch())
+                    inner.create_task(self._publisher.run())
+                    inner.create_task(self._driver.run(self._publisher.changed))
+            finally:
+                await self._server.stop()
+
+
+async def run(settings: Settings) -> None:
+    """Serve every driver until SIGTERM or SIGINT."""
+    names = list(BUILDERS) if settings.drivers == "auto" else [name.strip() for name in settings.drivers.split(",")]
+    unknown = [name for name in names if name not in BUILDERS]
+    if unknown:
+        raise InvalidObject(f"DRIVERS: {unknown[0]!r} is not a driver; right would be some of {', '.join(BUILDERS)}")
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, stopping.set)
+    syncer = ThreadPoolExecutor(2, thread_name_prefix="sync")
+    async with await Client.connect(settings.kubeconfig or None) as client:
+        plugins = [Plugin(name, settings, client, syncer) for name in names]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for plugin in plugins:
+                    tasks.create_task(plugin.run())
+                if settings.http_endpoint:
+                    host, port = parse_endpoint(settings.http_endpoint)
+                    http = HttpServer(host, port, lambda: all(plugin.is_ready() for plugin in plugins))
+                    tasks.create_task(http.run())
+                tasks.create_task(_stop_when(stopping))
+        except* _Stopped:
+            log.info("stopped")
+
+
+class _Stopped(Exception):
+    """A signal asked us to end."""
+
+
+async def _stop_when(stopping: asyncio.Event) -> None:
+    await stopping.wait()
+    raise _Stopped
+
+
+def main() -> None:
+    try:
+        settings = parse_settings(sys.argv[1:], os.environ)
+    except InvalidObject as error:
+        sys.exit(f"Error: {error}")
+    configure_logging(settings.log_level)
+    log.info("starting", extra={"node": settings.node_name, "driver_root": settings.driver_root})
+    gc.freeze()  # what was imported lives as long as the process; collections need not look at it
+    try:
+        asyncio.run(run(settings))
+    except PartitaError as error:
+        sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    main()

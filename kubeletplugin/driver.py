@@ -1,0 +1,164 @@
+"""One claim in, one result out: what every driver's prepare and unprepare have in common.
+
+Fetches the claim, lets concurrent calls for one claim share one preparation, retries what may pass inside the call
+(the kubelet's own retry comes after 60 to 90 s), and answers before the kubelet's deadline of 45 s.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol
+
+from api.client import Client, Json, NotFound, back_off_s, path
+from api.errors import ClaimError, InvalidObject, PartitaError, Retryable
+from kubeletplugin.events import Recorder
+from kubeletplugin.hardware.backend import DeviceBusy, LibraryMissing
+from kubeletplugin.logs import log_context
+from kubeletplugin.metrics import RequestMetrics
+from kubeletplugin.model.devices import DeviceSet, Features
+from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
+
+log = logging.getLogger(__name__)
+
+RETRY_FOR_S: Final = 38.0
+ANSWER_AFTER_S: Final = 41.0  # the kubelet gives up after 45
+_RETRY_DELAYS_S: Final = (0.25, 3.0)
+_TRANSIENT: Final = (Retryable, DeviceBusy, LibraryMissing)
+_OPPOSITE: Final = {"prepare": "unprepare", "unprepare": "prepare"}
+CLAIM_API: Final = "resource.k8s.io/v1"
+
+
+class NodeDriver(Protocol):
+    """One vendor's devices on this node."""
+
+    name: str
+
+    async def recover(self) -> None:
+        """Finish or undo what an earlier run left; returns when claims can be served."""
+
+    async def prepare(self, claim: Json, ref: ClaimRef) -> tuple[ReadyDevice, ...]:
+        """`claim` as the API server has it. Raises PartitaError; what is left half done, a retry finds."""
+
+    async def unprepare(self, ref: ClaimRef) -> None:
+        """A claim that is not known is success. Raises PartitaError."""
+
+    def offer(self, features: Features) -> DeviceSet:
+        """What to publish now."""
+
+    def health(self) -> tuple[DeviceHealth, ...]:
+        """Of every device that `offer` has."""
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        """Watch the hardware until cancelled, calling `changed` after whatever alters `offer` or `health`."""
+
+
+class ClaimService:
+    """`kubeletplugin.server.Claims` for one driver."""
+
+    def __init__(
+        self,
+        driver: NodeDriver,
+        client: Client,
+        events: Recorder,
+        tasks: asyncio.TaskGroup,
+        changed: Callable[[], None],
+    ) -> None:
+        self._driver = driver
+        self._client = client
+        self._events = events
+        self._tasks = tasks
+        self._changed = changed
+        self._running: dict[tuple[str, str], asyncio.Task[Any]] = {}
+        self._metrics = {operation: RequestMetrics(driver.name, operation) for operation in ("prepare", "unprepare")}
+
+    async def prepare(self, ref: ClaimRef) -> tuple[ReadyDevice, ...] | str:
+        result: tuple[ReadyDevice, ...] | str = await self._join("prepare", ref, self._prepare)
+        return result
+
+    async def unprepare(self, ref: ClaimRef) -> str | None:
+        result = await self._join("unprepare", ref, self._unprepare)
+        return result if isinstance(result, str) else None
+
+    async def _join(self, operation: str, ref: ClaimRef, work: Callable[[ClaimRef], Coroutine[Any, Any, Any]]) -> Any:
+        """Start the work, or share the one that is under way; a caller that goes away does not end it."""
+        key = (operation, ref.uid)
+        task = self._running.get(key)
+        if task is None:
+            # Only what was there before: two that waited for each other would wait for ever.
+            earlier = self._running.get((_OPPOSITE[operation], ref.uid))
+            task = self._running[key] = self._tasks.create_task(self._work(operation, ref, work, earlier))
+            task.add_done_callback(lambda _: self._running.pop(key, None))
+        done, _ = await asyncio.wait((task,), timeout=ANSWER_AFTER_S)
+        if not done:
+            return (
+                f"claim {ref}: {operation} is still under way after {ANSWER_AFTER_S:.0f} s; the next attempt joins it"
+            )
+        return task.result()
+
+    async def _work(
+        self,
+        operation: str,
+        ref: ClaimRef,
+        work: Callable[[ClaimRef], Coroutine[Any, Any, Any]],
+        earlier: asyncio.Task[Any] | None,
+    ) -> Any:
+        """The result, or what went wrong as a sentence."""
+        metrics = self._metrics[operation]
+        started_s = time.perf_counter()
+        with log_context(driver=self._driver.name, claim=str(ref), claim_uid=ref.uid, op=secrets.token_hex(4)):
+            if earlier is not None:
+                await asyncio.wait((earlier,))
+            with metrics.measure():
+                try:
+                    result = await self._retry(work, ref)
+                except PartitaError as error:
+                    return self._fail(operation, ref, error.reason, str(error))
+                except Exception as error:  # a defect must cost one claim, not every claim of the node
+                    log.exception("defect")
+                    return self._fail(operation, ref, "InternalError", f"{type(error).__name__}: {error}")
+            metrics.succeed()
+            took_ms = round((time.perf_counter() - started_s) * 1e3, 2)
+            log.info(f"claim_{operation}d", extra={"took_ms": took_ms})
+            self._changed()
+            return result
+
+    def _fail(self, operation: str, ref: ClaimRef, reason: str, message: str) -> str:
+        self._metrics[operation].fail(reason)
+        log.error(f"claim_not_{operation}d", extra={"reason": reason, "error": message})
+        regarding = {
+            "apiVersion": CLAIM_API,
+            "kind": "ResourceClaim",
+            "namespace": ref.namespace,
+            "name": ref.name,
+            "uid": ref.uid,
+        }
+        self._events.warn(regarding, reason, operation.capitalize(), message)
+        return message
+
+    async def _retry(self, work: Callable[[ClaimRef], Coroutine[Any, Any, Any]], ref: ClaimRef) -> Any:
+        delays: Any = None
+        deadline_s = time.monotonic() + RETRY_FOR_S
+        while True:
+            try:
+                return await work(ref)
+            except InvalidObject:
+                raise
+            except _TRANSIENT as error:
+                delays = delays or back_off_s(*_RETRY_DELAYS_S)
+                delay_s = next(delays)
+                if time.monotonic() + delay_s > deadline_s:
+                    raise
+                log.warning("retrying", extra={"error": str(error), "retry_in_s": round(delay_s, 2)})
+                await asyncio.sleep(delay_s)
+
+    async def _prepare(self, ref: ClaimRef) -> tuple[ReadyDevice, ...]:
+        try:
+            claim = await self._client.get(path(CLAIM_API, "resourceclaims", namespace=ref.namespace, name=ref.name))
+        except NotFound as error:
+            raise ClaimError(str(ref), "it does not exist any more", reason="ClaimGone") from error
+        return await self._driver.prepare(claim, ref)
+
+    async def _unprepare(self, ref: ClaimRef) -> None:
+        await self._driver.unprepare(ref)

@@ -1,0 +1,78 @@
+"""Carries out hardware steps: one worker thread per back-end, one plan at a time per GPU, inventory kept current."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar
+
+from kubeletplugin.hardware.backend import NvidiaBackend
+from kubeletplugin.model.inventory import Inventory, MigInstance
+from kubeletplugin.model.steps import HardwareStep, after_step
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Executor:
+    """`inventory` is what the hardware was when last read, and every step of ours since."""
+
+    def __init__(self, backend: NvidiaBackend) -> None:
+        self.inventory = Inventory("", "")
+        self._backend = backend
+        # Vendor libraries serialise anyway, and a single thread delivers results in the order of the calls.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="nvml")
+        self._gpus: dict[str, asyncio.Lock] = {}
+
+    async def rescan(self) -> Inventory:
+        """Read everything anew. Raises HardwareError."""
+        return await self._call(self._read)
+
+    @asynccontextmanager
+    async def holding(self, gpu_uuids: Iterable[str]) -> AsyncIterator[None]:
+        """Keep other plans off these GPUs. Always taken in the same order, so no two plans wait for each other."""
+        async with AsyncExitStack() as stack:
+            for uuid in sorted(set(gpu_uuids)):
+                await stack.enter_async_context(self._gpus.setdefault(uuid, asyncio.Lock()))
+            yield
+
+    async def run(self, steps: Sequence[HardwareStep]) -> tuple[MigInstance | None, ...]:
+        """All steps in order; call while holding their GPUs. Raises HardwareError at the first that fails."""
+        results = await self._call(lambda: self._run(steps))
+        return tuple(results)
+
+    def _read(self) -> Inventory:
+        # Set in the worker thread, as in `_run`: what was read before a step must not overwrite what came of it.
+        self.inventory = self._backend.read_inventory()
+        return self.inventory
+
+    def _run(self, steps: Sequence[HardwareStep]) -> list[MigInstance | None]:
+        results = []
+        for step in steps:
+            result = self._backend.apply_step(step)
+            self.inventory = after_step(self.inventory, step, result)
+            results.append(result)
+        return results
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, function)
+
+    async def watch_events(self, on_event: Callable[[str, int], None]) -> None:
+        """Report critical XIDs until cancelled; `on_event` runs in the event loop."""
+        loop = asyncio.get_running_loop()
+        stopping = False
+
+        def forward(gpu_uuid: str, xid: int) -> None:
+            loop.call_soon_threadsafe(on_event, gpu_uuid, xid)
+
+        waiting = asyncio.ensure_future(asyncio.to_thread(self._backend.watch_events, forward, lambda: stopping))
+        try:
+            await asyncio.shield(waiting)
+        finally:
+            stopping = True
+
+    def close(self) -> None:
+        self._worker.submit(self._backend.close)
+        self._worker.shutdown(wait=False)

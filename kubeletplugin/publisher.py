@@ -1,0 +1,193 @@
+"""ResourceSlices of one driver: watches its own, and writes until they say what the driver offers."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from api.client import ApiError, Client, Json, NotFound, back_off_s, path
+from api.errors import PartitaError
+from api.resources import NodeView, view_node
+from kubeletplugin.driver import NodeDriver
+from kubeletplugin.events import Recorder
+from kubeletplugin.metrics import DEVICES, PUBLISH_DURATION, PUBLISH_ERRORS, SLICES
+from kubeletplugin.model.devices import Features
+from kubeletplugin.model.slices import (
+    CreateSlice,
+    DeleteSlice,
+    SliceAction,
+    SliceSpec,
+    UpdateSlice,
+    build_slices,
+    dropped_features,
+    plan_publication,
+)
+from kubeletplugin.server import HealthBoard
+
+log = logging.getLogger(__name__)
+
+SLICE_API: Final = "resource.k8s.io/v1"
+_SETTLE_S: Final = 0.3  # several claims at once change the order of devices once
+_FEATURE_FIELDS: Final = {"DRAPartitionableDevices": "partitionable", "DRADeviceTaints": "taints"}
+
+
+class Publisher:
+    """Level-triggered: `changed()` is the only input; everything else is read when it is needed."""
+
+    def __init__(self, driver: NodeDriver, client: Client, events: Recorder, node: str, health: HealthBoard) -> None:
+        self._driver = driver
+        self._client = client
+        self._events = events
+        self._node_name = node
+        self._health = health
+        self._features = Features()
+        self._stored: dict[str, Json] = {}
+        self._synced = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._notes: tuple[str, ...] = ()
+        self.published = asyncio.Event()
+
+    def changed(self) -> None:
+        """The driver's offer or health may be another now."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Keep the slices right until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch())
+            tasks.create_task(self._publish_for_ever())
+
+    async def _watch(self) -> None:
+        selector = f"spec.driver={self._driver.name},spec.nodeName={self._node_name}"
+        delays = back_off_s()
+        while True:
+            try:
+                async for kind, obj in self._client.list_watch(
+                    path(SLICE_API, "resourceslices"), field_selector=selector
+                ):
+                    self._observe(kind, obj)
+            except ApiError as error:
+                log.error("slices_not_watched", extra={"driver": self._driver.name, "error": str(error)})
+            await asyncio.sleep(next(delays))
+
+    def _observe(self, kind: str, obj: Any) -> None:
+        if kind == "SYNC":
+            self._stored = {item["metadata"]["name"]: item for item in obj}
+            self._synced.set()
+        elif kind == "DELETED":
+            known = self._stored.get(obj["metadata"]["name"])
+            if known is not None and known["metadata"]["uid"] == obj["metadata"]["uid"]:
+                del self._stored[obj["metadata"]["name"]]
+        elif not self._is_older(obj):
+            self._stored[obj["metadata"]["name"]] = obj
+        else:
+            return  # an echo of a write of ours
+        self._wake.set()
+
+    def _is_older(self, obj: Json) -> bool:
+        """Whether we know this object as newer or the same already, from the answer to our own write."""
+        known = self._stored.get(obj["metadata"]["name"])
+        if known is None or known["metadata"]["uid"] != obj["metadata"]["uid"]:
+            return False
+        return int(obj["metadata"]["resourceVersion"]) <= int(known["metadata"]["resourceVersion"])
+
+    async def _publish_for_ever(self) -> None:
+        node = await self._read_node()
+        await self._synced.wait()
+        delays = back_off_s()
+        while True:
+            self._wake.clear()
+            try:
+                await self._publish(node)
+                delays = back_off_s()
+            except PartitaError as error:
+                PUBLISH_ERRORS.labels(self._driver.name, error.reason).inc()
+                delay_s = next(delays)
+                log.warning(
+                    "not_published",
+                    extra={"driver": self._driver.name, "error": str(error), "retry_in_s": round(delay_s, 2)},
+                )
+                await asyncio.sleep(delay_s)
+                continue
+            await self._wake.wait()
+            await asyncio.sleep(_SETTLE_S)
+
+    async def _read_node(self) -> NodeView:
+        delays = back_off_s()
+        while True:
+            try:
+                return view_node(await self._client.get(path("v1", "nodes", name=self._node_name)))
+            except ApiError as error:
+                log.warning("node_not_read", extra={"node": self._node_name, "error": str(error)})
+            await asyncio.sleep(next(delays))
+
+    async def _publish(self, node: NodeView) -> None:
+        """One pass. Raises ApiError, InvalidObject."""
+        started_s = time.perf_counter()
+        offered = self._driver.offer(self._features)
+        self._health.show(self._driver.health())
+        if offered.notes != self._notes:
+            self._notes = offered.notes
+            for note in offered.notes:
+                log.warning("not_offered", extra={"driver": self._driver.name, "note": note})
+        desired = build_slices(self._driver.name, node.name, node.name, offered)
+        actions = plan_publication(tuple(self._stored.values()), desired, node)
+        for action in actions:
+            if await self._apply(action, node):
+                # The server dropped fields: what was meant is not what it would offer. Begin again without them.
+                self._wake.set()
+                return
+        SLICES.labels(self._driver.name).set(len(desired))
+        DEVICES.labels(self._driver.name).set(sum(len(group.devices) for group in offered.groups))
+        self.published.set()
+        if actions:
+            took_s = time.perf_counter() - started_s
+            PUBLISH_DURATION.labels(self._driver.name).observe(took_s)
+            log.info(
+                "published",
+                extra={
+                    "driver": self._driver.name,
+                    "slices": len(desired),
+                    "writes": len(actions),
+                    "took_ms": round(took_s * 1e3, 1),
+                },
+            )
+
+    async def _apply(self, action: SliceAction, node: NodeView) -> bool:
+        """Write, and remember what came of it; true where the server turned out to lack a feature."""
+        collection = path(SLICE_API, "resourceslices")
+        match action:
+            case DeleteSlice():
+                try:
+                    await self._client.delete(
+                        f"{collection}/{action.name}", uid=action.uid, resource_version=action.resource_version
+                    )
+                except NotFound:
+                    log.debug("slice_gone", extra={"slice": action.name})
+                self._stored.pop(action.name, None)
+                return False
+            case UpdateSlice():
+                written = await self._client.update(f"{collection}/{action.body['metadata']['name']}", action.body)
+            case CreateSlice():
+                written = await self._client.create(collection, action.body)
+        self._stored[written["metadata"]["name"]] = written
+        return self._degrade(action.body["spec"], written["spec"], node)
+
+    def _degrade(self, wanted: SliceSpec, written: Mapping[str, Any], node: NodeView) -> bool:
+        dropped = dropped_features(wanted, written)
+        fields = {_FEATURE_FIELDS[gate] for gate in dropped if gate in _FEATURE_FIELDS}
+        missing = {field for field in fields if getattr(self._features, field)}
+        if not missing:
+            return False
+        self._features = replace(self._features, **dict.fromkeys(missing, False))
+        gates = ", ".join(sorted(dropped))
+        message = (
+            f"the API server drops fields of feature gate {gates}; {self._driver.name} offers only what works without "
+            "(no partitions on demand, no device taints respectively) until the gate is on and this plugin restarted"
+        )
+        log.error("features_missing", extra={"driver": self._driver.name, "gates": gates, "error": message})
+        regarding = {"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid}
+        self._events.warn(regarding, "FeatureGateOff", "Publish", message)
+        return True
