@@ -140,10 +140,13 @@ def _plan_upkeep(seen: Observation, domain: Domain, members: Members, situation:
     ]
     status, status_held, status_wake = _plan_status(seen, domain, members, busy=any(structure))
     reports, report_wake = plan_reports(seen, domain, members, status.status if status else None)
+    # What was refused is said first: the stages after the one that is refused are not reached.
+    told: list[list[Action]] = [[status] if status else []]
+    stages = [*told, *structure] if seen.failures else [*structure, *told]
     delays = [delay for delay in (*wakes, retry_s, status_wake, report_wake) if delay is not None]
     return Plan(
         situation,
-        _stages([*structure, [status] if status else []]),
+        _stages(stages),
         reports,
         (*held, *status_held),
         min(delays) if delays else None,

@@ -48,6 +48,7 @@ class ChannelClaim:
     """A ResourceClaim that is allocated, reserved for pods, and whose config names the domain."""
 
     ref: Ref
+    domain_uid: str
     node: str
     """The pool of the allocated channel: a node's pool bears the node's name."""
     allocated_at: float
@@ -72,6 +73,7 @@ class DaemonPod:
     """The pod of one member node. `owner_uid` is the ComputeDomainClique that it was made for."""
 
     ref: Ref
+    domain_uid: str
     node: str
     clique_id: str
     owner_uid: str
@@ -88,6 +90,7 @@ class DaemonClaim:
     """The ResourceClaim of one daemon's pod."""
 
     ref: Ref
+    domain_uid: str
     node: str
     owner_uid: str
     terminating: bool = False
@@ -118,9 +121,18 @@ class TlsSecret:
     """The certificates of one IMEX domain. `renew_at` is when its certificate must be made anew."""
 
     ref: Ref
+    domain_uid: str
     owner_uid: str
     renew_at: float
     terminating: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFabric:
+    """What a node's published devices say about its NVLink clique; "" is none."""
+
+    node: str
+    clique_id: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ class World:
                     self._store_clique(clique.ref, fields)
             case MakeCertificates(ref=ref, clique=clique_ref):
                 made = Ref("Secret", ref.namespace, ref.name, self._uid())
-                self.secrets[ref.name] = TlsSecret(made, clique_ref.uid, renew_at=self.now + 1e6)
+                self.secrets[ref.name] = TlsSecret(made, UID, clique_ref.uid, renew_at=self.now + 1e6)
             case WriteStatus(status=status):
                 self.domain = self.domain and replace(self.domain, status=status)
                 self.statuses.append(status["status"])
@@ -122,10 +122,10 @@ class World:
                 if ref.name not in self.cliques:
                     self._store_clique(made, body)
             case "ResourceClaim":
-                self.daemon_claims.setdefault(ref.name, DaemonClaim(made, node, owner))
+                self.daemon_claims.setdefault(ref.name, DaemonClaim(made, UID, node, owner))
             case "Pod":
                 clique = body["metadata"]["labels"]["resource.nvidia.com/computeDomain.cliqueID"]
-                pod = DaemonPod(made, node, clique, owner, created_at=self.now)
+                pod = DaemonPod(made, UID, node, clique, owner, created_at=self.now)
                 self.pods.setdefault(ref.name, pod)
             case "ResourceClaimTemplate":
                 self.templates.setdefault(ref.name, Template(made, UID))
@@ -157,7 +157,7 @@ class World:
     def add_claim(self, node: str, name: str | None = None, namespace: str = "team") -> None:
         name = name or f"{node}-{self.serial}"
         ref = Ref("ResourceClaim", namespace, name, self._uid())
-        self.claims[name] = ChannelClaim(ref, node, self.now, (Ref("Pod", namespace, f"pod-{name}"),))
+        self.claims[name] = ChannelClaim(ref, UID, node, self.now, (Ref("Pod", namespace, f"pod-{name}"),))
 
     def end_claims(self, node: str) -> None:
         self.claims = {name: claim for name, claim in self.claims.items() if claim.node != node}

@@ -1,0 +1,107 @@
+"""The controller's wiring: settings, connection, leader election, and what a leader does."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+
+from api.client import Client
+from api.errors import PartitaError
+from controller.computedomain.reconcile import ComputeDomains
+from controller.computedomain.state import Settings
+from controller.events import Events
+from controller.leader import Elector, LeaseSettings
+from controller.logs import set_up_logging
+from controller.metrics import Metrics, serve
+from controller.settings import ControllerSettings, parse_settings
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """`partita-controller`: exit status 0 after a clean stop, 1 when leadership was lost or something is wrong."""
+    failed = False
+    try:
+        settings = parse_settings(sys.argv[1:], os.environ)
+        set_up_logging(settings.log_level)
+        asyncio.run(run(settings))
+    except* PartitaError as group:
+        failed = True
+        for error in group.exceptions:
+            log.error("stopped", extra={"error": str(error), "reason": getattr(error, "reason", "")})
+    if failed:
+        sys.exit(1)
+
+
+async def run(settings: ControllerSettings) -> None:
+    """Until SIGTERM or SIGINT. Raises LeadershipLost, and whatever ends the work."""
+    metrics = Metrics()
+    async with await Client.connect(settings.kubeconfig) as client:
+        elector = Elector(client, build_lease_settings(settings))
+        metrics.watch_leading(lambda: elector.leading)
+        web = await serve(settings.http_endpoint, metrics, lambda: True)
+        try:
+            await _until_stopped(elector.run(lambda: lead(client, settings, metrics)))
+        finally:
+            await web.cleanup()
+
+
+async def lead(client: Client, settings: ControllerSettings, metrics: Metrics) -> None:
+    """What the one that leads does."""
+    events = Events(client, settings.identity)
+    domains = ComputeDomains(client, build_domain_settings(settings), events, metrics)
+    metrics.watch_queue(lambda: len(domains.queue))
+    metrics.watch_domains(domains.count)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(events.run())
+        group.create_task(domains.run())
+
+
+def build_lease_settings(settings: ControllerSettings) -> LeaseSettings:
+    return LeaseSettings(
+        namespace=settings.namespace,
+        name=settings.lease_name,
+        identity=settings.identity,
+        duration_s=settings.lease_duration_s,
+        renew_deadline_s=settings.lease_renew_deadline_s,
+        retry_period_s=settings.lease_retry_period_s,
+    )
+
+
+def build_domain_settings(settings: ControllerSettings) -> Settings:
+    return Settings(
+        namespace=settings.namespace,
+        image=settings.image,
+        max_nodes_per_imex_domain=settings.max_nodes_per_imex_domain,
+        tls=settings.imex_tls,
+        service_account=settings.daemon_service_account,
+        priority_class=settings.daemon_priority_class,
+        image_pull_policy=settings.image_pull_policy,
+        image_pull_secrets=settings.image_pull_secrets,
+    )
+
+
+async def _until_stopped(work: Coroutine[None, None, None]) -> None:
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    stopping = False
+
+    def stop() -> None:
+        nonlocal stopping
+        stopping = True
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not stopping:
+            raise
+        log.info("stopped_cleanly")
+
+
+if __name__ == "__main__":
+    main()

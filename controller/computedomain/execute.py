@@ -1,0 +1,156 @@
+"""Each action of a plan, as requests to the API server. Repeating any of them is harmless."""
+
+import asyncio
+import base64
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final, assert_never
+
+from api.client import JSON_PATCH, MERGE_PATCH, Client, Conflict, NotFound, path
+from api.names import COMPUTE_DOMAIN_FINALIZER, COMPUTE_DOMAIN_LABEL, RESOURCE_API_VERSION
+from controller.computedomain.actions import (
+    Action,
+    AddFinalizer,
+    Create,
+    Delete,
+    DropFinalizer,
+    MakeCertificates,
+    WriteMembership,
+    WriteStatus,
+)
+from controller.computedomain.parse import RENEW_ANNOTATION
+from controller.computedomain.state import Ref
+from controller.computedomain.tls import Authority, Certificates, make_certificates
+
+Json = dict[str, Any]
+
+_COLLECTIONS: Final = {
+    "ComputeDomain": (RESOURCE_API_VERSION, "computedomains"),
+    "ComputeDomainClique": (RESOURCE_API_VERSION, "computedomaincliques"),
+    "ResourceClaimTemplate": ("resource.k8s.io/v1", "resourceclaimtemplates"),
+    "ResourceClaim": ("resource.k8s.io/v1", "resourceclaims"),
+    "Pod": ("v1", "pods"),
+    "Secret": ("v1", "secrets"),
+}
+
+
+def object_path(ref: Ref, subresource: str | None = None) -> str:
+    version, plural = _COLLECTIONS[ref.kind]
+    return path(version, plural, namespace=ref.namespace, name=ref.name, subresource=subresource)
+
+
+def collection_path(ref: Ref) -> str:
+    version, plural = _COLLECTIONS[ref.kind]
+    return path(version, plural, namespace=ref.namespace)
+
+
+class Executor:
+    """`record` gets what the API server answered to a write, `drop` what is gone, before any watch tells of it."""
+
+    def __init__(self, client: Client, record: Callable[[str, Json], None], drop: Callable[[Ref], None]) -> None:
+        self._client = client
+        self._record = record
+        self._drop = drop
+
+    async def execute(self, action: Action) -> None:
+        """Raises ApiError; NotFound and Conflict only where they do not mean that the work is done."""
+        match action:
+            case AddFinalizer(ref=ref):
+                await self._finalizers(ref, add=True)
+            case DropFinalizer(ref=ref):
+                await self._finalizers(ref, add=False)
+            case Create(ref=ref, body=body):
+                await self._create(ref, body)
+            case Delete(ref=ref):
+                await self._delete(ref)
+            case WriteMembership(ref=ref, resource_version=version, fields=fields):
+                await self._patch(ref, {"metadata": {"resourceVersion": version}, **fields})
+            case WriteStatus(ref=ref, status=status):
+                await self._patch(ref, {"metadata": {"uid": ref.uid}, "status": status}, "status")
+            case MakeCertificates():
+                await self._make_certificates(action)
+            case _:
+                assert_never(action)
+
+    async def _create(self, ref: Ref, body: Json) -> None:
+        try:
+            self._record(ref.kind, await self._client.create(collection_path(ref), body))
+        except Conflict as error:
+            if not error.already_exists:
+                raise
+            # It is there: made by an earlier attempt whose answer was lost, or somebody else's. The plan that sees it
+            # knows which.
+            self._record(ref.kind, await self._client.get(object_path(ref)))
+
+    async def _delete(self, ref: Ref) -> None:
+        try:
+            answer = await self._client.delete(object_path(ref), uid=ref.uid, propagationPolicy="Background")
+        except (NotFound, Conflict):
+            answer = {}
+        if (answer.get("metadata") or {}).get("deletionTimestamp"):
+            self._record(ref.kind, answer)
+        else:
+            self._drop(ref)
+
+    async def _patch(self, ref: Ref, body: Json, subresource: str | None = None) -> None:
+        try:
+            self._record(ref.kind, await self._client.patch(object_path(ref, subresource), body, MERGE_PATCH))
+        except NotFound:
+            self._drop(ref)
+
+    async def _finalizers(self, ref: Ref, *, add: bool) -> None:
+        """Conditional on the resource version: finalizers are a list that others write too."""
+        try:
+            raw = await self._client.get(object_path(ref))
+        except NotFound:
+            self._drop(ref)
+            return
+        metadata = raw["metadata"]
+        before = list(metadata.get("finalizers") or [])
+        others = [finalizer for finalizer in before if finalizer != COMPUTE_DOMAIN_FINALIZER]
+        after = [*others, COMPUTE_DOMAIN_FINALIZER] if add else others
+        if metadata["uid"] != ref.uid or after == before:
+            return
+        change: list[Json] = [
+            {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]},
+            {"op": "add", "path": "/metadata/finalizers", "value": after},
+        ]
+        answer = await self._client.patch(object_path(ref), change, JSON_PATCH)
+        if answer["metadata"].get("deletionTimestamp") and not after:
+            self._drop(ref)
+        else:
+            self._record(ref.kind, answer)
+
+    async def _make_certificates(self, action: MakeCertificates) -> None:
+        authority = await self._read_authority(action.ref) if action.renew else None
+        names = [f"compute-domain-daemon-{index:04d}" for index in range(action.max_nodes)]
+        made = await asyncio.to_thread(
+            make_certificates, action.clique.name, [*names, "localhost"], datetime.now(UTC), authority
+        )
+        body = _build_secret(action, made)
+        if action.renew:
+            self._record("Secret", await self._client.patch(object_path(action.ref), body, MERGE_PATCH))
+        else:
+            await self._create(action.ref, body)
+
+    async def _read_authority(self, ref: Ref) -> Authority:
+        data = (await self._client.get(object_path(ref))).get("data") or {}
+        return Authority(base64.b64decode(data["ca.crt"]), base64.b64decode(data["ca.key"]))
+
+
+def _build_secret(action: MakeCertificates, made: Certificates) -> Json:
+    clique = action.clique
+    owner = {"apiVersion": RESOURCE_API_VERSION, "kind": clique.kind, "name": clique.name, "uid": clique.uid}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "Opaque",
+        "metadata": {
+            "name": action.ref.name,
+            "namespace": action.ref.namespace,
+            "labels": {COMPUTE_DOMAIN_LABEL: action.domain_uid},
+            "annotations": {RENEW_ANNOTATION: made.renew_at.isoformat(timespec="seconds")},
+            "ownerReferences": [owner],
+        },
+        "data": {name: base64.b64encode(content).decode() for name, content in made.files.items()},
+    }

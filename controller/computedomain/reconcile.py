@@ -1,0 +1,243 @@
+"""ComputeDomains: the shell around the planner. Caches in, plans out, and nothing decided here."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from api.client import Client, path
+from api.names import COMPUTE_DOMAIN_DRIVER, COMPUTE_DOMAIN_LABEL, RESOURCE_API_VERSION
+from controller.apply import PartlyApplied, apply_stages
+from controller.computedomain.actions import Plan
+from controller.computedomain.check import check_plan
+from controller.computedomain.execute import Executor
+from controller.computedomain.parse import (
+    parse_claim,
+    parse_clique,
+    parse_domain,
+    parse_fabric,
+    parse_pod,
+    parse_secret,
+    parse_template,
+)
+from controller.computedomain.plan import plan_domain
+from controller.computedomain.state import (
+    ChannelClaim,
+    Clique,
+    DaemonClaim,
+    DaemonPod,
+    Domain,
+    NodeFabric,
+    Observation,
+    Ref,
+    Settings,
+    Template,
+    TlsSecret,
+)
+from controller.events import Events
+from controller.loop import WorkQueue
+from controller.metrics import Metrics
+from controller.observe import Cache
+
+log = logging.getLogger(__name__)
+
+PASSES: Final = 8
+"""Plans in a row for one key. Each needs what the one before made (its uid, say); a formation needs three."""
+WORKERS: Final = 8
+
+
+class ComputeDomains:
+    """Watches everything that belongs to ComputeDomains and brings each of them in order."""
+
+    def __init__(self, client: Client, settings: Settings, events: Events, metrics: Metrics) -> None:
+        self._client = client
+        self._settings = settings
+        self._events = events
+        self._metrics = metrics
+        self.queue = WorkQueue()
+        self._held: dict[str, dict[str, float]] = {}
+        self._failures: dict[str, tuple[str, ...]] = {}
+        self._make_caches(settings.namespace)
+        self._executor = Executor(client, self._record, self._drop)
+
+    def _make_caches(self, namespace: str) -> None:
+        own = {"label_selector": COMPUTE_DOMAIN_LABEL}
+        self.domains: Cache[Domain] = Cache(
+            path(RESOURCE_API_VERSION, "computedomains"),
+            parse_domain,
+            {"uid": lambda d: [d.ref.uid], "template": lambda d: [f"{d.ref.namespace}/{d.template_name}"]},
+        )
+        self.cliques: Cache[Clique] = Cache(
+            path(RESOURCE_API_VERSION, "computedomaincliques"),
+            parse_clique,
+            {
+                "uid": lambda c: [c.membership.domain_uid],
+                "node": lambda c: [member.node for member in c.membership.members],
+            },
+        )
+        self.claims: Cache[ChannelClaim | DaemonClaim] = Cache(
+            path("resource.k8s.io/v1", "resourceclaims"),
+            parse_claim,
+            {"uid": lambda c: [c.domain_uid], "node": lambda c: [c.node] if isinstance(c, ChannelClaim) else []},
+        )
+        self.templates: Cache[Template] = Cache(
+            path("resource.k8s.io/v1", "resourceclaimtemplates"),
+            parse_template,
+            {"uid": lambda t: [t.domain_uid] if t.domain_uid else []},
+        )
+        self.pods: Cache[DaemonPod] = Cache(
+            path("v1", "pods", namespace=namespace), parse_pod, {"uid": lambda p: [p.domain_uid]}, **own
+        )
+        self.secrets: Cache[TlsSecret] = Cache(
+            path("v1", "secrets", namespace=namespace), parse_secret, {"uid": lambda s: [s.domain_uid]}, **own
+        )
+        self.fabric: Cache[NodeFabric] = Cache(
+            path("resource.k8s.io/v1", "resourceslices"),
+            parse_fabric,
+            {"node": lambda f: [f.node]},
+            field_selector=f"spec.driver={COMPUTE_DOMAIN_DRIVER}",
+        )
+
+    @property
+    def caches(self) -> dict[str, tuple[Cache[Any], Callable[[Any], None]]]:
+        """Each cache by the kind it holds, and what a change in it concerns."""
+        return {
+            "ComputeDomain": (self.domains, lambda d: self.queue.add(d.ref.uid)),
+            "ComputeDomainClique": (self.cliques, lambda c: self.queue.add(c.membership.domain_uid)),
+            "ResourceClaim": (self.claims, lambda c: self.queue.add(c.domain_uid)),
+            "ResourceClaimTemplate": (self.templates, self._template_changed),
+            "Pod": (self.pods, lambda p: self.queue.add(p.domain_uid)),
+            "Secret": (self.secrets, lambda s: self.queue.add(s.domain_uid)),
+            "ResourceSlice": (self.fabric, self._fabric_changed),
+        }
+
+    def _template_changed(self, template: Template) -> None:
+        if template.domain_uid:
+            self.queue.add(template.domain_uid)
+        for domain in self.domains.find("template", str(template.ref)):
+            self.queue.add(domain.ref.uid)
+
+    def _fabric_changed(self, fabric: NodeFabric) -> None:
+        for claim in self.claims.find("node", fabric.node):
+            self.queue.add(claim.domain_uid)
+
+    def _record(self, kind: str, obj: dict[str, Any]) -> None:
+        cache, changed = self.caches[kind]
+        cache.record(obj, changed)
+
+    def _drop(self, ref: Ref) -> None:
+        cache, changed = self.caches[ref.kind]
+        cache.drop(ref.namespace, ref.name, changed)
+
+    @property
+    def synced(self) -> bool:
+        return all(cache.synced.is_set() for cache, _ in self.caches.values())
+
+    def count(self, status: str) -> int:
+        """ComputeDomains whose `status.status` is this one."""
+        found = (next(self.domains.find("uid", uid)) for uid in self.domains.keys("uid"))
+        return sum(domain.status.get("status", "NotReady") == status for domain in found)
+
+    async def run(self) -> None:
+        """Work until cancelled; nothing is planned before every cache has been filled once."""
+        async with asyncio.TaskGroup() as group:
+            for cache, changed in self.caches.values():
+                group.create_task(cache.run(self._client, changed))
+            for cache, _ in self.caches.values():
+                await cache.synced.wait()
+            log.info("caches_filled", extra={kind: len(cache) for kind, (cache, _) in self.caches.items()})
+            group.create_task(self.queue.run(self.reconcile, WORKERS))
+
+    def observe(self, uid: str, now: float) -> Observation:
+        """The caches as they are now, for one domain."""
+        domain = next(self.domains.find("uid", uid), None)
+        claims = list(self.claims.find("uid", uid))
+        channels = tuple(claim for claim in claims if isinstance(claim, ChannelClaim))
+        templates = {template.ref: template for template in self.templates.find("uid", uid)}
+        if domain is not None:
+            wanted = self.templates.get(domain.ref.namespace, domain.template_name)
+            if wanted is not None:
+                templates[wanted.ref] = wanted
+        nodes = {claim.node for claim in channels}
+        fabric = {node: found.clique_id for node in nodes for found in self.fabric.find("node", node)}
+        return Observation(
+            now=now,
+            uid=uid,
+            domain=domain,
+            claims=channels,
+            fabric=fabric,
+            cliques=tuple(self.cliques.find("uid", uid)),
+            pods=tuple(self.pods.find("uid", uid)),
+            daemon_claims=tuple(claim for claim in claims if isinstance(claim, DaemonClaim)),
+            templates=tuple(templates.values()),
+            secrets=tuple(self.secrets.find("uid", uid)),
+            occupied=self._find_occupied(uid, nodes),
+            held_since=self._held.get(uid, {}),
+            failures=self._failures.get(uid, ()),
+        )
+
+    def _find_occupied(self, uid: str, nodes: set[str]) -> dict[str, str]:
+        """Nodes where another domain has a daemon that runs: the node has one daemon device."""
+        occupied = {}
+        for node in nodes:
+            for clique in self.cliques.find("node", node):
+                member = clique.membership.member(node)
+                if clique.membership.domain_uid != uid and member is not None and member.address:
+                    occupied[node] = f"{clique.membership.domain_namespace}/{clique.membership.domain_name}"
+        return occupied
+
+    async def reconcile(self, uid: str) -> float | None:
+        """Bring one domain in order; answers when to look again. Raises PartitaError for the queue's back-off."""
+        started = time.monotonic()
+        for _ in range(PASSES):
+            plan = self._plan(uid)
+            if not plan.actions:
+                self._metrics.reconciled(time.monotonic() - started)
+                return plan.wake_after_s
+            await self._carry_out(uid, plan)
+        raise PartlyApplied(f"ComputeDomain {uid}: after {PASSES} plans there is still {_describe(plan.actions[0])}")
+
+    def _plan(self, uid: str) -> Plan:
+        now = time.time()
+        seen = self.observe(uid, now)
+        plan = plan_domain(seen, self._settings)
+        check_plan(plan, seen, self._settings)
+        held = {name: seen.held_since.get(name, now) for name in plan.held}
+        if held:
+            self._held[uid] = held
+        else:
+            self._held.pop(uid, None)
+        for report in plan.reports:
+            self._events.report(report.regarding, report.kind, report.reason, report.note)
+        return plan
+
+    async def _carry_out(self, uid: str, plan: Plan) -> None:
+        started = time.monotonic()
+        refused = await apply_stages(plan.stages, self._execute)
+        for action in plan.actions:
+            self._metrics.acted(type(action).__name__)
+        log.info(
+            "plan_applied",
+            extra={
+                "domain": uid,
+                "situation": plan.situation.value,
+                "actions": [_describe(action) for action in plan.actions[:20]],
+                "took_s": round(time.monotonic() - started, 4),
+            },
+        )
+        if not refused:
+            self._failures.pop(uid, None)
+            return
+        first = uid not in self._failures
+        self._failures[uid] = refused
+        if first:
+            self.queue.add(uid)  # once more, to say it in the status
+        raise PartlyApplied(refused[0])
+
+    async def _execute(self, action: Any) -> None:
+        await self._executor.execute(action)
+
+
+def _describe(action: Any) -> str:
+    return f"{type(action).__name__} {action.ref.kind} {action.ref}"

@@ -1,0 +1,176 @@
+"""Leader election by a Lease (coordination.k8s.io/v1): one controller acts, the others wait.
+
+The rules are client-go's: the holder renews; who sees no renewal for a lease's duration, by its own clock, takes over;
+writes are conditional on the resource version; a holder that cannot renew in time stops before another may begin.
+A clean stop gives the lease up, so that the next one begins at its next look.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from api.client import Client, Conflict, NotFound, path
+from api.errors import PartitaError, Retryable
+
+log = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseSettings:
+    """`duration_s` > `renew_deadline_s` > `retry_period_s`; client-go's defaults."""
+
+    namespace: str
+    name: str
+    identity: str
+    duration_s: float = 15.0
+    renew_deadline_s: float = 10.0
+    retry_period_s: float = 2.0
+
+
+class LeadershipLost(PartitaError):
+    """Another may lead by now: everything that we were doing must end."""
+
+    reason = "LeadershipLost"
+
+
+@dataclass(frozen=True, slots=True)
+class SeenLease:
+    """The Lease as last read, and when (by our monotonic clock) it last changed. `version` None: there is none."""
+
+    version: str | None
+    holder: str
+    transitions: int
+    changed_at: float
+
+
+def is_free(lease: SeenLease, settings: LeaseSettings, now: float) -> bool:
+    """We may take it: nobody holds it, we do, or its holder was silent for the lease's whole duration."""
+    return lease.holder in ("", settings.identity) or now - lease.changed_at >= settings.duration_s
+
+
+def build_lease(settings: LeaseSettings, before: SeenLease, now: datetime, *, release: bool = False) -> Json:
+    """The Lease as its holder writes it."""
+    moment = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    taken = before.holder != settings.identity
+    metadata: Json = {"name": settings.name, "namespace": settings.namespace}
+    if before.version is not None:
+        metadata["resourceVersion"] = before.version
+    spec: Json = {
+        "holderIdentity": "" if release else settings.identity,
+        "leaseDurationSeconds": 1 if release else max(1, round(settings.duration_s)),
+        "renewTime": moment,
+        "leaseTransitions": before.transitions + (1 if taken else 0),
+    }
+    if taken:
+        spec["acquireTime"] = moment
+    return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
+
+
+class Elector:
+    """Campaigns for one Lease, for one process."""
+
+    def __init__(self, client: Client, settings: LeaseSettings) -> None:
+        self._client = client
+        self._settings = settings
+        self._collection = path("coordination.k8s.io/v1", "leases", namespace=settings.namespace)
+        self._lease = SeenLease(None, "", 0, 0.0)
+        self.leading = False
+
+    async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
+        """Wait until we lead, then `lead` for as long as that lasts. Raises LeadershipLost; on cancel gives it up."""
+        while not await self._try():  # noqa: ASYNC110  the event is another process's
+            await asyncio.sleep(self._settings.retry_period_s)
+        self.leading = True
+        log.info("leading", extra={"lease": self._settings.name, "identity": self._settings.identity})
+        try:
+            await self._lead_and_renew(lead)
+        finally:
+            self.leading = False
+            await self._release()
+
+    async def _lead_and_renew(self, lead: Callable[[], Awaitable[None]]) -> None:
+        work = asyncio.ensure_future(lead())
+        renewal = asyncio.ensure_future(self._renew())
+        try:
+            await asyncio.wait({work, renewal}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (work, renewal):
+                if task.done():
+                    task.result()
+        finally:
+            # What we do ends before the lease is given up: two leaders at once are what it prevents.
+            for task in (work, renewal):
+                task.cancel()
+            await asyncio.gather(work, renewal, return_exceptions=True)
+
+    async def _renew(self) -> None:
+        renewed = time.monotonic()
+        pause_s = min(self._settings.retry_period_s * 2, self._settings.renew_deadline_s / 2)
+        while True:
+            await asyncio.sleep(pause_s)
+            if await self._try():
+                renewed, pause_s = time.monotonic(), min(pause_s * 2, self._settings.renew_deadline_s / 2)
+            elif self._lease.holder != self._settings.identity:
+                raise LeadershipLost(f"lease {self._settings.name} is held by {self._lease.holder}")
+            elif time.monotonic() - renewed > self._settings.renew_deadline_s:
+                raise LeadershipLost(f"lease {self._settings.name} could not be renewed in time")
+            else:
+                pause_s = self._settings.retry_period_s / 2
+
+    async def _try(self) -> bool:
+        """Take or renew the lease; False when it is another's, or when nothing can be said."""
+        try:
+            async with asyncio.timeout(self._settings.renew_deadline_s / 2):
+                if self._lease.version is None or self._lease.holder != self._settings.identity:
+                    await self._look()
+                if not is_free(self._lease, self._settings, time.monotonic()):
+                    return False
+                await self._write(release=False)
+                return True
+        except Conflict:
+            await self._look_again()
+        except (Retryable, TimeoutError) as error:
+            log.warning("lease_unreachable", extra={"lease": self._settings.name, "error": str(error)})
+        return False
+
+    async def _look_again(self) -> None:
+        try:
+            await self._look()
+        except Retryable as error:
+            log.warning("lease_unreachable", extra={"lease": self._settings.name, "error": str(error)})
+
+    async def _look(self) -> None:
+        try:
+            raw = await self._client.get(f"{self._collection}/{self._settings.name}")
+        except NotFound:
+            self._lease = SeenLease(None, "", 0, time.monotonic())
+            return
+        self._take(raw)
+
+    async def _write(self, *, release: bool) -> None:
+        body = build_lease(self._settings, self._lease, datetime.now(UTC), release=release)
+        if self._lease.version is None:
+            self._take(await self._client.create(self._collection, body))
+        else:
+            self._take(await self._client.update(f"{self._collection}/{self._settings.name}", body))
+
+    def _take(self, raw: Json) -> None:
+        version, spec = raw["metadata"]["resourceVersion"], raw.get("spec") or {}
+        if version != self._lease.version:
+            holder, transitions = spec.get("holderIdentity") or "", int(spec.get("leaseTransitions") or 0)
+            self._lease = SeenLease(version, holder, transitions, time.monotonic())
+
+    async def _release(self) -> None:
+        if self._lease.holder != self._settings.identity:
+            return
+        try:
+            async with asyncio.timeout(2.0):
+                await self._write(release=True)
+            log.info("lease_released", extra={"lease": self._settings.name})
+        except (PartitaError, TimeoutError) as error:
+            log.warning("lease_not_released", extra={"lease": self._settings.name, "error": str(error)})

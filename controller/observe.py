@@ -1,0 +1,147 @@
+"""Caches of what the API server says, kept by list-watch, and the keys that each change concerns.
+
+An event never carries its object to the one who acts: it puts keys into the work queue, and who takes a key looks at
+the caches as they are by then. Objects are parsed on arrival and dropped; a cache holds only what plans are made from.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from api.client import Client
+
+log = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+T = TypeVar("T")
+Name = tuple[str, str]
+"""Namespace and name."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry(Generic[T]):
+    version: int
+    value: T
+
+
+class Cache(Generic[T]):
+    """Objects of one collection. `parse` returns None for what is of no interest.
+
+    `indexes` maps an index's name to a function from a value to the index keys under which it is found.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        parse: Callable[[Json], T | None],
+        indexes: dict[str, Callable[[T], Iterable[str]]],
+        *,
+        label_selector: str | None = None,
+        field_selector: str | None = None,
+    ) -> None:
+        self.path = path
+        self.synced = asyncio.Event()
+        self._parse = parse
+        self._label_selector = label_selector
+        self._field_selector = field_selector
+        self._entries: dict[Name, _Entry[T]] = {}
+        self._index_functions = indexes
+        self._indexes: dict[str, dict[str, dict[Name, None]]] = {name: {} for name in indexes}
+        self._gone: dict[Name, int] = {}
+
+    def find(self, index: str, key: str) -> Iterator[T]:
+        """In order of arrival."""
+        for name in self._indexes[index].get(key, ()):
+            yield self._entries[name].value
+
+    def keys(self, index: str) -> list[str]:
+        return list(self._indexes[index])
+
+    def get(self, namespace: str, name: str) -> T | None:
+        entry = self._entries.get((namespace, name))
+        return entry.value if entry else None
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    async def run(self, client: Client, changed: Callable[[T], None]) -> None:
+        """Follow the collection for ever; `changed` gets the value before and the value after each change."""
+        events = client.list_watch(self.path, label_selector=self._label_selector, field_selector=self._field_selector)
+        async for kind, payload in events:
+            if kind == "SYNC":
+                self._replace(payload, changed)
+                self.synced.set()
+            elif kind == "DELETED":
+                self.forget(payload, changed)
+            else:
+                self.record(payload, changed)
+
+    def _replace(self, objects: list[Json], changed: Callable[[T], None]) -> None:
+        listed = {_name(obj) for obj in objects}
+        for name in [name for name in self._entries if name not in listed]:
+            self._remove(name, changed)
+        for obj in objects:
+            self.record(obj, changed)
+        self._gone.clear()
+
+    def record(self, obj: Json, changed: Callable[[T], None]) -> None:
+        """Take over an object from a watch, or from the answer to a write of ours; an older one changes nothing."""
+        name, version = _name(obj), int(obj["metadata"]["resourceVersion"])
+        entry = self._entries.get(name)
+        if (entry is not None and entry.version >= version) or self._gone.get(name, -1) >= version:
+            return
+        value = self._parse(obj)
+        if value is None:
+            self._remove(name, changed)
+            return
+        if entry is not None and entry.value == value:
+            self._entries[name] = _Entry(version, value)
+            return
+        self._remove(name, changed)
+        self._entries[name] = _Entry(version, value)
+        for index, function in self._index_functions.items():
+            for key in function(value):
+                self._indexes[index].setdefault(key, {})[name] = None
+        changed(value)
+
+    def forget(self, obj: Json, changed: Callable[[T], None]) -> None:
+        """The object is gone; what a late event says of this incarnation is ignored."""
+        name, version = _name(obj), int(obj["metadata"]["resourceVersion"])
+        entry = self._entries.get(name)
+        if entry is not None and entry.version > version:
+            return
+        self._gone[name] = version
+        while len(self._gone) > GONE_KEPT:
+            del self._gone[next(iter(self._gone))]
+        self._remove(name, changed)
+
+    def drop(self, namespace: str, name: str, changed: Callable[[T], None]) -> None:
+        """A delete of ours succeeded at once: do not wait for the watch to say so."""
+        entry = self._entries.get((namespace, name))
+        if entry is not None:
+            self._gone[(namespace, name)] = entry.version
+            self._remove((namespace, name), changed)
+
+    def _remove(self, name: Name, changed: Callable[[T], None]) -> None:
+        entry = self._entries.pop(name, None)
+        if entry is None:
+            return
+        for index, function in self._index_functions.items():
+            for key in function(entry.value):
+                names = self._indexes[index].get(key)
+                if names is not None:
+                    names.pop(name, None)
+                    if not names:
+                        del self._indexes[index][key]
+        changed(entry.value)
+
+
+GONE_KEPT = 1000
+"""Deletions remembered, so that the answer to an older write of ours does not bring an object back."""
+
+
+def _name(obj: Json) -> Name:
+    metadata = obj["metadata"]
+    return metadata.get("namespace", ""), metadata["name"]
