@@ -30,6 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", default=name, help="which cluster (default: $PARTITA_CLUSTER or partita)")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_up(verbs.add_parser("up", help="make a cluster, or start what of it is not running"))
+    prepare = verbs.add_parser("prepare", help="build what `up` on this machine's own kernel needs")
+    prepare.add_argument("--kubernetes", default="", metavar="X.Y[.Z]", help="release (default: the pinned one)")
     verbs.add_parser("down", help="remove the cluster and all that it left")
     verbs.add_parser("status", help="what runs")
     for verb in ("kubectl", "helm"):
@@ -51,13 +53,15 @@ def _parser() -> argparse.ArgumentParser:
 def _add_up(up: argparse.ArgumentParser) -> None:
     up.add_argument("--nodes", type=int, help="default: one for each profile, or 1; 0: control plane only")
     up.add_argument("--profile", default="", help="simulated hardware, P[,P...], given to the nodes in turn")
-    up.add_argument("--kubernetes", default="", metavar="X.Y.Z", help="release (default: the newest that is pinned)")
+    up.add_argument("--kubernetes", default="", metavar="X.Y[.Z]", help="release (default: the pinned one)")
     up.add_argument("--feature-gates", default="", help="Gate=true,... for every component")
     up.add_argument("--audit", action="store_true", help="log every API request as a JSON line into logs/audit.log")
     up.add_argument(
         "--node-timeout", type=int, default=40, metavar="S", help="silence after which a node counts as lost"
     )
-    up.add_argument("--provider", choices=PROVIDERS, help="default: kind where a Docker daemon answers, else local")
+    provider = os.environ.get("PARTITA_PROVIDER")
+    text = "default: $PARTITA_PROVIDER, else kind where a Docker daemon answers, else local"
+    up.add_argument("--provider", choices=PROVIDERS, default=provider, help=text)
 
 
 def _shape(options: argparse.Namespace) -> Shape:
@@ -84,6 +88,10 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
             raise ClusterError(f"cluster {options.name!r} exists with provider {existing}; `down` removes it")
         PROVIDERS[name].up(state, _shape(options))
         print(f"export KUBECONFIG={state / 'kubeconfig'}")
+        return 0
+    if options.verb == "prepare":
+        local.prepare(Shape(1, (), options.kubernetes, "", False, 0))
+        tools.build("helm")
         return 0
     if options.verb == "down":
         PROVIDERS[existing or "local"].down(state)

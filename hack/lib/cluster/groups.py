@@ -56,7 +56,8 @@ def _enable_controllers(folder: Path) -> None:
 
 def kill(group: str, patience_s: float = 30.0) -> None:
     """SIGKILL everything in the group and below, until nothing is left."""
-    freeze(group, False)
+    for folder, _, _ in os.walk(_freezer(group)):
+        _set_frozen(Path(folder), False)  # a frozen process does not die
     deadline = time.monotonic() + patience_s
     while pids := _members(group):
         if time.monotonic() > deadline:
@@ -88,9 +89,14 @@ def remove(group: str) -> None:
 
 
 def freeze(group: str, frozen: bool) -> None:
-    if unified():
-        file, text = MOUNT / group / "cgroup.freeze", "1" if frozen else "0"
-    else:
-        file, text = MOUNT / "freezer" / group / "freezer.state", "FROZEN" if frozen else "THAWED"
-    if file.exists():
-        file.write_text(text)
+    _set_frozen(_freezer(group), frozen)
+
+
+def _freezer(group: str) -> Path:
+    return (MOUNT if unified() else MOUNT / "freezer") / group
+
+
+def _set_frozen(folder: Path, frozen: bool) -> None:
+    name, words = ("cgroup.freeze", ("0", "1")) if unified() else ("freezer.state", ("THAWED", "FROZEN"))
+    if (folder / name).exists():
+        (folder / name).write_text(words[frozen])

@@ -19,6 +19,7 @@ from cluster.shape import Cluster, Shape, identity, read_cluster, write_cluster
 
 BASE_IMAGES = ("pause", "busybox")
 READY_PATIENCE_S = 180.0
+INOTIFY_INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
 
 
 @contextmanager
@@ -39,12 +40,12 @@ def need(state: Path) -> Cluster:
 
 
 def up(state: Path, shape: Shape) -> None:
-    shape = replace(shape, kubernetes=shape.kubernetes or tools.pinned_version("kubernetes"))
+    shape = replace(shape, kubernetes=tools.resolve(shape.kubernetes))
     if os.geteuid() != 0:
         raise ClusterError(
             "a local cluster makes network and mount namespaces: run this as root, or use --provider kind"
         )
-    _build_programs(shape)
+    prepare(shape)
     with exclusively(state):
         existing = read_cluster(state)
         if existing is not None and (state / "ready").exists():
@@ -59,7 +60,9 @@ def up(state: Path, shape: Shape) -> None:
         (state / "ready").touch()
 
 
-def _build_programs(shape: Shape) -> None:
+def prepare(shape: Shape) -> None:
+    """Build what a cluster of this shape runs, unless it is there."""
+    shape = replace(shape, kubernetes=tools.resolve(shape.kubernetes))
     tools.build("etcd")
     tools.build("kubernetes", shape.kubernetes)
     if shape.nodes:
@@ -77,7 +80,16 @@ def base_archives() -> list[Path]:
     return [IMAGES / f"{name}.tar" for name in BASE_IMAGES]
 
 
+def _raise_inotify_limit(shape: Shape) -> None:
+    """Each node's kubelet and containerd hold inotify instances, of which the kernel grants a user 128 by default."""
+    wanted = 64 + 16 * shape.nodes
+    if int(INOTIFY_INSTANCES.read_text()) < wanted:
+        INOTIFY_INSTANCES.write_text(str(wanted))
+        say(f"raised {INOTIFY_INSTANCES} to {wanted}, until the machine restarts")
+
+
 def _create(state: Path, shape: Shape) -> None:
+    _raise_inotify_limit(shape)
     write_provider(state, "local")
     with network.choosing_addresses():
         cluster = Cluster(state, network.choose_slot(None), shape)
@@ -151,7 +163,6 @@ def down(state: Path) -> None:
     with exclusively(state):
         found = state.exists()
         _remove(state)
-    (state.parent / f".{state.name}.lock").unlink(missing_ok=True)
     say(f"cluster {state.name!r} is removed" if found else f"there was no cluster {state.name!r}")
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import ipaddress
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from cluster.report import ClusterError
 from cluster.shape import SLOTS, Cluster
 
-LOCK = Path("/run/partita-clusters.lock")
+LOCK = Path("/run")  # every machine has this folder, and a lock on it leaves nothing
 NARROW = 12  # prefix length; a wider route (a VPN's 10.0.0.0/8) is only shadowed for our few addresses
 
 
@@ -25,9 +26,12 @@ def _ip(*arguments: str) -> str:
 @contextmanager
 def choosing_addresses() -> Iterator[None]:
     """Held from the choice of a slot until its bridge exists, because the bridge's route marks the slot as taken."""
-    with LOCK.open("w") as lock:
+    lock = os.open(LOCK, os.O_RDONLY)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def choose_slot(preferred: int | None) -> int:

@@ -68,7 +68,7 @@ def _write_configuration(cluster: Cluster, node: str) -> None:
         "containerd/config.toml": (SCRIPTS / "containerd.toml")
         .read_text()
         .replace("CNI_PLUGINS", str(tools.build("cni"))),
-        "cni/net.d/10-bridge.conflist": json.dumps(_cni(cluster, node), indent=1),
+        "cni/net.d/10-pods.conflist": json.dumps(_cni(cluster, node), indent=1),
         "cdi/.keep": "",
     }
     for name, text in files.items():
@@ -138,12 +138,10 @@ def _kube_proxy(cluster: Cluster) -> dict[str, object]:
 
 
 def _cni(cluster: Cluster, node: str) -> dict[str, object]:
-    bridge = {
-        "type": "bridge",
-        "bridge": "cni0",
-        "isGateway": True,
+    # Routed, not bridged: without br_netfilter, what a bridge carries between two pods passes kube-proxy's rules by.
+    cable = {
+        "type": "ptp",
         "ipMasq": False,
-        "hairpinMode": True,
         "ipam": {
             "type": "host-local",
             "ranges": [[{"subnet": cluster.node_pods(node)}]],
@@ -151,7 +149,7 @@ def _cni(cluster: Cluster, node: str) -> dict[str, object]:
         },
     }
     portmap = {"type": "portmap", "backend": "nftables", "capabilities": {"portMappings": True}}
-    return {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, portmap]}
+    return {"cniVersion": "1.0.0", "name": "pods", "plugins": [cable, portmap]}
 
 
 def power_on(cluster: Cluster, node: str, archives: Sequence[Path] = ()) -> None:

@@ -1,7 +1,6 @@
 """Programs that are built from Go modules: each folder under `tools/` pins one of them with its checksums."""
 
 import fcntl
-import os
 import re
 import shutil
 import subprocess
@@ -25,7 +24,12 @@ class Tool:
     static_cgo: bool = False
     debian_packages: tuple[str, ...] = ()
 
+    def programs(self, name: str) -> tuple[str, ...]:
+        """The files that a build makes; `name` is the module's own, for a package that is the module's root."""
+        return tuple(Path(re.sub(r"/v\d+$", "", package)).name or name for package in self.packages)
 
+
+SIGN_OF_LIFE_S = 30.0
 _KUBERNETES = "k8s.io/kubernetes"
 _CONTAINERD = "github.com/containerd/containerd/v2"
 _CNI = "github.com/containernetworking/plugins"
@@ -71,7 +75,7 @@ TOOL = {
     "cni": Tool(
         module=_CNI,
         packages=tuple(
-            f"{_CNI}/plugins/{plugin}" for plugin in ("main/bridge", "main/loopback", "ipam/host-local", "meta/portmap")
+            f"{_CNI}/plugins/{plugin}" for plugin in ("main/ptp", "main/loopback", "ipam/host-local", "meta/portmap")
         ),
         stamps=(f"{_CNI}/pkg/utils/buildversion.BuildVersion={{version}}",),
     ),
@@ -93,16 +97,36 @@ def pinned_version(name: str) -> str:
     return found.group(1)
 
 
+def resolve(version: str) -> str:
+    """A Kubernetes release: the pinned one for "", the newest patch for "1.34", else the version itself."""
+    if version.count(".") != 1:
+        return version or pinned_version("kubernetes")
+    listing = subprocess.run(
+        ["bash", "-c", f". '{ROOT}/hack/lib/env.sh'; need_go; cd /; go list -m -versions {_KUBERNETES}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    patches = re.findall(rf"v{re.escape(version)}\.(\d+)(?= |$)", listing.stdout.strip())
+    if not patches:
+        raise ClusterError(f"the Go module proxy lists no release of Kubernetes {version}: {listing.stderr.strip()}")
+    return f"{version}.{max(map(int, patches))}"
+
+
 def build(name: str, version: str | None = None) -> Path:
     """The folder that holds the tool's programs, built now unless it is there."""
     wanted = version or pinned_version(name)
     folder = CACHE / "bin" / f"{name}-{wanted}"
-    if folder.is_dir():
-        return folder
-    with _building():
-        if not folder.is_dir():
-            _build(name, wanted, folder)
+    programs = TOOL[name].programs(name)
+    if not _complete(folder, programs):
+        with _building():
+            if not _complete(folder, programs):
+                _build(name, wanted, folder)
     return folder
+
+
+def _complete(folder: Path, programs: tuple[str, ...]) -> bool:
+    return all((folder / program).exists() for program in programs)
 
 
 @contextmanager
@@ -132,14 +156,23 @@ def _build(name: str, version: str, folder: Path) -> None:
         f"-tags '{tool.tags}' -ldflags '{flags}' -o '{unfinished}/' {' '.join(tool.packages)}"
     )
     _bash(command, source)
-    unfinished.rename(folder)
+    folder.mkdir(exist_ok=True)
+    for program in unfinished.iterdir():
+        program.rename(folder / program.name)
+    unfinished.rmdir()
     say(f"built {name} {version} into {folder}")
 
 
 def _bash(command: str, cwd: Path) -> None:
-    """Run a command with the functions of hack/lib/env.sh."""
-    script = f". '{ROOT}/hack/lib/env.sh'; set -e; {command}"
-    if subprocess.run(["bash", "-c", script], cwd=cwd, env=os.environ, check=False).returncode != 0:
+    """Run a command with the functions of hack/lib/env.sh; a sign of life every half minute."""
+    process = subprocess.Popen(["bash", "-c", f". '{ROOT}/hack/lib/env.sh'; set -e; {command}"], cwd=cwd)
+    while True:
+        try:
+            code = process.wait(SIGN_OF_LIFE_S)
+            break
+        except subprocess.TimeoutExpired:
+            say("still at it")
+    if code != 0:
         raise ClusterError(f"this failed in {cwd}: {command}")
 
 
