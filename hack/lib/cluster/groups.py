@@ -4,6 +4,7 @@ All processes of a cluster are in its group from their first instruction on. `do
 record of process ids, and nothing outlives it even when `up` was killed half-way.
 """
 
+import errno
 import os
 import signal
 import time
@@ -81,11 +82,26 @@ def _members(group: str) -> set[int]:
     return found
 
 
-def remove(group: str) -> None:
-    """The folders of an empty group, innermost first."""
+def remove(group: str, patience_s: float = 10.0) -> None:
+    """The folders of a group whose processes were killed, innermost first."""
+    deadline = time.monotonic() + patience_s
     for hierarchy in hierarchies():
         for folder, _, _ in os.walk(hierarchy / group, topdown=False):
-            Path(folder).rmdir()
+            while not _removed(Path(folder)):
+                if time.monotonic() > deadline:
+                    raise ClusterError(f"control group {folder} does not become empty")
+                time.sleep(0.02)
+
+
+def _removed(folder: Path) -> bool:
+    """False: a process in it, listed no longer, has not quite ended."""
+    try:
+        folder.rmdir()
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return False
+        raise
+    return True
 
 
 def freeze(group: str, frozen: bool) -> None:

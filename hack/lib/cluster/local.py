@@ -139,7 +139,7 @@ def _await(cluster: Cluster) -> None:
     _until(cluster, "the controller manager works", lambda: api.get(account)[0] == 200)
     if cluster.shape.nodes:
         wanted = set(cluster.shape.node_names())
-        _until(cluster, f"{len(wanted)} nodes are Ready", lambda: wanted <= _ready(api))
+        _until(cluster, f"every node is Ready ({len(wanted)})", lambda: wanted <= _ready(api))
 
 
 def _ready(api: Api) -> set[str]:
@@ -193,6 +193,8 @@ def log(state: Path, where: str, what: str) -> str:
     else:
         check_known(what, SERVICES)
         path = cluster.node_dir(cluster.check_node(where)) / "var" / "log" / f"{what}.log"
+    if not path.exists():
+        raise ClusterError(f"{what} of {where} has written no log yet ({path})")
     return path.read_text(errors="replace")
 
 

@@ -157,11 +157,14 @@ def power_on(cluster: Cluster, node: str, archives: Sequence[Path] = ()) -> None
     folder = cluster.node_dir(node)
     (folder / "boot_id").write_text(f"{uuid.uuid4()}\n")
     entry = network.namespace(cluster.identity, node)
-    procs_files = groups.create(group(cluster, node))
-    command = ["nsenter", f"--net=/run/netns/{entry}", "unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup"]
-    command += ["--fork", "--kill-child", "--propagation=private", "bash", str(SCRIPTS / "init.sh")]
-    command += [str(folder), node, str(ROOT), str(CACHE), *map(str, archives)]
-    processes.start(launcher(cluster, node), procs_files, command, cluster.logs / f"{node}.log")
+    # The node's group becomes the root of its cgroup namespace. Only its own processes may be in there, so the
+    # launcher, which waits outside for the node's process 1, has another.
+    joining = ["bash", str(SCRIPTS / "join.sh"), *map(str, groups.create(group(cluster, node))), "--"]
+    command = ["nsenter", f"--net=/run/netns/{entry}", "unshare", "--mount", "--pid", "--uts", "--ipc", "--fork"]
+    command += ["--kill-child", "--propagation=private", *joining, "unshare", "--cgroup", "bash"]
+    command += [str(SCRIPTS / "init.sh"), str(folder), node, str(ROOT), str(CACHE), *map(str, archives)]
+    launchers = groups.create(f"{cluster.identity}/launchers")
+    processes.start(launcher(cluster, node), launchers, command, cluster.logs / f"{node}.log")
 
 
 def power_off(cluster: Cluster, node: str) -> None:
