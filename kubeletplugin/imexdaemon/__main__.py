@@ -1,32 +1,18 @@
 """`python -m kubeletplugin.imexdaemon`: wiring."""
 
 import asyncio
-import json
 import logging
 import os
 import signal
 import sys
-from typing import Final
 
 from api.errors import PartitaError
 from kubeletplugin.imexdaemon.daemon import Daemon
 from kubeletplugin.imexdaemon.probes import Probes, State
 from kubeletplugin.imexdaemon.settings import Settings, read_settings
+from kubeletplugin.logs import configure_logging
 
 log = logging.getLogger(__name__)
-
-_STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line: the event's name and what it carries."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        extra = {key: value for key, value in vars(record).items() if key not in _STANDARD_FIELDS}
-        line = {"time": self.formatTime(record), "level": record.levelname, "event": record.getMessage(), **extra}
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
 
 
 async def run(settings: Settings) -> None:
@@ -47,9 +33,7 @@ async def run(settings: Settings) -> None:
 
 
 def main() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=os.environ.get("LOG_LEVEL", "INFO"), handlers=[handler])
+    configure_logging(os.environ.get("LOG_LEVEL", "INFO"))
     try:
         settings = read_settings(os.environ)
         asyncio.run(run(settings))

@@ -30,7 +30,7 @@ from kubeletplugin.imexdaemon.watch import ServiceAccount, watch_object
 
 log = logging.getLogger(__name__)
 
-EAGER_POLL_S: Final = 0.2
+EAGER_POLL_S: Final = 0.1
 EAGER_FOR_S: Final = 60.0
 """Ask often for so long after a change; whoever is missing then will not be missed by a second."""
 PATIENT_POLL_S: Final = 1.0
@@ -55,7 +55,7 @@ class Daemon:
         self._changed_at_s = self._started_at_s = self._answered_at_s = time.monotonic()
         self._last_reload_s: float | None = None
         self._dirty_since_s: float | None = None
-        self._responding = False
+        self._responding = self._formed = False
         self._crashes = 0
         self._may_start_at_s = 0.0
 
@@ -137,7 +137,7 @@ class Daemon:
         files.write_imex_files(self._settings, table, tls)
         await self._imex.start()
         self._running = Running(table, tls_version)
-        self._responding = False
+        self._responding = self._formed = False
         self._started_at_s, self._last_reload_s = now_s, None
         self._changed()
         return None
@@ -192,6 +192,7 @@ class Daemon:
         if readiness.responding and not self._responding:
             self._responding = True
             self._wake.set()
+        self._hasten(readiness, now_s)
         if readiness.responding or not self._imex.alive:
             self._answered_at_s = now_s
         elif now_s - self._answered_at_s > HANG_LIMIT_S:
@@ -199,6 +200,15 @@ class Daemon:
             await self._imex.stop(settings.grace_s)
             self._on_exit(-1)
         return readiness
+
+    def _hasten(self, readiness: Readiness, now_s: float) -> None:
+        """While the domain forms for the first time, do not leave a peer that came up to the next second's attempt."""
+        if readiness.ready:
+            self._formed = True
+        due_s = reload_delay_s(at_once=True, changed_at_s=now_s, last_reload_s=self._last_reload_s, now_s=now_s)
+        if readiness.lagging and not self._formed and due_s == 0:
+            self._imex.reload()
+            self._last_reload_s = now_s
 
     def _set(self, readiness: Readiness) -> None:
         self._state.set(readiness)

@@ -21,6 +21,8 @@ class Readiness:
     connected: frozenset[int] = frozenset()
     """Node IDs of the peers that this node is connected to."""
     responding: bool = True
+    lagging: bool = False
+    """A peer is up that this node is not connected to: its next attempt may be up to a second away."""
 
 
 def check_readiness(output: str, table: NodeTable) -> Readiness:
@@ -37,7 +39,9 @@ def check_readiness(output: str, table: NodeTable) -> Readiness:
     if missing:
         names = ", ".join(f"{index} ({table.addresses[index]})" for index in missing[:4])
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-        return Readiness(False, f"not connected to node {names}{more} of {len(table.peers)} peers", connected)
+        up = any(nodes.get(str(index), {}).get("status") == "READY" for index in missing)
+        message = f"not connected to node {names}{more} of {len(table.peers)} peers"
+        return Readiness(False, message, connected, lagging=up)
     return Readiness(True, f"connected to {len(connected)} of {len(table.peers)} peers", connected)
 
 

@@ -43,7 +43,7 @@ class Member:
 
     def events(self) -> list[str]:
         lines = (self.host.folder / "log").read_text().splitlines()
-        return [json.loads(line)["event"] for line in lines if line.startswith("{")]
+        return [json.loads(line)["msg"] for line in lines if line.startswith("{")]
 
     def imex_pid(self) -> int:
         """Of the nvidia-imex that runs; 0 for none."""
