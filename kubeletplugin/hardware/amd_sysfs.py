@@ -1,0 +1,220 @@
+"""What amdgpu and KFD say about the GPUs of a node, read from sysfs into values.
+
+A change of mode shows in several files one after another, and a reload takes all away and brings it back. So the whole
+is read until two passes agree; a GPU that still differs, or whose files do not fit together, is named unreadable.
+"""
+
+import re
+import stat
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from kubeletplugin.model.amd_partitions import AmdGpu, AmdInventory, Mode, ModeOffer, Partition
+from kubeletplugin.model.cdi import DeviceNode
+
+PASSES: Final = 5
+PAUSE_S: Final = 0.05
+_PCI_ADDRESS: Final = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_PCIE_ROOT: Final = re.compile(r"pci[0-9a-f]{4}:[0-9a-f]{2}")
+_AMDGPU: Final = Path("module/amdgpu")
+_NODES: Final = Path("class/kfd/kfd/topology/nodes")
+_SLOT_BITS: Final = 0x0FFF_FFF8
+_PARTITIONS: Final = {"SPX": 1, "DPX": 2, "TPX": 3, "QPX": 4}
+"""CPX has as many as the GPU has compute dies."""
+
+Offers = Mapping[str, tuple[ModeOffer, ...]]
+"""By PCI address: the modes that the library says a GPU can be brought into."""
+
+
+@dataclass(frozen=True, slots=True)
+class AmdRoot:
+    """Where the amdgpu driver shows itself: `/` on an ordinary node."""
+
+    host: str
+    seen: Path
+
+    @property
+    def sys(self) -> Path:
+        return self.seen / "sys"
+
+    @property
+    def library_folder(self) -> Path:
+        return self.seen / "opt/rocm/lib"
+
+    def has_gpus(self) -> bool:
+        """Whether amdgpu drives anything here; says nothing about what."""
+        return any(_gpu_folders(self.sys))
+
+    def device_nodes(self) -> dict[str, DeviceNode]:
+        """`/dev/kfd` and what is under `/dev/dri`, by path in containers."""
+        folder = self.seen / "dev"
+        found = {}
+        for path in (folder / "kfd", *sorted((folder / "dri").glob("*"))):
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue
+            if stat.S_ISCHR(status.st_mode):
+                name = f"/dev/{path.relative_to(folder)}"
+                host = self.host.rstrip("/") + name
+                found[name] = DeviceNode(name, host, status.st_rdev >> 8 & 0xFFF, status.st_rdev & 0xFF)
+        return found
+
+
+def read_inventory(root: AmdRoot, sleep: Callable[[float], None] = time.sleep) -> AmdInventory:
+    """What sysfs tells; of the modes that can be had, those of the present memory mode."""
+    last = _read_pass(root.sys)
+    for _ in range(PASSES):
+        current = _read_pass(root.sys)
+        if current == last and not current.unreadable:
+            return current
+        last = current
+        sleep(PAUSE_S)
+    settled = _read_pass(root.sys)
+    steady = tuple(gpu for gpu in settled.gpus if last.gpu(gpu.pci_address) == gpu)
+    unsteady = tuple(f"GPU {gpu.pci_address} changes while it is read" for gpu in settled.gpus if gpu not in steady)
+    return replace(settled, gpus=steady, unreadable=settled.unreadable + unsteady)
+
+
+def with_offers(inventory: AmdInventory, offers: Offers) -> AmdInventory:
+    """The inventory with what the library says beyond sysfs."""
+    gpus = tuple(
+        replace(gpu, offers=_merge(gpu.offers, offers[gpu.pci_address])) if gpu.pci_address in offers else gpu
+        for gpu in inventory.gpus
+    )
+    return replace(inventory, gpus=gpus)
+
+
+def _merge(seen: Iterable[ModeOffer], told: Iterable[ModeOffer]) -> tuple[ModeOffer, ...]:
+    return tuple(sorted({*seen, *told}, key=lambda offer: (offer.mode.memory, offer.partitions)))
+
+
+def _read_pass(sys: Path) -> AmdInventory:
+    gpus, unreadable = [], []
+    nodes = _read_kfd_nodes(sys)
+    for folder in _gpu_folders(sys):
+        try:
+            gpus.append(_read_gpu(folder, nodes))
+        except (OSError, ValueError, KeyError) as error:
+            unreadable.append(f"GPU {folder.name} cannot be read: {error}")
+    return AmdInventory(
+        _read_optional(sys / _AMDGPU / "version"),
+        _read_optional(sys / _AMDGPU / "srcversion"),
+        tuple(gpus),
+        tuple(unreadable),
+    )
+
+
+def _gpu_folders(sys: Path) -> list[Path]:
+    found = (sys / _AMDGPU / "drivers/pci:amdgpu").glob("*:*")
+    return sorted(path for path in found if _PCI_ADDRESS.fullmatch(path.name))
+
+
+def _read_optional(path: Path) -> str:
+    """The content without its line end; empty where there is no such file."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class _KfdNode:
+    properties: Mapping[str, int]
+    memory_bytes: int
+
+
+def _read_kfd_nodes(sys: Path) -> dict[int, _KfdNode]:
+    """KFD's GPU nodes by render minor."""
+    found: dict[int, _KfdNode] = {}
+    for folder in (sys / _NODES).glob("*"):
+        properties = _read_properties(folder / "properties")
+        minor = properties.get("drm_render_minor", 0)
+        if minor:
+            bank = _read_properties(folder / "mem_banks/0/properties")
+            found[minor] = _KfdNode(properties, bank.get("size_in_bytes", 0))
+    return found
+
+
+def _read_properties(path: Path) -> dict[str, int]:
+    pairs = (line.split(maxsplit=1) for line in _read_optional(path).splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+
+
+def _read_gpu(folder: Path, nodes: Mapping[int, _KfdNode]) -> AmdGpu:
+    compute, memory = (_read_optional(folder / f"current_{kind}_partition") for kind in ("compute", "memory"))
+    mode = Mode(compute, memory) if compute and memory else None
+    card, render = _minor(folder, "card"), _minor(folder, "renderD")
+    first = nodes.get(render)
+    if first is None:
+        raise ValueError(f"KFD shows no node with render minor {render}")
+    dies = first.properties.get("num_xcc", 1)
+    partitions = tuple(
+        _partition(minor - render, card, minor, node)
+        for minor, node in sorted(nodes.items())
+        if _is_of_gpu(node, first) and minor >= render
+    )
+    offers = _read_offers(folder, mode, partitions, dies * len(partitions))
+    if mode is not None:
+        _check_partitions(mode, partitions, dies)
+    numa = int(_read_optional(folder / "numa_node") or -1)
+    hive = first.properties.get("hive_id", 0)
+    real = folder.resolve()
+    return AmdGpu(
+        pci_address=folder.name,
+        device_id=_read_optional(folder / "device"),
+        unique_id=_read_optional(folder / "unique_id"),
+        product_name=_read_optional(folder / "product_name"),
+        compute_units=sum(partition.compute_units for partition in partitions),
+        simd_units=sum(partition.simd_units for partition in partitions),
+        memory_bytes=int(_read_optional(folder / "mem_info_vram_total") or sum(p.memory_bytes for p in partitions)),
+        partitions=partitions,
+        mode=mode,
+        offers=offers,
+        numa_node=numa if numa >= 0 else None,
+        pcie_root=next((part for part in real.parts if _PCIE_ROOT.fullmatch(part)), None),
+        hive_id=str(hive) if hive else None,
+    )
+
+
+def _is_of_gpu(node: _KfdNode, first: _KfdNode) -> bool:
+    """Same PCI domain, bus and device; the partition is in the function bits, or in bits 31:28 with newer drivers."""
+    one, other = node.properties, first.properties
+    is_same_slot = one["location_id"] & _SLOT_BITS == other["location_id"] & _SLOT_BITS
+    return is_same_slot and one.get("domain") == other.get("domain")
+
+
+def _minor(folder: Path, kind: str) -> int:
+    names = [path.name.removeprefix(kind) for path in (folder / "drm").glob(f"{kind}[0-9]*")]
+    if not names:
+        raise ValueError(f"no drm/{kind}<N>")
+    return int(names[0])
+
+
+def _partition(slot: int, first_card: int, render: int, node: _KfdNode) -> Partition:
+    simd = node.properties["simd_count"]
+    return Partition(slot, first_card + slot, render, simd // node.properties["simd_per_cu"], simd, node.memory_bytes)
+
+
+def _read_offers(
+    folder: Path, mode: Mode | None, partitions: tuple[Partition, ...], dies: int
+) -> tuple[ModeOffer, ...]:
+    """The modes that can be had without a reload."""
+    if mode is None:
+        return ()
+    names = [name.strip() for name in _read_optional(folder / "available_compute_partition").split(",") if name.strip()]
+    counts = {**_PARTITIONS, "CPX": dies}
+    offers = {ModeOffer(Mode(name, mode.memory), counts[name]) for name in names if name in counts}
+    offers.add(ModeOffer(mode, len(partitions)))
+    return tuple(sorted(offers, key=lambda offer: offer.partitions))
+
+
+def _check_partitions(mode: Mode, partitions: tuple[Partition, ...], dies: int) -> None:
+    """`dies`: compute dies of each partition. A CPX partition is one die; of other modes the number is known."""
+    slots = [partition.slot for partition in partitions]
+    is_complete = dies == 1 if mode.compute == "CPX" else len(slots) == _PARTITIONS.get(mode.compute)
+    if not is_complete or slots != list(range(len(slots))):
+        raise ValueError(f"it is in mode {mode.profile}, but KFD shows partitions {slots} of {dies} dies each")

@@ -1,0 +1,186 @@
+"""AMD GPUs of this node, through `amdsmi`, AMD's own binding of AMD SMI, and sysfs.
+
+`amdsmi` is imported when AMD hardware is there, and never before: it takes memory, and without its library its import
+fails. Handles are invalid after every change, so nothing is kept from one call to the next.
+"""
+
+import importlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Protocol, assert_never
+
+from api.errors import HardwareError
+from kubeletplugin.hardware.amd_sysfs import AmdRoot, Offers, read_inventory, with_offers
+from kubeletplugin.hardware.backend import DeviceBusy, LibraryMissing, NotPermitted
+from kubeletplugin.model.amd_partitions import AmdInventory, Mode, ModeOffer
+from kubeletplugin.model.amd_prepare import AmdStep, ReloadDriver, SetComputeMode, SetMemoryMode
+from kubeletplugin.model.cdi import DeviceNode
+
+BUSY_TRIES: Final = 3
+BUSY_PAUSE_S: Final = 1.0
+
+
+class ModeRefused(HardwareError):
+    """The hardware does not have the mode, or not from where it is now."""
+
+    reason = "ModeRefused"
+
+
+# amdsmi_status_t (amd_smi/amdsmi.h)
+_NOT_SUPPORTED: Final = 2
+_NO_PERMISSION: Final = 10
+_ERRORS: Final[dict[int, tuple[type[HardwareError], str]]] = {
+    1: (ModeRefused, "the GPU does not know this mode"),
+    _NOT_SUPPORTED: (ModeRefused, "the GPU cannot be partitioned, or not so"),
+    _NO_PERMISSION: (NotPermitted, "AMD SMI needs root"),
+    30: (DeviceBusy, "a process uses the GPU; monitoring agents that hold /dev/kfd are the usual cause"),
+    34: (LibraryMissing, "the amdgpu driver is not loaded"),
+    54: (DeviceBusy, "the amdgpu driver could not be loaded again, usually because a process uses it"),
+    55: (ModeRefused, "the GPU does not have this mode, or not under its memory mode"),
+}
+
+
+class AmdBackend(Protocol):
+    """AMD GPUs of this node."""
+
+    def read_inventory(self) -> AmdInventory:
+        """Everything, freshly read. Raises LibraryMissing where amdgpu drives nothing."""
+
+    def read_device_nodes(self) -> dict[str, DeviceNode]:
+        """`/dev/kfd` and the nodes under `/dev/dri`, by path in containers."""
+
+    def apply_step(self, step: AmdStep) -> None:
+        """Do one step, unless it is done. Raises DeviceBusy, ModeRefused, NotPermitted, HardwareError."""
+
+
+class AmdSmi:
+    """`AmdBackend` by the vendor's library."""
+
+    def __init__(self, root: AmdRoot, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._root, self._sleep = root, sleep
+        self._lock = threading.Lock()  # AMD: no concurrent partition operations
+        self._offers: Offers = {}  # what the models can do; asked once, for an open library makes GPUs look used
+
+    def read_inventory(self) -> AmdInventory:
+        with self._lock:
+            if not self._root.has_gpus():
+                raise LibraryMissing(f"no GPU is driven by amdgpu under {self._root.sys}")
+            found = read_inventory(self._root, self._sleep)
+            if any(gpu.mode is not None and gpu.pci_address not in self._offers for gpu in found.gpus):
+                self._offers = self._read_offers()
+            return with_offers(found, self._offers)
+
+    def read_device_nodes(self) -> dict[str, DeviceNode]:
+        return self._root.device_nodes()
+
+    def apply_step(self, step: AmdStep) -> None:
+        with self._lock:
+            match step:
+                case SetMemoryMode():
+                    self._set_memory(step)
+                case ReloadDriver():
+                    self._reload(step)
+                case SetComputeMode():
+                    self._set_compute(step)
+                case _:
+                    assert_never(step)
+
+    def _read_offers(self) -> Offers:
+        """By GPU its modes under every memory mode; none where the library will not tell."""
+        offers: dict[str, tuple[ModeOffer, ...]] = {}
+        with self._session() as smi:
+            for handle in smi.amdsmi_get_processor_handles():
+                if smi.amdsmi_get_gpu_kfd_info(handle)["current_partition_id"] != 0:
+                    continue
+                pci = smi.amdsmi_get_gpu_device_bdf(handle)
+                offers[pci] = ()
+                try:
+                    config = smi.amdsmi_get_gpu_accelerator_partition_profile_config(handle)
+                    can_switch = "N/A" not in smi.amdsmi_get_gpu_memory_partition_config(handle)["partition_caps"]
+                except smi.AmdSmiLibraryException as error:
+                    if error.get_error_code() not in (_NOT_SUPPORTED, _NO_PERMISSION):
+                        raise
+                    continue
+                offers[pci] = tuple(
+                    ModeOffer(Mode(profile["profile_type"], memory), profile["num_partitions"])
+                    for profile in config["profiles"]
+                    for memory in profile["memory_caps"]
+                    if can_switch and memory != "N/A"
+                )
+        return offers
+
+    def _set_memory(self, step: SetMemoryMode) -> None:
+        with self._session() as smi:
+            handle = _primary(smi, step.gpu_uuid)
+            if smi.amdsmi_get_gpu_memory_partition(handle) != step.memory_mode:
+                smi.amdsmi_set_gpu_memory_partition(handle, smi.AmdSmiMemoryPartitionType[step.memory_mode])
+
+    def _reload(self, step: ReloadDriver) -> None:
+        with self._session() as smi:
+            if all(smi.amdsmi_get_gpu_memory_partition(_primary(smi, pci)) == step.memory_mode for pci in step.gpus):
+                return
+            smi.amdsmi_gpu_driver_reload()
+        with self._session() as smi:
+            for pci in step.gpus:
+                memory = smi.amdsmi_get_gpu_memory_partition(_primary(smi, pci))
+                if memory != step.memory_mode:
+                    raise ModeRefused(f"GPU {pci} is in {memory} after the reload; asked for was {step.memory_mode}")
+
+    def _set_compute(self, step: SetComputeMode) -> None:
+        for attempt in range(1, BUSY_TRIES + 1):
+            try:
+                self._try_compute(step)
+                return
+            except DeviceBusy:
+                if attempt == BUSY_TRIES:
+                    raise
+                self._sleep(BUSY_PAUSE_S)
+
+    def _try_compute(self, step: SetComputeMode) -> None:
+        with self._session() as smi:
+            handle = _primary(smi, step.gpu_uuid)
+            memory = smi.amdsmi_get_gpu_memory_partition(handle)
+            if memory != step.mode.memory:
+                raise ModeRefused(f"GPU {step.gpu_uuid} is in memory mode {memory}; {step.mode.profile} needs another")
+            if smi.amdsmi_get_gpu_compute_partition(handle) != step.mode.compute:
+                smi.amdsmi_set_gpu_compute_partition(handle, smi.AmdSmiComputePartitionType[step.mode.compute])
+
+    @contextmanager
+    def _session(self) -> Iterator[Any]:
+        """The library, opened for one enumeration; its errors become ours."""
+        smi = self._load()
+        try:
+            smi.amdsmi_init(smi.AmdSmiInitFlags.INIT_AMD_GPUS)
+            try:
+                yield smi
+            finally:
+                smi.amdsmi_shut_down()
+        except smi.AmdSmiLibraryException as error:
+            raise _translate(error) from error
+
+    def _load(self) -> Any:
+        folder = self._root.library_folder
+        if (folder / "libamd_smi.so").exists():
+            os.environ["ROCM_PATH"] = str(folder.parent)  # amdsmi looks nowhere else first
+        try:
+            return importlib.import_module("amdsmi")
+        except (KeyError, AttributeError, OSError) as error:
+            # Without a library its import ends with KeyError, with one that lacks a function with AttributeError.
+            raise LibraryMissing(f"AMD SMI cannot be loaded (looked in {folder}): {error!r}") from error
+
+
+def _primary(smi: Any, pci_address: str) -> Any:
+    """Handle of the GPU's first partition, the only one that modes can be asked of."""
+    for handle in smi.amdsmi_get_processor_handles():
+        if smi.amdsmi_get_gpu_device_bdf(handle) == pci_address:
+            return handle
+    raise HardwareError(f"AMD SMI knows no GPU {pci_address}")
+
+
+def _translate(error: Any) -> HardwareError:
+    code, info = error.get_error_code(), str(error.get_error_info())
+    kind, meaning = _ERRORS.get(code, (HardwareError, "AMD SMI failed"))
+    return kind(f"{meaning}: {info} ({code})")

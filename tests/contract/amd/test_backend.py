@@ -1,0 +1,186 @@
+"""The AMD back-end reads and changes the simulated hardware through the same library and files as real hardware."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from simulator.amd import node
+from simulator.amd.models import MODELS
+
+from kubeletplugin.hardware.amd_sysfs import AmdRoot, read_inventory
+from kubeletplugin.hardware.amdsmi import AmdSmi, ModeRefused
+from kubeletplugin.hardware.backend import DeviceBusy, LibraryMissing
+from kubeletplugin.model.amd_partitions import AmdInventory, Mode, ModeOffer
+from kubeletplugin.model.amd_prepare import ReloadDriver, SetComputeMode, SetMemoryMode
+
+FIRST = "0000:05:00.0"
+Make = Callable[[str], AmdSmi]
+
+
+@pytest.fixture
+def make(root: Path) -> Make:
+    def install(profile: str) -> AmdSmi:
+        node.install(root, profile, cache=Path(os.environ.get("PARTITA_CACHE", ".cache")))
+        return AmdSmi(AmdRoot("/host", root), sleep=lambda _: None)
+
+    return install
+
+
+def modes(inventory: AmdInventory) -> set[Mode | None]:
+    return {gpu.mode for gpu in inventory.gpus}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_fresh_node_is_read_whole(make: Make, model: str) -> None:
+    """Model, memory, units, hive, NUMA node and PCIe root of every GPU of a fresh node are read."""
+    inventory = make(model).read_inventory()
+    assert len(inventory.gpus) == MODELS[model].gpus
+    gpu = inventory.gpus[0]
+    assert (gpu.pci_address, gpu.pcie_root, gpu.numa_node) == (FIRST, "pci0000:00", 0)
+    assert gpu.product_name == MODELS[model].product
+    assert gpu.memory_bytes == MODELS[model].vram_bytes
+    assert (gpu.compute_units, gpu.simd_units) == (MODELS[model].compute_units, 4 * MODELS[model].compute_units)
+    assert len({gpu.hive_id for gpu in inventory.gpus}) == MODELS[model].gpus // MODELS[model].hive_size
+    assert inventory.driver_version == node.DRIVER_VERSION
+    assert not inventory.unreadable
+
+
+OFFERS = {
+    "mi210": set(),
+    "mi300a": {("SPX", 1, 1), ("TPX", 1, 3), ("CPX", 1, 6)},
+    "mi300x": {("SPX", 1, 1), ("DPX", 1, 2), ("QPX", 1, 4), ("CPX", 1, 8), ("DPX", 2, 2), ("QPX", 4, 4), ("CPX", 4, 8)},
+    "mi308x": {("SPX", 1, 1), ("DPX", 1, 2), ("CPX", 1, 4), ("CPX", 4, 4)},
+    "mi355x": {("SPX", 1, 1), ("DPX", 1, 2), ("QPX", 1, 4), ("CPX", 1, 8), ("DPX", 2, 2), ("QPX", 2, 4), ("CPX", 2, 8)},
+}
+
+
+@pytest.mark.parametrize("model", OFFERS)
+def test_offers_are_what_the_hardware_can_do(make: Make, model: str) -> None:
+    """The modes on offer are the model's own, whatever mode the GPU is in."""
+    gpu = make(model).read_inventory().gpus[0]
+    expected = {ModeOffer(Mode(compute, f"NPS{memory}"), parts) for compute, memory, parts in OFFERS[model]}
+    assert set(gpu.offers) == expected
+
+
+@pytest.mark.parametrize("model", [model for model in OFFERS if OFFERS[model]])
+def test_every_mode_is_reached_from_every_other(make: Make, root: Path, model: str) -> None:
+    """Each mode can be reached from each other by the steps of a plan, and shows its partitions."""
+    backend = make(f"{model}x1")
+    wanted = backend.read_inventory().gpus[0].offers
+    for start in wanted:
+        for offer in wanted:
+            for mode in (start.mode, offer.mode):
+                backend.apply_step(SetMemoryMode(FIRST, mode.memory))
+                backend.apply_step(ReloadDriver((FIRST,), mode.memory))
+                backend.apply_step(SetComputeMode(FIRST, mode))
+            gpu = backend.read_inventory().gpus[0]
+            assert gpu.mode == offer.mode
+            assert [partition.slot for partition in gpu.partitions] == list(range(offer.partitions))
+            assert set(gpu.offers) == set(wanted)
+
+
+def test_steps_are_idempotent(make: Make, root: Path) -> None:
+    """Steps that are done already change nothing, even where a change would be refused."""
+    backend = make("mi300xx2")
+    node.hold(root, 0, os.getpid())
+    before = backend.read_inventory()
+    backend.apply_step(SetMemoryMode(FIRST, "NPS1"))
+    backend.apply_step(ReloadDriver((FIRST,), "NPS1"))
+    backend.apply_step(SetComputeMode(FIRST, Mode("SPX", "NPS1")))
+    assert backend.read_inventory() == before
+
+
+def test_refusals_say_what_is_wrong(make: Make, root: Path) -> None:
+    """A used GPU is busy, an impossible mode is refused, and the messages name the reason."""
+    backend = make("mi300xx1")
+    with pytest.raises(ModeRefused, match="does not have this mode"):
+        backend.apply_step(SetComputeMode(FIRST, Mode("TPX", "NPS1")))
+    with pytest.raises(ModeRefused, match="memory mode NPS1"):
+        backend.apply_step(SetComputeMode(FIRST, Mode("CPX", "NPS4")))
+    node.hold(root, 0, os.getpid())
+    with pytest.raises(DeviceBusy, match="/dev/kfd"):
+        backend.apply_step(SetComputeMode(FIRST, Mode("CPX", "NPS1")))
+    backend.apply_step(SetMemoryMode(FIRST, "NPS4"))
+    with pytest.raises(DeviceBusy, match="could not be loaded again"):
+        backend.apply_step(ReloadDriver((FIRST,), "NPS4"))
+    node.hold(root, 0, None)
+    backend.apply_step(ReloadDriver((FIRST,), "NPS4"))
+    assert modes(backend.read_inventory()) == {Mode("CPX", "NPS4")}
+
+
+def test_an_unloaded_driver_is_no_hardware(make: Make, root: Path) -> None:
+    """A reload that loses the driver leaves nothing to read, until the driver is loaded."""
+    backend = make("mi300xx1")
+    node.set_fault(root, "losing_reloads", 1)
+    backend.apply_step(SetMemoryMode(FIRST, "NPS4"))
+    with pytest.raises(DeviceBusy):
+        backend.apply_step(ReloadDriver((FIRST,), "NPS4"))
+    with pytest.raises(LibraryMissing):
+        backend.read_inventory()
+    node.load_driver(root)
+    node.describe(root)
+    assert modes(backend.read_inventory()) == {Mode("CPX", "NPS4")}
+
+
+def test_a_gpu_in_the_middle_of_a_change_is_not_published(make: Make, root: Path) -> None:
+    """While a change shows itself half done, the GPU is unreadable rather than wrong; afterwards it is read."""
+    make("mi300xx1")
+    seen: list[AmdInventory] = []
+    node.set_fault(root, "change_pause_ms", 400)
+    change = threading.Thread(target=lambda: node.set_modes(root, "CPX", 1))
+    change.start()
+    while change.is_alive():
+        seen.append(read_inventory(AmdRoot("/", root)))
+    seen.append(read_inventory(AmdRoot("/", root)))
+    assert {mode for inventory in seen for mode in modes(inventory)} <= {Mode("SPX", "NPS1"), Mode("CPX", "NPS1")}
+    assert all(len(g.partitions) == (8 if g.mode == Mode("CPX", "NPS1") else 1) for i in seen for g in i.gpus)
+    assert any(inventory.unreadable for inventory in seen)
+    assert modes(seen[-1]) == {Mode("CPX", "NPS1")}
+
+
+def test_device_nodes_carry_their_numbers(make: Make) -> None:
+    """/dev/kfd and every DRM node are found, with the host's path and their numbers."""
+    nodes = make("mi300xx1").read_device_nodes()
+    assert nodes["/dev/kfd"].host_path == "/host/dev/kfd"
+    assert (nodes["/dev/kfd"].major, nodes["/dev/kfd"].minor) == (511, 0)
+    assert (nodes["/dev/dri/renderD135"].major, nodes["/dev/dri/renderD135"].minor) == (226, 135)
+    assert len(nodes) == 1 + 2 * 8
+
+
+def test_without_the_library_the_back_end_says_where_it_looked(tmp_path: Path, make: Make, root: Path) -> None:
+    """A missing or incomplete libamd_smi.so is LibraryMissing, not the import error of the package."""
+    make("mi300xx1")
+    program = (
+        "from pathlib import Path; import sys; from kubeletplugin.hardware.amd_sysfs import AmdRoot\n"
+        "from kubeletplugin.hardware.amdsmi import AmdSmi; from kubeletplugin.hardware.backend import LibraryMissing\n"
+        "class Root(AmdRoot):\n    library_folder = Path(sys.argv[2])\n"
+        "try: AmdSmi(Root('/', Path(sys.argv[1]))).read_inventory()\n"
+        "except LibraryMissing as error: print('MISSING', error)\n"
+    )
+    libraries = tmp_path / "lib"
+    libraries.mkdir()
+    environment = {key: value for key, value in os.environ.items() if key not in ("ROCM_PATH", "ROCM_HOME")}
+    for compiled in (None, "int amdsmi_init(unsigned long f) { return 0; }"):
+        if compiled is not None:
+            source = libraries / "partial.c"
+            source.write_text(compiled)
+            subprocess.run(["cc", "-shared", "-o", libraries / "libamd_smi.so", source], check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program, root, libraries],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "MISSING AMD SMI cannot be loaded" in done.stdout
+
+
+def test_importing_the_back_end_does_not_import_the_library() -> None:
+    """A node without AMD hardware never loads `amdsmi`."""
+    program = "import sys, kubeletplugin.hardware.amdsmi; print('amdsmi' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
