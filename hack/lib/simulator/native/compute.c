@@ -6,22 +6,30 @@
 #include "mig.h"
 
 /* Slices of each NVML_COMPUTE_INSTANCE_PROFILE_*; 0: offered by no simulated GPU. Their ids equal these indices. */
-static const uint32_t PROFILE_SLICES[COMPUTE_INSTANCE_PROFILE_COUNT] = {1, 2, 3, 4, 7, 8, 6, 0, 0};
+static const uint32_t PROFILE_SLICES[COMPUTE_INSTANCE_PROFILE_COUNT] = {1, 2, 3, 4, 7, 8, 6, 1, 0};
+enum { ONE_SLICE_REV1 = 7 }; /* one slice with all the multiprocessors of a 1g that has double memory */
 
-static int offered(const struct profile *p, unsigned profile) {
+/* Multiprocessors of the plain 1g. */
+static uint32_t slice_multiprocessors(const struct fixed *fixed, const struct profile *p) {
+    uint32_t least = p->multiprocessors;
+    for (uint32_t i = 0; i < fixed->profile_count; i++)
+        if (fixed->profiles[i].slices == 1 && fixed->profiles[i].multiprocessors < least)
+            least = fixed->profiles[i].multiprocessors;
+    return least;
+}
+
+static int offered(const struct fixed *fixed, const struct profile *p, unsigned profile) {
     if (profile >= COMPUTE_INSTANCE_PROFILE_COUNT) return 0;
     uint32_t slices = PROFILE_SLICES[profile];
     if (!slices || slices > p->slices) return 0;
+    if (profile == ONE_SLICE_REV1) return p->slices == 1 && p->multiprocessors > slice_multiprocessors(fixed, p);
     return slices != 3 || p->slices != 4; /* 4g offers 1c, 2c and 4c */
 }
 
-uint32_t compute_multiprocessors(const struct fixed *fixed, const struct profile *p, uint32_t slices) {
-    uint32_t smallest = p->multiprocessors;
-    if (slices == p->slices) return p->multiprocessors;
-    for (uint32_t i = 0; i < fixed->profile_count; i++)
-        if (fixed->profiles[i].slices == 1 && fixed->profiles[i].multiprocessors < smallest)
-            smallest = fixed->profiles[i].multiprocessors;
-    return slices * smallest;
+uint32_t compute_multiprocessors(const struct fixed *fixed, const struct profile *p, uint32_t profile) {
+    uint32_t slices = PROFILE_SLICES[profile];
+    if (profile == ONE_SLICE_REV1 || (slices > 1 && slices == p->slices)) return p->multiprocessors;
+    return slices * slice_multiprocessors(fixed, p);
 }
 
 void name_compute_instance(const struct profile *p, uint32_t slices, char *name, unsigned length) {
@@ -37,7 +45,7 @@ static int profile_of(nvmlGpuInstance_t instance, unsigned profile, unsigned eng
     NEED(profile < COMPUTE_INSTANCE_PROFILE_COUNT && engines < COMPUTE_ENGINE_PROFILE_COUNT);
     TRY(check_instance(instance, now));
     *p = &fixed_of(instance)->profiles[now->instances[instance->gi].profile];
-    return offered(*p, profile) ? NVML_SUCCESS : NVML_ERROR_NOT_SUPPORTED;
+    return offered(fixed_of(instance), *p, profile) ? NVML_SUCCESS : NVML_ERROR_NOT_SUPPORTED;
 }
 
 API nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfo(nvmlGpuInstance_t instance, unsigned profile,
@@ -50,7 +58,7 @@ API nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfo(nvmlGpuInstance_t 
     TRY(profile_of(instance, profile, engines, &now, &p));
     uint32_t slices = PROFILE_SLICES[profile];
     *info = (nvmlComputeInstanceProfileInfo_t){
-        profile, slices, p->slices / slices, compute_multiprocessors(fixed_of(instance), p, slices), p->copy_engines,
+        profile, slices, p->slices / slices, compute_multiprocessors(fixed_of(instance), p, profile), p->copy_engines,
         p->decoders, p->encoders, p->jpeg_engines, p->ofa_engines};
     return NVML_SUCCESS;
 }
@@ -69,7 +77,7 @@ API nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfoV(nvmlGpuInstance_t
     uint32_t slices = PROFILE_SLICES[profile];
     nvmlComputeInstanceProfileInfo_v2_t *v2 = info; /* version 3 only appends */
     *v2 = (nvmlComputeInstanceProfileInfo_v2_t){
-        version, profile, slices, p->slices / slices, compute_multiprocessors(fixed_of(instance), p, slices),
+        version, profile, slices, p->slices / slices, compute_multiprocessors(fixed_of(instance), p, profile),
         p->copy_engines, p->decoders, p->encoders, p->jpeg_engines, p->ofa_engines, ""};
     strcpy(v2->name, "MIG ");
     name_compute_instance(p, slices, v2->name + 4, sizeof v2->name - 4);
@@ -155,7 +163,7 @@ static int create(nvmlGpuInstance_t instance, unsigned profile, const nvmlGpuIns
         result = NVML_ERROR_GPU_IS_LOST;
     else if (!parent->used)
         result = NVML_ERROR_NOT_FOUND;
-    else if (!offered(p, profile))
+    else if (!offered(fixed_of(instance), p, profile))
         result = NVML_ERROR_NOT_SUPPORTED;
     else if (wanted && (wanted->size != PROFILE_SLICES[profile] || wanted->start % wanted->size ||
                         wanted->start + wanted->size > p->slices))
@@ -315,10 +323,10 @@ API nvmlReturn_t nvmlDeviceGetAttributes_v2(nvmlDevice_t device, nvmlDeviceAttri
     TRY(check_instance(device, &now));
     const struct gpu_instance *instance = &now.instances[device->gi];
     const struct profile *p = &fixed->profiles[instance->profile];
-    uint32_t slices = instance->compute[device->ci].slices;
+    const struct compute_instance *compute = &instance->compute[device->ci];
     *attributes = (nvmlDeviceAttributes_t){
-        compute_multiprocessors(fixed, p, slices), p->copy_engines, p->decoders, p->encoders, p->jpeg_engines,
-        p->ofa_engines, p->slices, slices, p->memory_mib};
+        compute_multiprocessors(fixed, p, compute->profile_id), p->copy_engines, p->decoders, p->encoders, p->jpeg_engines,
+        p->ofa_engines, p->slices, compute->slices, p->memory_mib};
     return NVML_SUCCESS;
 }
 API nvmlReturn_t nvmlDeviceGetAttributes(nvmlDevice_t device, nvmlDeviceAttributes_t *attributes)

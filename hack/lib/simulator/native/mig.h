@@ -16,7 +16,7 @@ int instance_in_use(const struct changing *now, uint32_t gi, uint32_t ci);
 /* `1g.10gb`, or `2c.3g.40gb` where the compute instance is smaller than its GPU instance. */
 void name_compute_instance(const struct profile *p, uint32_t slices, char *name, unsigned length);
 
-/* Multiprocessors of a compute instance of `slices` slices. */
-uint32_t compute_multiprocessors(const struct fixed *fixed, const struct profile *p, uint32_t slices);
+/* Multiprocessors of a compute instance of this NVML_COMPUTE_INSTANCE_PROFILE_* in a GPU instance of profile `p`. */
+uint32_t compute_multiprocessors(const struct fixed *fixed, const struct profile *p, uint32_t profile);
 
 #endif
