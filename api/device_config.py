@@ -210,4 +210,5 @@ def _explain(kind: str, detail: ErrorDetails) -> str:
         return f"{path}: unknown field"
     if detail["type"] == "missing":
         return f"{path}: required, but missing"
-    return f"{path}: {detail['msg'].removeprefix('Value error, ')} (got {detail['input']!r})"
+    got = "" if isinstance(detail["input"], dict) else f" (got {detail['input']!r})"
+    return f"{path}: {detail['msg'].removeprefix('Value error, ')}{got}"

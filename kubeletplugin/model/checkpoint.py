@@ -216,7 +216,10 @@ def _decode_line(line: bytes, where: str) -> dict[str, Any]:
         )
     if version != b"%d" % FORMAT or crc != b"%08x" % zlib.crc32(body):
         raise StateUnreadable(f"{where}: the checksum does not match, the line was altered")
-    entry = json.loads(body)
+    try:
+        entry = json.loads(body)
+    except ValueError as error:
+        raise StateUnreadable(f"{where}: not JSON ({error})") from error
     if not isinstance(entry, dict):
         raise StateUnreadable(f"{where}: not an object")
     return entry

@@ -1,6 +1,7 @@
 """Health of GPUs: events in, taints and health reports out.
 
-An XID stays until the GPU was reset, which shows as lost and found again, or until the driver was loaded anew.
+An XID stays until the GPU was reset, which shows as lost and found again in the inventory, or until the plugin restarts
+(a reset by hand needs every user of the GPU stopped, this plugin among them).
 """
 
 from collections.abc import Collection, Mapping
@@ -32,6 +33,12 @@ class GpuHealth:
 
     xids: tuple[int, ...] = ()
     lost: bool = False
+    """The inventory says so."""
+
+    @property
+    def gone(self) -> bool:
+        """Lost, by whichever word came first: the event's or the inventory's."""
+        return self.lost or LOST_XID in self.xids
 
     @property
     def status(self) -> HealthStatus:
@@ -39,7 +46,7 @@ class GpuHealth:
 
     @property
     def message(self) -> str:
-        parts = ["the GPU is lost: it fell off the bus or needs a reset"] if self.lost else []
+        parts = ["the GPU is lost: it fell off the bus or needs a reset"] if self.gone else []
         if self.xids:
             parts.append("critical XID " + ", ".join(str(xid) for xid in self.xids) + " until the GPU is reset")
         return "; ".join(parts)
@@ -58,8 +65,6 @@ class NodeHealth:
 def observe_event(health: NodeHealth, gpu_uuid: str, xid: int, ignored: Collection[int] = IGNORED_XIDS) -> NodeHealth:
     """Take in one critical XID event."""
     old = health.of(gpu_uuid)
-    if xid == LOST_XID:
-        return NodeHealth({**health.gpus, gpu_uuid: replace(old, lost=True)})
     if xid in ignored or xid in old.xids:
         return health
     return NodeHealth({**health.gpus, gpu_uuid: replace(old, xids=(*old.xids, xid))})
@@ -80,7 +85,7 @@ def observe_inventory(health: NodeHealth, inventory: Inventory) -> NodeHealth:
 def build_taints(gpu: GpuHealth) -> tuple[dict[str, Any], ...]:
     """Device taints (resource.k8s.io/v1 DeviceTaint), without `timeAdded`, which the API server sets."""
     taints: list[dict[str, Any]] = []
-    if gpu.lost:
+    if gpu.gone:
         taints.append({"key": LOST_TAINT, "effect": "NoSchedule"})
     if gpu.xids:
         taints.append({"key": XID_TAINT, "value": str(gpu.xids[-1]), "effect": "NoSchedule"})
