@@ -12,7 +12,8 @@ from pathlib import Path
 
 from api.client import Client
 from api.errors import InvalidObject, PartitaError
-from api.names import NVIDIA_CDI_VENDOR, NVIDIA_GPU_DRIVER
+from api.names import COMPUTE_DOMAIN_CDI_VENDOR, COMPUTE_DOMAIN_DRIVER, NVIDIA_CDI_VENDOR, NVIDIA_GPU_DRIVER
+from kubeletplugin.compute_domain import ComputeDomainDriver
 from kubeletplugin.driver import ClaimService, NodeDriver
 from kubeletplugin.events import Recorder
 from kubeletplugin.executor import Executor
@@ -47,7 +48,22 @@ def build_nvidia(settings: Settings, client: Client, events: Recorder, syncer: T
     )
 
 
-BUILDERS: dict[str, Build] = {NVIDIA_GPU_DRIVER: build_nvidia}
+def build_compute_domain(
+    settings: Settings, client: Client, events: Recorder, syncer: ThreadPoolExecutor
+) -> NodeDriver:
+    root = DriverRoot(settings.driver_root, settings.seen_driver_root, settings.nvidia_cdi_hook_path)
+    return ComputeDomainDriver(
+        node=settings.node_name,
+        namespace=settings.pod_namespace,
+        client=client,
+        executor=Executor(NvmlBackend(root)),
+        cdi=CdiFiles(Path(settings.cdi_root), COMPUTE_DOMAIN_CDI_VENDOR),
+        root=root,
+        directory=settings.data_directory(COMPUTE_DOMAIN_DRIVER),
+    )
+
+
+BUILDERS: dict[str, Build] = {NVIDIA_GPU_DRIVER: build_nvidia, COMPUTE_DOMAIN_DRIVER: build_compute_domain}
 
 
 class Plugin:

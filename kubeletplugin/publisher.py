@@ -29,8 +29,13 @@ from kubeletplugin.server import HealthBoard
 log = logging.getLogger(__name__)
 
 SLICE_API: Final = "resource.k8s.io/v1"
-_SETTLE_S: Final = 0.3  # several claims at once change the order of devices once
-_FEATURE_FIELDS: Final = {"DRAPartitionableDevices": "partitionable", "DRADeviceTaints": "taints"}
+_QUIET_S: Final = 0.3  # several claims at once change the order of devices once
+_PATIENCE_S: Final = 2.0  # under a steady stream of claims, which never is quiet
+_FEATURE_FIELDS: Final = {
+    "DRAPartitionableDevices": "partitionable",
+    "DRADeviceTaints": "taints",
+    "DRAConsumableCapacity": "shared",
+}
 
 
 class Publisher:
@@ -111,8 +116,18 @@ class Publisher:
                 )
                 await asyncio.sleep(delay_s)
                 continue
-            await self._wake.wait()
-            await asyncio.sleep(_SETTLE_S)
+            await self._wait_until_quiet()
+
+    async def _wait_until_quiet(self) -> None:
+        await self._wake.wait()
+        deadline_s = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline_s:
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(_QUIET_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                return
 
     async def _read_node(self) -> NodeView:
         delays = back_off_s()

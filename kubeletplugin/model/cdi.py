@@ -99,7 +99,7 @@ def build_cdi_spec(record: ClaimRecord, inventory: Inventory, tree: DriverTree) 
         "cdiVersion": CDI_VERSION,
         "kind": f"{NVIDIA_CDI_VENDOR}/{CDI_CLAIM_CLASS}",
         "annotations": {RECORD_ANNOTATION: json.dumps(record_to_json(record), separators=(",", ":"))},
-        "containerEdits": _common_edits(tree),
+        "containerEdits": common_edits(tree),
         "devices": [
             {
                 "name": cdi_id.partition("=")[2],
@@ -120,7 +120,7 @@ def read_record(spec: Mapping[str, Any]) -> ClaimRecord:
 
 
 @lru_cache(maxsize=2)
-def _common_edits(tree: DriverTree) -> dict[str, Any]:
+def common_edits(tree: DriverTree) -> dict[str, Any]:
     mounts = []
     for library in tree.libraries:
         mounts.append(_mount(tree, library.path, library.path))
@@ -129,7 +129,7 @@ def _common_edits(tree: DriverTree) -> dict[str, Any]:
     mounts.extend(_mount(tree, tool, tool) for tool in tree.tools)
     edits: dict[str, Any] = {"env": ["NVIDIA_VISIBLE_DEVICES=void"]}
     if tree.control_nodes:
-        edits["deviceNodes"] = [_node(node) for node in tree.control_nodes]
+        edits["deviceNodes"] = [node_edit(node) for node in tree.control_nodes]
     if mounts:
         edits["mounts"] = mounts
     if tree.hook is not None and tree.libraries:
@@ -156,7 +156,7 @@ def _hooks(hook: str, libraries: tuple[DriverFile, ...]) -> list[dict[str, Any]]
     ]
 
 
-def _node(node: DeviceNode) -> dict[str, Any]:
+def node_edit(node: DeviceNode) -> dict[str, Any]:
     return {
         "path": node.path,
         "hostPath": node.host_path,
@@ -177,8 +177,8 @@ def _device_nodes(
         where = posixpath.join(tree.dev_root, "dev", f"nvidia{gpu.minor}") if gpu else holding.gpu_uuid
         raise HardwareError(f"claim {record.claim}: device {device.device} has no device node ({where})")
     if isinstance(holding, MigHolding):
-        return [_node(node) for node in (*nodes, *_capabilities(record, gpu, holding, tree))]
-    return [_node(node) for node in nodes]
+        return [node_edit(node) for node in (*nodes, *_capabilities(record, gpu, holding, tree))]
+    return [node_edit(node) for node in nodes]
 
 
 def _capabilities(record: ClaimRecord, gpu: Gpu, holding: MigHolding, tree: DriverTree) -> list[DeviceNode]:

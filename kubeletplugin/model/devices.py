@@ -68,6 +68,8 @@ class Features:
     """DRAPartitionableDevices: counters. Without them only full GPUs and existing MIG instances are offered."""
     taints: bool = True
     """DRADeviceTaints"""
+    shared: bool = True
+    """DRAConsumableCapacity: devices that several claims may hold."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,284 @@
+"""The driver `compute-domain.nvidia.com`: IMEX channels for workloads, and the node's part of IMEX daemons.
+
+Nothing on the hardware changes for a claim, so its CDI file is all the state there is: written whole before the reply,
+removed before the answer to unprepare. A channel is given out when the controller says so in the ComputeDomainClique;
+the call waits for that by a watch, inside the kubelet's deadline.
+"""
+
+import asyncio
+import logging
+import shutil
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Final, cast
+
+from api.client import Client, Json, NotFound, path
+from api.clique import CLIQUE_PLURAL, Membership, clique_object_name, parse_membership
+from api.device_config import parse_device_config
+from api.errors import HardwareError, PartitaError, Retryable
+from api.names import COMPUTE_DOMAIN_CDI_VENDOR, COMPUTE_DOMAIN_DRIVER, RESOURCE_API_VERSION
+from kubeletplugin.driver import CLAIM_API
+from kubeletplugin.executor import Executor
+from kubeletplugin.files import CdiFiles, disk_error
+from kubeletplugin.hardware.imex import read_imex_nodes
+from kubeletplugin.hardware.tree import DriverRoot, read_driver_tree
+from kubeletplugin.metrics import show_prepared
+from kubeletplugin.model.cdi import cdi_file_name
+from kubeletplugin.model.channels import (
+    CHANNEL_DEVICE,
+    CLAIM_ANNOTATION,
+    DAEMON_DEVICE,
+    DOMAIN_ANNOTATION,
+    Attached,
+    DomainUse,
+    NodeFabric,
+    NoFabric,
+    Release,
+    Unsettled,
+    build_channel_spec,
+    build_daemon_spec,
+    build_domain_devices,
+    check_release,
+    domain_cdi_id,
+    find_fabric,
+    read_use,
+)
+from kubeletplugin.model.claims import ClaimRequest, parse_claim
+from kubeletplugin.model.devices import DeviceSet, Features
+from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
+
+log = logging.getLogger(__name__)
+
+WAIT_S: Final = 37.0  # `kubeletplugin.driver` ends a call's retries after 38
+_MISSING_RETRY_S: Final = 5.0
+_RESCAN_INTERVAL_S: Final = 10.0
+_SWEEP_INTERVAL_S: Final = 600.0
+_HEALTHY, _UNHEALTHY = 1, 2
+
+
+class NotConnectedYet(Retryable):
+    """The ComputeDomain is not formed on this node yet; the message says what is missing."""
+
+    reason = "ComputeDomainNotReady"
+
+
+class ComputeDomainDriver:
+    """`kubeletplugin.driver.NodeDriver` for ComputeDomains."""
+
+    name = COMPUTE_DOMAIN_DRIVER
+
+    def __init__(
+        self,
+        node: str,
+        namespace: str,
+        client: Client,
+        executor: Executor,
+        cdi: CdiFiles,
+        root: DriverRoot,
+        directory: Path,
+        wait_s: float = WAIT_S,
+    ) -> None:
+        """`namespace` is the driver's own; `directory` has `domains/<uid>` of every domain on this node."""
+        self._node = node
+        self._namespace = namespace
+        self._client = client
+        self._executor = executor
+        self._cdi = cdi
+        self._root = root
+        self._domains = directory / "domains"
+        self._wait_s = wait_s
+        self._fabric: NodeFabric = Unsettled("the hardware has not been read yet")
+        self._known: Attached | NoFabric | None = None
+        """The last answer that was certain: a fabric that is unwell for a while does not undo running domains."""
+
+    # Start and hardware
+
+    async def recover(self) -> None:
+        while True:
+            try:
+                await self._look()
+                break
+            except HardwareError as error:
+                log.warning("waiting_for_hardware", extra={"driver": self.name, "error": str(error)})
+                await asyncio.sleep(_MISSING_RETRY_S)
+        self._remove_unused_domains()
+
+    async def _look(self) -> bool:
+        """Read the fabric; whether anything about it changed. Raises HardwareError."""
+        before = self._fabric
+        self._fabric = find_fabric(await self._executor.rescan())
+        if not isinstance(self._fabric, Unsettled):
+            self._known = self._fabric
+        if self._fabric != before:
+            log.info("fabric", extra={"driver": self.name, "fabric": str(self._fabric)})
+        return self._fabric != before
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._rescan(changed))
+            tasks.create_task(self._sweep_regularly())
+
+    async def _rescan(self, changed: Callable[[], None]) -> None:
+        while True:
+            await asyncio.sleep(_RESCAN_INTERVAL_S)
+            try:
+                if await self._look():
+                    changed()
+            except HardwareError as error:
+                log.error("rescan_failed", extra={"driver": self.name, "error": str(error)})
+
+    # Publishing
+
+    def offer(self, features: Features) -> DeviceSet:
+        if isinstance(self._fabric, Unsettled) and self._known is not None:
+            return build_domain_devices(self._known, features)
+        return build_domain_devices(self._fabric, features)
+
+    def health(self) -> tuple[DeviceHealth, ...]:
+        if self._known is None:
+            return ()
+        unwell = self._fabric.reason if isinstance(self._fabric, Unsettled) else ""
+        status = _UNHEALTHY if unwell else _HEALTHY
+        return tuple(DeviceHealth(self._node, device, status, unwell) for device in (CHANNEL_DEVICE, DAEMON_DEVICE))
+
+    # Claims
+
+    async def prepare(self, claim: Json, ref: ClaimRef) -> tuple[ReadyDevice, ...]:
+        request = parse_claim(claim, self.name, ref.uid, parse_device_config)
+        use = read_use(request, self._namespace)
+        if self._cdi.exists(cdi_file_name(COMPUTE_DOMAIN_CDI_VENDOR, request.uid)):
+            return _ready_devices(request, (domain_cdi_id(request, use),))
+        fabric = self._known
+        if fabric is None:
+            raise NotConnectedYet(f"claim {request.claim}: {self._unsettled()}")
+        if isinstance(fabric, NoFabric):
+            log.info("no_fabric", extra={"note": "this node has no NVLink fabric: the pod runs without a channel"})
+            return _ready_devices(request, ())
+        if use.kind == "daemon":
+            self._prepare_daemon(request, use)
+        else:
+            await self._wait_for_release(request, use, fabric)
+            self._prepare_channel(request, use)
+        self._count()
+        return _ready_devices(request, (domain_cdi_id(request, use),))
+
+    def _unsettled(self) -> str:
+        return self._fabric.reason if isinstance(self._fabric, Unsettled) else "the hardware has not been read yet"
+
+    async def _wait_for_release(self, request: ClaimRequest, use: DomainUse, fabric: Attached) -> None:
+        """Until the controller releases the channel. Raises ClaimError at once, NotConnectedYet in the end."""
+        name = clique_object_name(use.domain_uid, fabric.clique)
+        where = path(RESOURCE_API_VERSION, CLIQUE_PLURAL, namespace=self._namespace)
+        reason = f"claim {request.claim}: the API server has not answered yet"
+        try:
+            async with asyncio.timeout(self._wait_s), aclosing(_follow(self._client, where, name)) as memberships:
+                async for membership in memberships:
+                    decision = check_release(request, use, membership, self._node)
+                    if isinstance(decision, Release):
+                        return
+                    if decision.reason != reason:
+                        log.info("waiting", extra={"reason": decision.reason})
+                    reason = decision.reason
+        except TimeoutError as error:
+            raise NotConnectedYet(reason) from error
+
+    def _prepare_channel(self, request: ClaimRequest, use: DomainUse) -> None:
+        major = read_imex_nodes(self._root).channel_major
+        if major is None:
+            raise HardwareError(
+                "/proc/devices lists no nvidia-caps-imex-channels: this node's NVIDIA driver offers no IMEX channels"
+            )
+        status = self._make_folder(use.domain_uid) / "status"
+        self._write(request, build_channel_spec(request, use, major, str(status)))
+
+    def _prepare_daemon(self, request: ClaimRequest, use: DomainUse) -> None:
+        imex = read_imex_nodes(self._root)
+        if imex.management is None:
+            raise HardwareError("the NVIDIA driver of this node has no capability fabric-imex-mgmt")
+        if len(imex.programs) < 2:
+            raise HardwareError(
+                f"{self._root.host} has no nvidia-imex and nvidia-imex-ctl: install the driver's IMEX package there"
+            )
+        tree = read_driver_tree(self._root, self._executor.inventory.driver_version)
+        folder = self._make_folder(use.domain_uid)
+        self._write(request, build_daemon_spec(request, use, imex, tree, str(folder)))
+
+    def _make_folder(self, domain_uid: str) -> Path:
+        folder = self._domains / domain_uid
+        try:
+            (folder / "status").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, folder) from error
+        return folder
+
+    def _write(self, request: ClaimRequest, spec: Json) -> None:
+        self._cdi.write(cdi_file_name(COMPUTE_DOMAIN_CDI_VENDOR, request.uid), spec)
+
+    async def unprepare(self, ref: ClaimRef) -> None:
+        self._cdi.remove(cdi_file_name(COMPUTE_DOMAIN_CDI_VENDOR, ref.uid))
+        self._remove_unused_domains()
+        self._count()
+
+    # What is left over
+
+    def _remove_unused_domains(self) -> None:
+        """Directories of domains that no prepared claim on this node is of."""
+        used = {_annotation(spec, DOMAIN_ANNOTATION) for _, spec in self._cdi.read_all()}
+        folders = self._domains.iterdir() if self._domains.is_dir() else ()
+        for folder in folders:
+            if folder.name not in used:
+                try:
+                    shutil.rmtree(folder)
+                except OSError as error:
+                    log.error("folder_not_removed", extra={"path": str(folder), "error": str(error)})
+
+    async def _sweep_regularly(self) -> None:
+        while True:
+            try:
+                await self._sweep()
+            except PartitaError as error:
+                log.warning("sweep_failed", extra={"driver": self.name, "error": str(error)})
+            await asyncio.sleep(_SWEEP_INTERVAL_S)
+
+    async def _sweep(self) -> None:
+        """Unprepare claims that are gone from the API server without the kubelet's telling us."""
+        for uid, spec in list(self._cdi.read_all()):
+            namespace, _, name = _annotation(spec, CLAIM_ANNOTATION).partition("/")
+            if name and not await self._is_alive(ClaimRef(namespace, name, uid)):
+                log.warning("stale_claim", extra={"claim": f"{namespace}/{name}", "claim_uid": uid})
+                await self.unprepare(ClaimRef(namespace, name, uid))
+
+    async def _is_alive(self, ref: ClaimRef) -> bool:
+        try:
+            claim = await self._client.get(path(CLAIM_API, "resourceclaims", namespace=ref.namespace, name=ref.name))
+        except NotFound:
+            return False
+        return bool(claim["metadata"]["uid"] == ref.uid)
+
+    def _count(self) -> None:
+        kinds = Counter(spec["devices"][0]["name"].rpartition("-")[2] for _, spec in self._cdi.read_all() if spec)
+        show_prepared(self._node, self.name, {kind: kinds[kind] for kind in ("channel", "daemon")})
+
+
+def _annotation(spec: Json | None, key: str) -> str:
+    return str(((spec or {}).get("annotations") or {}).get(key, ""))
+
+
+def _ready_devices(request: ClaimRequest, cdi_ids: tuple[str, ...]) -> tuple[ReadyDevice, ...]:
+    return tuple(
+        ReadyDevice((device.request,), device.pool, device.device, cdi_ids, device.share_id)
+        for device in request.devices
+    )
+
+
+async def _follow(client: Client, where: str, name: str) -> AsyncGenerator[Membership | None, None]:
+    """The membership, and again at every change; None while there is none."""
+    watch = cast(
+        AsyncGenerator[tuple[str, Any], None], client.list_watch(where, field_selector=f"metadata.name={name}")
+    )
+    async with aclosing(watch) as events:
+        async for kind, found in events:
+            objects = found if kind == "SYNC" else () if kind == "DELETED" else (found,)
+            yield parse_membership(objects[0]) if objects else None

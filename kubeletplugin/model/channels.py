@@ -1,0 +1,239 @@
+"""The devices of `compute-domain.nvidia.com` and what is decided about claims of them: IMEX channels and daemons.
+
+Device names, attributes and classes are those of NVIDIA's DRA driver; `cliqueID` and `nvlinkDomain` are additions.
+
+Channel 0 is one device that several claims may hold (DRAConsumableCapacity), so several pods of a ComputeDomain can be
+on one node. An API server that drops that field leaves one claim a node, as in NVIDIA's driver. That all of them are of
+one domain is not the scheduler's to know: the node's one daemon is of one domain, and claims of another wait for it.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from api.clique import Membership
+from api.device_config import ComputeDomainChannelConfig, ComputeDomainDaemonConfig
+from api.errors import ClaimError
+from api.names import CDI_CLAIM_CLASS, COMPUTE_DOMAIN_CDI_VENDOR
+from kubeletplugin.model.cdi import CDI_VERSION, DeviceNode, DriverTree, common_edits, node_edit
+from kubeletplugin.model.claims import ClaimRequest
+from kubeletplugin.model.devices import ApiDevice, DeviceGroup, DeviceSet, Features
+from kubeletplugin.model.inventory import Gpu, Inventory
+
+CHANNEL_DEVICE: Final = "channel-0"
+DAEMON_DEVICE: Final = "daemon-0"
+CHANNELS: Final = 2048  # per node; NVIDIA's IMEX guide, "IMEX Channels"
+CHANNEL_FOLDER: Final = "/dev/nvidia-caps-imex-channels"
+DOMAIN_ANNOTATION: Final = "partita/compute-domain"
+"""Annotation of a CDI spec: UID of the ComputeDomain that the claim is of."""
+CLAIM_ANNOTATION: Final = "partita/claim"
+"""Annotation of a CDI spec: `<namespace>/<name>` of the claim."""
+STATUS_FOLDER: Final = "/run/partita/compute-domain"
+"""In a workload's container: `status.json` of its node's daemon, which says who is connected."""
+DAEMON_FOLDER: Final = "/imexd"
+"""In a daemon's container, as in NVIDIA's DRA driver: the domain's directory on this node."""
+
+_NO_CLUSTER: Final = "00000000-0000-0000-0000-000000000000"
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """Every GPU of the node is in this NVLink clique (`Fabric.clique`)."""
+
+    clique: str
+    cluster: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoFabric:
+    """No GPU can share memory with another node's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsettled:
+    """There is a fabric, but which clique the node is in cannot be said now."""
+
+    reason: str
+
+
+NodeFabric = Attached | NoFabric | Unsettled
+
+
+@dataclass(frozen=True, slots=True)
+class ImexNodes:
+    """Device numbers that the driver gave to IMEX; None where it offers none."""
+
+    channel_major: int | None = None
+    management: DeviceNode | None = None
+    """The capability that lets a process be the node's IMEX daemon."""
+    programs: tuple[str, ...] = ()
+    """Of nvidia-imex and nvidia-imex-ctl those that exist, as paths under the driver root."""
+
+
+@dataclass(frozen=True, slots=True)
+class DomainUse:
+    """What a claim wants of a ComputeDomain on this node."""
+
+    kind: Literal["channel", "daemon"]
+    domain_uid: str
+    all_channels: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Not yet; `reason` is a sentence about what is missing."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The claim may be prepared."""
+
+
+def find_fabric(inventory: Inventory) -> NodeFabric:
+    """The node's clique. A fabric that is not in order is never taken for none: pods would start without a channel."""
+    gpus = [gpu for gpu in inventory.gpus if not gpu.lost]
+    on_fabric = [gpu for gpu in gpus if _is_on_fabric(gpu)]
+    if not on_fabric:
+        return NoFabric()
+    if len(on_fabric) < len(gpus):
+        return Unsettled(f"{len(on_fabric)} of {len(gpus)} GPUs are on an NVLink fabric; right would be all")
+    cliques = {}
+    for gpu in on_fabric:
+        fabric = gpu.fabric
+        if fabric is None or fabric.state != "completed" or fabric.status != 0:
+            state = f"{fabric.state}, status {fabric.status}" if fabric else "unknown"
+            return Unsettled(f"GPU {gpu.uuid} has not joined its NVLink fabric yet (state {state})")
+        cliques[fabric.clique] = fabric
+    if len(cliques) > 1:
+        return Unsettled(f"the GPUs are in different NVLink cliques: {', '.join(sorted(cliques))}")
+    clique, fabric = cliques.popitem()
+    return Attached(clique, fabric.cluster_uuid)
+
+
+def _is_on_fabric(gpu: Gpu) -> bool:
+    """A cluster UUID of zeros is the NVSwitch fabric inside one machine."""
+    fabric = gpu.fabric
+    if fabric is None or fabric.state == "not_supported":
+        return False
+    return fabric.state != "completed" or fabric.status != 0 or fabric.cluster_uuid != _NO_CLUSTER
+
+
+def build_domain_devices(fabric: NodeFabric, features: Features) -> DeviceSet:
+    """`channel-0` and `daemon-0`; nothing while the clique is not known, for the controller builds on it."""
+    if isinstance(fabric, Unsettled):
+        return DeviceSet(notes=(fabric.reason,))
+    where = {}
+    if isinstance(fabric, Attached):
+        where = {"cliqueID": {"string": fabric.clique}, "nvlinkDomain": {"string": fabric.cluster}}
+    channel: ApiDevice = {
+        "name": CHANNEL_DEVICE,
+        "attributes": {"type": {"string": "channel"}, "id": {"int": 0}, **where},
+    }
+    if features.shared:
+        channel["allowMultipleAllocations"] = True
+    daemon: ApiDevice = {
+        "name": DAEMON_DEVICE,
+        "attributes": {"type": {"string": "daemon"}, "id": {"int": 0}, **where},
+    }
+    return DeviceSet(groups=(DeviceGroup("compute-domain", (channel, daemon)),))
+
+
+def read_use(request: ClaimRequest, driver_namespace: str) -> DomainUse:
+    """What the claim is for. Raises ClaimError: no config, two domains at once, or a daemon in a user's namespace."""
+    uses = set()
+    for device, config in zip(request.devices, request.configs, strict=True):
+        match config:
+            case ComputeDomainChannelConfig():
+                uses.add(DomainUse("channel", config.domainID, config.allocationMode == "All"))
+            case ComputeDomainDaemonConfig():
+                uses.add(DomainUse("daemon", config.domainID))
+            case _:
+                raise ClaimError(
+                    request.claim,
+                    f"request {device.request}: there is no config of kind ComputeDomainChannelConfig; right would be "
+                    "the ResourceClaimTemplate that the ComputeDomain names in spec.channel.resourceClaimTemplate",
+                    reason="InvalidConfig",
+                )
+    if len(uses) != 1:
+        raise ClaimError(
+            request.claim, "all its devices must be for one ComputeDomain, in one way", reason="InvalidConfig"
+        )
+    use = uses.pop()
+    if use.kind == "daemon" and request.namespace != driver_namespace:
+        raise ClaimError(
+            request.claim,
+            f"IMEX daemons are the controller's: a claim of class compute-domain-daemon.nvidia.com is served in "
+            f"namespace {driver_namespace} only, not in {request.namespace}",
+            reason="WrongNamespace",
+        )
+    return use
+
+
+def check_release(request: ClaimRequest, use: DomainUse, membership: Membership | None, node: str) -> Release | Wait:
+    """May this channel be given out now? Raises ClaimError where waiting is useless."""
+    if membership is None:
+        return Wait(
+            f"claim {request.claim}: ComputeDomain {use.domain_uid} has no members in this node's NVLink clique yet; "
+            "it is deleted, or the controller has not seen the claim, or the domainID is wrong"
+        )
+    domain = f"ComputeDomain {membership.domain_namespace}/{membership.domain_name}"
+    if request.namespace != membership.domain_namespace:
+        # Says no more than the claim's author knows: the domain is not theirs.
+        raise ClaimError(
+            request.claim,
+            f"domainID {use.domain_uid} is of a ComputeDomain in another namespace; a ComputeDomain is for claims of "
+            "its own namespace only",
+            reason="WrongNamespace",
+        )
+    if membership.draining:
+        raise ClaimError(
+            request.claim, f"{domain} is being deleted and takes no new claims", reason="ComputeDomainDraining"
+        )
+    member = membership.member(node)
+    if member is None:
+        return Wait(f"claim {request.claim}: node {node} is not a member of {domain} yet")
+    if not member.released:
+        return Wait(f"claim {request.claim}: {member.message or f'node {node} is not connected in {domain} yet'}")
+    return Release()
+
+
+def build_channel_spec(request: ClaimRequest, use: DomainUse, major: int, status_folder: str) -> dict[str, Any]:
+    """CDI: the channels' device nodes, by number so that no node need exist on the host, and the daemon's status."""
+    numbers = range(CHANNELS if use.all_channels else 1)
+    nodes = [
+        {"path": f"{CHANNEL_FOLDER}/channel{n}", "type": "c", "major": major, "minor": n, "fileMode": 0o666}
+        for n in numbers
+    ]
+    status = {"hostPath": status_folder, "containerPath": STATUS_FOLDER, "options": ["ro", "nosuid", "nodev", "rbind"]}
+    return _spec(request, use, {"deviceNodes": nodes, "mounts": [status]})
+
+
+def build_daemon_spec(
+    request: ClaimRequest, use: DomainUse, imex: ImexNodes, tree: DriverTree, folder: str
+) -> dict[str, Any]:
+    """CDI: the right to be the node's IMEX daemon, the driver's libraries and programs, and the domain's directory."""
+    edits = common_edits(tree)
+    gpus = [node for minor in sorted(tree.gpu_nodes) for node in tree.gpu_nodes[minor]]
+    management = [] if imex.management is None else [imex.management]
+    nodes = [*edits.get("deviceNodes", ()), *(node_edit(node) for node in (*gpus, *management))]
+    read_only = ["ro", "nosuid", "nodev", "bind"]
+    root = tree.root.rstrip("/")
+    programs = [{"hostPath": root + path, "containerPath": path, "options": read_only} for path in imex.programs]
+    domain = {"hostPath": folder, "containerPath": DAEMON_FOLDER, "options": ["rw", "nosuid", "nodev", "rbind"]}
+    mounts = [*edits.get("mounts", ()), *programs, domain]
+    return _spec(request, use, {**edits, "deviceNodes": nodes, "mounts": mounts})
+
+
+def _spec(request: ClaimRequest, use: DomainUse, edits: dict[str, Any]) -> dict[str, Any]:
+    """One CDI device for the whole claim: whichever of its requests a container uses, it gets the same once."""
+    return {
+        "cdiVersion": CDI_VERSION,
+        "kind": f"{COMPUTE_DOMAIN_CDI_VENDOR}/{CDI_CLAIM_CLASS}",
+        "annotations": {DOMAIN_ANNOTATION: use.domain_uid, CLAIM_ANNOTATION: request.claim},
+        "devices": [{"name": f"{request.uid}-{use.kind}", "containerEdits": edits}],
+    }
+
+
+def domain_cdi_id(request: ClaimRequest, use: DomainUse) -> str:
+    return f"{COMPUTE_DOMAIN_CDI_VENDOR}/{CDI_CLAIM_CLASS}={request.uid}-{use.kind}"
