@@ -1,0 +1,312 @@
+"""A ComputeDomain on a real control plane: it forms around scheduled pods, is repaired, drains and leaves nothing."""
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.support.cluster import ApiError, Cluster, Object, path, wait_until
+from tests.support.computedomain import (
+    DOMAINS,
+    FABRIC,
+    NAMESPACE,
+    UID_LABEL,
+    Controller,
+    Kubelets,
+    build_domain,
+    build_worker,
+    install,
+    make_node,
+    playing_kubelets,
+    publish,
+)
+from tests.support.fixtures import session_cluster
+
+NODES = {"cd-a": f"{FABRIC}.0", "cd-b": f"{FABRIC}.0", "cd-c": f"{FABRIC}.1", "cd-plain": None}
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[Cluster]:
+    """A control plane of its own: these nodes have no kubelets and would attract other tests' pods."""
+    for cluster in session_cluster("cd", "--nodes", "0", "--audit"):
+        install(cluster)
+        for node, clique in NODES.items():
+            make_node(cluster, node, clique)
+        yield cluster
+
+
+@pytest.fixture
+def kubelets(prepared: Cluster) -> Iterator[Kubelets]:
+    with playing_kubelets(prepared) as kubelets:
+        yield kubelets
+
+
+@pytest.fixture
+def controller(prepared: Cluster, tmp_path: Path) -> Iterator[Controller]:
+    controller = Controller(prepared, tmp_path / "controller.log")
+    controller.start()
+    controller.wait_leading()
+    yield controller
+    assert controller.stop() == 0
+    assert '"level": "error"' not in controller.log.read_text()
+
+
+class World:
+    """What a test looks at, in one namespace."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self.cluster, self.namespace = cluster, namespace
+        self.domains = path(DOMAINS, "computedomains", namespace=namespace)
+        self.pods = path("v1", "pods", namespace=namespace)
+        self.uid = ""
+
+    def create(self, domain: Object) -> None:
+        made = self.cluster.create(self.domains, domain)
+        self.uid = made["metadata"]["uid"]
+        self.name = made["metadata"]["name"]
+        template = path("resource.k8s.io/v1", "resourceclaimtemplates", namespace=self.namespace)
+        wait_until("the template is there", lambda: self.cluster.find(f"{template}/{self.name}-channel"))
+
+    def start_workers(self, *nodes: str) -> None:
+        for node in nodes:
+            self.cluster.create(self.pods, build_worker(f"{self.name}-{node}", self.name, node))
+
+    def end_workers(self) -> None:
+        for pod in self.cluster.list(self.pods):
+            self.cluster.delete(f"{self.pods}/{pod['metadata']['name']}")
+
+    def wait(self, what: str, holds: Callable[[Object], object]) -> Object:
+        return self.cluster.wait(f"{self.domains}/{self.name}", what, holds)
+
+    def wait_ready(self, nodes: int) -> Object:
+        def there(domain: Object) -> bool:
+            status = domain.get("status", {})
+            return status.get("status") == "Ready" and status["readyNodes"] == nodes
+
+        return self.wait("Ready", there)
+
+    def wait_reason(self, reason: str) -> Object:
+        return self.wait(reason, lambda d: condition(d, "Ready")["reason"] == reason)
+
+    def mine(self, api: str, plural: str) -> list[Object]:
+        where = path(api, plural, namespace=NAMESPACE)
+        return self.cluster.list(where, labelSelector=f"{UID_LABEL}={self.uid}")
+
+    def daemons(self) -> list[Object]:
+        return self.mine("v1", "pods")
+
+    def leftovers(self) -> list[str]:
+        kinds = (("v1", "pods"), ("v1", "secrets"), ("resource.k8s.io/v1", "resourceclaims"))
+        found = [item for kind in (*kinds, (DOMAINS, "computedomaincliques")) for item in self.mine(*kind)]
+        return [f"{item.get('kind', '')} {item['metadata']['name']}" for item in found]
+
+
+def condition(domain: Object, kind: str) -> Object:
+    found = [each for each in domain.get("status", {}).get("conditions", ()) if each["type"] == kind]
+    return found[0] if found else {"status": "", "reason": "", "message": ""}
+
+
+@pytest.fixture
+def world(prepared: Cluster) -> Iterator[World]:
+    """A fresh namespace; whatever a test leaves in it is removed before the next one needs the nodes."""
+    name = f"test-{uuid4().hex[:8]}"
+    prepared.create(path("v1", "namespaces"), {"metadata": {"name": name}})
+    world = World(prepared, name)
+    yield world
+    world.end_workers()
+    prepared.delete(path("v1", "namespaces", name=name))
+
+
+def test_a_domain_forms_around_its_pods_and_goes_with_them(
+    world: World, controller: Controller, kubelets: Kubelets
+) -> None:
+    world.create(build_domain("train", 2))
+    world.start_workers("cd-a", "cd-b")
+    domain = world.wait_ready(2)
+    assert {node["name"]: (node["cliqueID"], node["index"]) for node in domain["status"]["nodes"]} == {
+        "cd-a": (f"{FABRIC}.0", domain["status"]["nodes"][0]["index"]),
+        "cd-b": (f"{FABRIC}.0", 1 - domain["status"]["nodes"][0]["index"]),
+    }
+    daemons = world.daemons()
+    assert sorted(pod["spec"]["nodeName"] for pod in daemons) == ["cd-a", "cd-b"]
+    assert all(pod["metadata"]["name"].startswith("train-") for pod in daemons)
+    assert all(
+        condition(domain, kind)["status"] == "True" for kind in ("MembersKnown", "DaemonsReady", "PeersConnected")
+    )
+    world.end_workers()
+    world.wait_reason("Idle")
+    wait_until("nothing of the formation is left", lambda: not world.leftovers())
+    world.cluster.delete(f"{world.domains}/train")
+    world.cluster.wait_gone(f"{world.domains}/train")
+    templates = world.cluster.list(path("resource.k8s.io/v1", "resourceclaimtemplates", namespace=world.namespace))
+    assert not templates
+
+
+def test_a_domain_over_two_cliques_and_a_node_without_fabric(
+    world: World, controller: Controller, kubelets: Kubelets
+) -> None:
+    world.create(build_domain("wide", 3))
+    world.start_workers("cd-a", "cd-c", "cd-plain")
+    domain = world.wait_ready(3)
+    assert {node["name"]: node["index"] for node in domain["status"]["nodes"]} == {"cd-a": 0, "cd-c": 0, "cd-plain": -1}
+    assert len(world.mine(DOMAINS, "computedomaincliques")) == 2
+    assert len(world.daemons()) == 2
+
+
+def test_a_lost_daemon_comes_back_with_its_index(world: World, controller: Controller, kubelets: Kubelets) -> None:
+    world.create(build_domain("lossy", 2))
+    world.start_workers("cd-a", "cd-b")
+    before = {node["name"]: node["index"] for node in world.wait_ready(2)["status"]["nodes"]}
+    victim = world.daemons()[0]["metadata"]
+    world.cluster.delete(path("v1", "pods", namespace=NAMESPACE, name=victim["name"]), gracePeriodSeconds=0)
+    where = path("v1", "pods", namespace=NAMESPACE, name=victim["name"])
+    world.cluster.wait(where, "a new daemon", lambda pod: pod["metadata"]["uid"] != victim["uid"])
+    after = world.wait_ready(2)
+    assert {node["name"]: node["index"] for node in after["status"]["nodes"]} == before
+
+
+def test_a_node_that_moves_to_another_rack_moves_to_its_clique(
+    world: World, controller: Controller, kubelets: Kubelets
+) -> None:
+    world.create(build_domain("moving", 2))
+    world.start_workers("cd-a", "cd-b")
+    world.wait_ready(2)
+    publish(world.cluster, "cd-b", f"{FABRIC}.1")
+    try:
+        moved = {"cd-a": f"{FABRIC}.0", "cd-b": f"{FABRIC}.1"}
+        world.wait(
+            "cd-b is in the other clique and connected",
+            lambda d: {n["name"]: n["cliqueID"] for n in d["status"]["nodes"] if n["status"] == "Ready"} == moved,
+        )
+    finally:
+        publish(world.cluster, "cd-b", f"{FABRIC}.0")
+
+
+def test_a_deleted_domain_in_use_drains(world: World, controller: Controller, kubelets: Kubelets) -> None:
+    world.create(build_domain("drain", 2))
+    world.start_workers("cd-a", "cd-b")
+    world.wait_ready(2)
+    world.cluster.delete(f"{world.domains}/drain")
+    domain = world.wait_reason("Draining")
+    assert "drain-cd-" in condition(domain, "Draining")["message"]
+    assert len(world.daemons()) == 2
+    assert all(clique["draining"] for clique in world.mine(DOMAINS, "computedomaincliques"))
+    world.end_workers()
+    world.cluster.wait_gone(f"{world.domains}/drain")
+    assert not world.leftovers()
+
+
+def test_force_ends_a_domain_under_its_pods(world: World, controller: Controller, kubelets: Kubelets) -> None:
+    world.create(build_domain("forced", 1))
+    world.start_workers("cd-a")
+    world.wait_ready(1)
+    world.cluster.delete(f"{world.domains}/forced")
+    world.wait_reason("Draining")
+    annotation = {"metadata": {"annotations": {"resource.nvidia.com/force-delete": "true"}}}
+    world.cluster.patch(f"{world.domains}/forced", annotation)
+    world.cluster.wait_gone(f"{world.domains}/forced")
+    assert not world.leftovers()
+
+
+def test_a_foreign_template_is_a_condition_and_an_event(
+    world: World, controller: Controller, kubelets: Kubelets
+) -> None:
+    templates = path("resource.k8s.io/v1", "resourceclaimtemplates", namespace=world.namespace)
+    theirs = {"metadata": {"name": "clash-channel"}, "spec": {"spec": {"devices": {}}}}
+    world.cluster.create(templates, theirs)
+    world.create(build_domain("clash", 1))
+    domain = world.wait_reason("TemplateConflict")
+    assert "clash-channel" in condition(domain, "Ready")["message"]
+    events = path("v1", "events", namespace=world.namespace)
+    wait_until(
+        "an Event says so",
+        lambda: [e for e in world.cluster.list(events) if e["reason"] == "TemplateConflict" and e["type"] == "Warning"],
+    )
+    world.cluster.delete(f"{templates}/clash-channel")
+    world.wait_reason("Idle")
+
+
+def test_a_claim_of_another_namespace_gets_no_daemon(world: World, controller: Controller, kubelets: Kubelets) -> None:
+    world.create(build_domain("mine", 1))
+    intruder = World(world.cluster, "default")
+    intruder.name = "mine"
+    parameters = {
+        "apiVersion": DOMAINS,
+        "kind": "ComputeDomainChannelConfig",
+        "domainID": world.uid,
+        "allocationMode": "Single",
+    }
+    claim = {
+        "devices": {
+            "requests": [
+                {"name": "channel", "exactly": {"deviceClassName": "compute-domain-default-channel.nvidia.com"}}
+            ],
+            "config": [{"opaque": {"driver": "compute-domain.nvidia.com", "parameters": parameters}}],
+        }
+    }
+    templates = path("resource.k8s.io/v1", "resourceclaimtemplates", namespace="default")
+    world.cluster.create(templates, {"metadata": {"name": "mine-channel"}, "spec": {"spec": claim}})
+    try:
+        intruder.start_workers("cd-a")
+        events = path("v1", "events", namespace="default")
+        wait_until(
+            "the intruder is told",
+            lambda: [e for e in world.cluster.list(events) if e["reason"] == "ForeignComputeDomain"],
+        )
+        assert not world.daemons()
+        assert not world.mine(DOMAINS, "computedomaincliques")
+    finally:
+        intruder.end_workers()
+        world.cluster.delete(f"{templates}/mine-channel")
+
+
+def test_a_killed_controller_is_succeeded_and_the_plan_is_finished(
+    world: World, prepared: Cluster, kubelets: Kubelets, tmp_path: Path
+) -> None:
+    fast = {"LEASE_DURATION": "3s", "LEASE_RENEW_DEADLINE": "2s", "LEASE_RETRY_PERIOD": "500ms"}
+    first = Controller(prepared, tmp_path / "first.log", options=fast).start()
+    first.wait_leading()
+    world.create(build_domain("handover", 2))
+    kubelets.ready = False
+    world.start_workers("cd-a", "cd-b")
+    wait_until("daemons are there", lambda: len(world.daemons()) == 2)
+    first.stop(signal.SIGKILL)
+    second = Controller(prepared, tmp_path / "second.log", options=fast).start()
+    kubelets.ready = True
+    world.wait_ready(2)
+    third = Controller(prepared, tmp_path / "third.log", options=fast).start()
+    assert second.stop() == 0
+    third.wait_leading()
+    world.end_workers()
+    world.wait_reason("Idle")
+    assert third.stop() == 0
+
+
+def test_the_spec_cannot_be_changed(world: World, controller: Controller) -> None:
+    world.create(build_domain("fixed", 2))
+    with pytest.raises(ApiError, match=r"A computeDomain\.spec is immutable"):
+        world.cluster.patch(f"{world.domains}/fixed", {"spec": {"numNodes": 3}})
+
+
+def test_what_an_earlier_installation_left_in_another_namespace_goes(
+    world: World, controller: Controller, kubelets: Kubelets
+) -> None:
+    elsewhere = {
+        "metadata": {"name": "gone-uid.fabric.0", "labels": {UID_LABEL: "gone-uid"}},
+        "domainName": "gone",
+        "domainNamespace": world.namespace,
+    }
+    where = path(DOMAINS, "computedomaincliques", namespace=world.namespace)
+    left = world.cluster.create(where, {"apiVersion": DOMAINS, "kind": "ComputeDomainClique", **elsewhere})
+    owner = {
+        "apiVersion": DOMAINS,
+        "kind": "ComputeDomainClique",
+        "name": left["metadata"]["name"],
+        "uid": left["metadata"]["uid"],
+    }
+    secrets = path("v1", "secrets", namespace=world.namespace)
+    world.cluster.create(secrets, {"metadata": {"name": "old-imex", "ownerReferences": [owner]}})
+    world.cluster.wait_gone(f"{where}/gone-uid.fabric.0")
+    world.cluster.wait_gone(f"{secrets}/old-imex")
