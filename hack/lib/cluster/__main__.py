@@ -19,7 +19,7 @@ from cluster.provider import (
     read_provider,
 )
 from cluster.report import ClusterError
-from cluster.shape import MAX_NODES, Shape
+from cluster.shape import DEFAULT_NODE_TIMEOUT_S, MAX_NODES, Shape
 
 PROVIDERS: dict[str, Provider] = {"kind": kind, "current": current, "local": local}
 
@@ -57,7 +57,11 @@ def _add_up(up: argparse.ArgumentParser) -> None:
     up.add_argument("--feature-gates", default="", help="Gate=true,... for every component")
     up.add_argument("--audit", action="store_true", help="log every API request as a JSON line into logs/audit.log")
     up.add_argument(
-        "--node-timeout", type=int, default=40, metavar="S", help="silence after which a node counts as lost"
+        "--node-timeout",
+        type=int,
+        default=DEFAULT_NODE_TIMEOUT_S,
+        metavar="S",
+        help="silence after which a node counts as lost",
     )
     provider = os.environ.get("PARTITA_PROVIDER")
     text = "default: $PARTITA_PROVIDER, else kind where a Docker daemon answers, else local"

@@ -7,7 +7,7 @@ from cluster import groups, processes, tools
 from cluster.pki import create_authority, issue, write_kubeconfig
 from cluster.provider import COMPONENTS
 from cluster.report import ClusterError
-from cluster.shape import SERVICE_ADDRESS, SERVICE_NETWORK, Cluster
+from cluster.shape import DEFAULT_NODE_TIMEOUT_S, SERVICE_ADDRESS, SERVICE_NETWORK, Cluster
 
 
 def write_identities(cluster: Cluster) -> None:
@@ -98,7 +98,7 @@ def _apiserver(cluster: Cluster) -> list[str]:
         # Webhooks are called by pod address: nothing translates Service addresses in the machine's own namespace.
         "--enable-aggregator-routing=true",
     ]
-    if cluster.shape.node_timeout_s < 40:
+    if cluster.shape.node_timeout_s < DEFAULT_NODE_TIMEOUT_S:
         flags += ["--default-not-ready-toleration-seconds=5", "--default-unreachable-toleration-seconds=5"]
     if cluster.shape.audit:
         flags += _audit(cluster)

@@ -10,7 +10,7 @@ from pathlib import Path
 from cluster import hardware, tools
 from cluster.provider import COMPONENTS, SERVICES, Fault, check_known, docker_answers, run, write_provider
 from cluster.report import ClusterError, say
-from cluster.shape import Shape
+from cluster.shape import DEFAULT_NODE_TIMEOUT_S, Shape
 
 MANIFESTS = "/etc/kubernetes/manifests"  # kubelet runs the control plane's static pods from there
 PARKED = "/etc/kubernetes/parked"
@@ -42,6 +42,8 @@ def up(state: Path, shape: Shape) -> None:
     if state.name in _kind("get", "clusters").split():
         say(f"cluster {state.name!r} was there already")
         return
+    if shape.audit or shape.node_timeout_s != DEFAULT_NODE_TIMEOUT_S:
+        say("kind has its own: --audit and --node-timeout are for the local provider, and ignored")
     write_provider(state, "kind")
     for node in shape.node_names():
         driver = state / "nodes" / node / "driver"
@@ -61,14 +63,12 @@ def _config(state: Path, shape: Shape) -> dict[str, object]:
         mount = {"hostPath": str(state / "nodes" / node / "driver"), "containerPath": "/run/nvidia/driver"}
         nodes.append({"role": "worker", "extraMounts": [mount]})
     gates = (pair.partition("=") for pair in filter(None, shape.feature_gates.split(",")))
-    cdi = "[plugins.'io.containerd.cri.v1.runtime']\n  enable_cdi = true\n"
     return {
         "apiVersion": "kind.x-k8s.io/v1alpha4",
         "kind": "Cluster",
         "nodes": nodes,
         "featureGates": {name: value.lower() == "true" for name, _, value in gates},
         "runtimeConfig": {"api/all": "true"},
-        "containerdConfigPatches": [cdi],
     }
 
 

@@ -18,6 +18,7 @@ from cluster.report import ClusterError, say
 from cluster.shape import Cluster, Shape, identity, read_cluster, write_cluster
 
 BASE_IMAGES = ("pause", "busybox")
+DEBIAN_PACKAGES = ("iproute2", "nftables", "util-linux")  # links and namespaces, kube-proxy, unshare and nsenter
 READY_PATIENCE_S = 180.0
 INOTIFY_INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
 
@@ -63,6 +64,7 @@ def up(state: Path, shape: Shape) -> None:
 def prepare(shape: Shape) -> None:
     """Build what a cluster of this shape runs, unless it is there."""
     shape = replace(shape, kubernetes=tools.resolve(shape.kubernetes))
+    tools.run_bash(f"need_debian_packages {' '.join(DEBIAN_PACKAGES)}", ROOT)
     tools.build("etcd")
     tools.build("kubernetes", shape.kubernetes)
     if shape.nodes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from cluster import groups, hardware, network, processes, tools
 from cluster.paths import CACHE, ROOT, SCRIPTS
 from cluster.report import ClusterError, say
-from cluster.shape import Cluster
+from cluster.shape import DEFAULT_NODE_TIMEOUT_S, Cluster
 
 SYSTEM_FILES = (  # of the machine's /etc, what programs on a node need
     *("alternatives", "group", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "nsswitch.conf"),
@@ -109,7 +109,7 @@ def _kubelet(cluster: Cluster) -> dict[str, object]:
         "authentication": {"x509": {"clientCAFile": "/etc/kubernetes/ca.crt"}, "webhook": {"enabled": True}},
         "authorization": {"mode": "Webhook"},
     }
-    if cluster.shape.node_timeout_s < 40:
+    if cluster.shape.node_timeout_s < DEFAULT_NODE_TIMEOUT_S:
         config["nodeStatusUpdateFrequency"] = "2s"
         config["nodeLeaseDurationSeconds"] = max(3, int(cluster.shape.node_timeout_s * LEASE_SHARE))
     if cluster.shape.feature_gates:

@@ -8,6 +8,7 @@ from pathlib import Path
 from cluster.report import ClusterError
 
 MAX_NODES = 200
+DEFAULT_NODE_TIMEOUT_S = 40
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,7 @@ def _building() -> Iterator[None]:
 def _build(name: str, version: str, folder: Path) -> None:
     tool = TOOL[name]
     if tool.debian_packages:
-        _bash(f"need_debian_packages {' '.join(tool.debian_packages)}", ROOT)
+        run_bash(f"need_debian_packages {' '.join(tool.debian_packages)}", ROOT)
     source = TOOLS / name if version == pinned_version(name) else _module_for(name, version)
     say(f"building {name} {version} from Go modules (minutes, once)")
     unfinished = folder.with_name(f".{folder.name}.building")
@@ -155,7 +155,7 @@ def _build(name: str, version: str, folder: Path) -> None:
         f"nice -n 10 go build -p 2 -trimpath "
         f"-tags '{tool.tags}' -ldflags '{flags}' -o '{unfinished}/' {' '.join(tool.packages)}"
     )
-    _bash(command, source)
+    run_bash(command, source)
     folder.mkdir(exist_ok=True)
     for program in unfinished.iterdir():
         program.rename(folder / program.name)
@@ -163,7 +163,7 @@ def _build(name: str, version: str, folder: Path) -> None:
     say(f"built {name} {version} into {folder}")
 
 
-def _bash(command: str, cwd: Path) -> None:
+def run_bash(command: str, cwd: Path) -> None:
     """Run a command with the functions of hack/lib/env.sh; a sign of life every half minute."""
     process = subprocess.Popen(["bash", "-c", f". '{ROOT}/hack/lib/env.sh'; set -e; {command}"], cwd=cwd)
     while True:
@@ -188,7 +188,7 @@ def _module_for(name: str, version: str) -> Path:
     if (folder / "go.sum").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    _bash(f"need_go; cd '{folder}'; go mod download -json {_KUBERNETES}@v{version} > download.json", ROOT)
+    run_bash(f"need_go; cd '{folder}'; go mod download -json {_KUBERNETES}@v{version} > download.json", ROOT)
     found = re.search(r'"GoMod": "(.*)"', (folder / "download.json").read_text())
     if found is None:
         raise ClusterError(f"the Go module proxy has no {_KUBERNETES} v{version}")
@@ -203,5 +203,5 @@ def _module_for(name: str, version: str) -> Path:
     ]
     (folder / "go.mod").write_text("\n".join(lines) + "\n")
     shutil.copy(TOOLS / name / "tools.go", folder / "tools.go")
-    _bash("need_go; GOFLAGS=-mod=mod go mod tidy", folder)
+    run_bash("need_go; GOFLAGS=-mod=mod go mod tidy", folder)
     return folder

@@ -5,6 +5,7 @@
 #   service.sh import ARCHIVE           an OCI archive into containerd, unless it is there already
 set -eu
 set -a
+# shellcheck source=/dev/null
 . /etc/kubernetes/environment
 set +a
 
