@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     fabric.add_argument("--clique", type=int)
     fabric.add_argument("--health-mask", type=lambda text: int(text, 0))
     fabric.add_argument("--health-summary", type=int, help="1 healthy, 2 unhealthy, 3 limited")
+    kinds.add_parser("none", help="calls work again; instances and modes stay as they are")
     for kind in (xid, lost, in_use, fabric):
         kind.add_argument("--gpu", type=int, required=kind is not fabric, help="minor number")
     for kind in (xid, in_use):
@@ -81,6 +82,8 @@ def inject(arguments: list[str]) -> int:
     with open_state(state_file(options.root)) as state:
         if options.kind in ("fail", "slow"):
             _add_fault(state, options)
+        elif options.kind == "none":
+            _end_faults(state)
         elif options.kind == "fabric":
             gpus = state.gpus[: state.gpu_count] if options.gpu is None else [_find_gpu(state, options.gpu)]
             for gpu in gpus:
@@ -108,7 +111,7 @@ def _add_fault(state: State, options: argparse.Namespace) -> None:
             raise ValueError(f"unknown code {options.code!r}: {', '.join(ERRORS)}, or a number above 0")
     free = next((index for index in range(MAX_FAULTS) if not state.faults[index].function), None)
     if free is None:
-        raise ValueError(f"{MAX_FAULTS} faults are set already; `simulator reset` removes them")
+        raise ValueError(f"{MAX_FAULTS} faults are set already; `simulator inject none` removes them")
     fault = state.faults[free]
     fault.skip, fault.code, fault.delay_us = options.nth - 1, code, int(options.ms * 1000)
     fault.remaining = options.times or (1 if options.kind == "fail" else ALWAYS)

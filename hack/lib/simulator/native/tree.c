@@ -8,34 +8,39 @@
 
 #include "state.h"
 
+/* A client may be killed between any two calls. Whoever repairs the tree goes by the `access` file and its folder:
+ * so the file appears last and whole, and the node disappears first. */
 static void show_capability(int root, const char *folder, uint32_t minor) {
-    char path[160], text[96];
-    snprintf(path, sizeof path, "%s/access", folder);
-    if (faccessat(root, path, F_OK, 0) == 0) return;
+    char access[160], aside[160], node[64], text[96];
+    snprintf(access, sizeof access, "%s/access", folder);
+    if (faccessat(root, access, F_OK, 0) == 0) return;
     mkdirat(root, folder, 0555);
-    int length = snprintf(text, sizeof text, "DeviceFileMinor: %u\nDeviceFileMode: 292\nDeviceFileModify: 1\n", minor);
-    int fd = openat(root, path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0444);
-    if (fd >= 0) {
-        if (write(fd, text, (size_t)length) != length) unlinkat(root, path, 0);
-        close(fd);
-    }
-    snprintf(path, sizeof path, "dev/nvidia-caps/nvidia-cap%u", minor);
-    if (state->plain_nodes || mknodat(root, path, S_IFCHR | 0444, makedev(state->caps_major, minor))) {
-        fd = openat(root, path, O_WRONLY | O_CREAT | O_CLOEXEC, 0444);
+    snprintf(node, sizeof node, "dev/nvidia-caps/nvidia-cap%u", minor);
+    if (state->plain_nodes || mknodat(root, node, S_IFCHR | 0444, makedev(state->caps_major, minor))) {
+        int fd = openat(root, node, O_WRONLY | O_CREAT | O_CLOEXEC, 0444);
         if (fd >= 0) close(fd);
     } else {
-        fchmodat(root, path, 0444, 0);
+        fchmodat(root, node, 0444, 0);
     }
+    snprintf(aside, sizeof aside, "%s/.access", folder);
+    int length = snprintf(text, sizeof text, "DeviceFileMinor: %u\nDeviceFileMode: 292\nDeviceFileModify: 1\n", minor);
+    int fd = openat(root, aside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0444);
+    if (fd < 0) return;
+    int written = write(fd, text, (size_t)length) == length;
+    close(fd);
+    if (written) renameat(root, aside, root, access);
 }
 
 static void hide_capability(int root, const char *folder, uint32_t minor) {
     char path[160];
     if (faccessat(root, folder, F_OK, 0)) return;
-    snprintf(path, sizeof path, "%s/access", folder);
-    unlinkat(root, path, 0);
-    unlinkat(root, folder, AT_REMOVEDIR);
     snprintf(path, sizeof path, "dev/nvidia-caps/nvidia-cap%u", minor);
     unlinkat(root, path, 0);
+    snprintf(path, sizeof path, "%s/access", folder);
+    unlinkat(root, path, 0);
+    snprintf(path, sizeof path, "%s/.access", folder);
+    unlinkat(root, path, 0);
+    unlinkat(root, folder, AT_REMOVEDIR);
 }
 
 /* `known`: what the tree shows now, or NULL where that must be looked up. */
