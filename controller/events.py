@@ -44,7 +44,7 @@ def build_event(
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": {"generateName": f"{regarding.name[:200]}.", "namespace": regarding.namespace or "default"},
+        "metadata": {"generateName": f"{regarding.name[:200]}-", "namespace": regarding.namespace or "default"},
         "eventTime": now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "reportingController": "partita-controller",
         "reportingInstance": instance[:128],

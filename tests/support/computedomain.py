@@ -33,7 +33,7 @@ def install(cluster: Cluster, namespace: str = NAMESPACE) -> None:
     """CRDs, DeviceClasses and the rights of our programs, as the chart has them; no workloads."""
     for file in sorted((CHART / "crds").glob("computedomain*.yaml")):
         cluster.apply(file.read_text())
-    names = ("controller-rbac", "controller-imexdaemon", "deviceclasses")
+    names = ("controller-rbac", "controller-imexdaemon", "deviceclasses", "admission-configs")
     shown = [word for name in names for word in ("--show-only", f"templates/{name}.yaml")]
     enabled = ["resources.computeDomains.enabled=true", "resources.amd.enabled=true", "controller.enabled=true"]
     flags = [word for value in enabled for word in ("--set", value)]

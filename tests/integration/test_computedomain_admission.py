@@ -1,0 +1,145 @@
+"""Malformed device configs are refused when they are created, by the same rules that the drivers parse them with."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from api.device_config import parse_device_config
+from api.errors import InvalidObject
+from tests.support.cluster import ApiError, Cluster, Object, path, wait_until
+from tests.support.computedomain import NAMESPACE, install
+from tests.support.fixtures import session_cluster
+
+NVIDIA = "resource.nvidia.com/v1beta1"
+AMD = "gpu.resource.amd.com/v1alpha1"
+GPU, DOMAIN, AMD_GPU = "gpu.nvidia.com", "compute-domain.nvidia.com", "gpu.amd.com"
+
+
+def nvidia(kind: str, **fields: Any) -> Object:
+    return {"apiVersion": NVIDIA, "kind": kind, **fields}
+
+
+def gpu(**sharing: Any) -> Object:
+    return nvidia("GpuConfig", sharing=sharing)
+
+
+def mps(**config: Any) -> Object:
+    return gpu(strategy="MPS", mpsConfig=config)
+
+
+GOOD: list[tuple[str, Object]] = [
+    (GPU, nvidia("GpuConfig")),
+    (GPU, gpu(strategy="TimeSlicing")),
+    (GPU, gpu(strategy="TimeSlicing", timeSlicingConfig={"interval": "Long"})),
+    (GPU, gpu(strategy="MPS")),
+    (GPU, mps(defaultActiveThreadPercentage=50, defaultPinnedDeviceMemoryLimit="10Gi", multiUser=True)),
+    (GPU, mps(defaultPerDevicePinnedMemoryLimit={"0": "1Gi", "GPU-0a": "5Mi"})),
+    (GPU, nvidia("MigDeviceConfig", sharing={"strategy": "MPS", "mpsConfig": {}})),
+    (DOMAIN, nvidia("ComputeDomainChannelConfig", domainID="u", allocationMode="All", releasePolicy="AllNodes")),
+    (DOMAIN, nvidia("ComputeDomainChannelConfig", domainID="u")),
+    (AMD_GPU, {"apiVersion": AMD, "kind": "GpuConfig"}),
+]
+BAD: list[tuple[str, Object, str]] = [
+    (GPU, {"kind": "GpuConfig"}, "apiVersion"),
+    (GPU, {"apiVersion": AMD, "kind": "GpuConfig", "x": 1}, "apiVersion"),
+    (GPU, nvidia("GpuConfiguration"), "kind"),
+    (GPU, nvidia("VfioDeviceConfig"), "kind"),
+    (GPU, nvidia("GpuConfig", shraing={}), "GpuConfig.shraing"),
+    (GPU, nvidia("GpuConfig", sharing="MPS"), "sharing"),
+    (GPU, gpu(strategy="Magic"), "strategy"),
+    (GPU, gpu(), "strategy"),
+    (GPU, gpu(strategy="MPS", mps={}), "sharing.mps"),
+    (GPU, gpu(strategy="TimeSlicing", timeSlicingConfig={"interval": "Eternal"}), "interval"),
+    (GPU, gpu(strategy="TimeSlicing", timeSlicingConfig={"intervall": "Long"}), "intervall"),
+    (GPU, gpu(strategy="TimeSlicing", mpsConfig={}), "belongs to"),
+    (GPU, gpu(strategy="MPS", timeSlicingConfig={}), "belongs to"),
+    (GPU, mps(defaultActiveThreadPercentage=101), "0 to 100"),
+    (GPU, mps(defaultActiveThreadPercentage="50"), "0 to 100"),
+    (GPU, mps(multiUser="yes"), "multiUser"),
+    (GPU, mps(defaultPinnedDeviceMemoryLimit="10"), "1Mi"),
+    (GPU, mps(defaultPinnedDeviceMemoryLimit="much"), "quantity"),
+    (GPU, mps(defaultPerDevicePinnedMemoryLimit={"first": "1Gi"}), "index or UUID"),
+    (GPU, nvidia("MigDeviceConfig", sharing={"strategy": "MPS", "timeSlicingConfig": {}}), "timeSlicingConfig"),
+    (DOMAIN, nvidia("ComputeDomainChannelConfig"), "domainID"),
+    (DOMAIN, nvidia("ComputeDomainChannelConfig", domainID=""), "domainID"),
+    (DOMAIN, nvidia("ComputeDomainChannelConfig", domainID="u", allocationMode="Some"), "allocationMode"),
+    (DOMAIN, nvidia("ComputeDomainChannelConfig", domainID="u", releasePolicy="Soon"), "releasePolicy"),
+    (DOMAIN, nvidia("ComputeDomainChannelConfig", domainID="u", domain="d"), "ComputeDomainChannelConfig.domain"),
+    (DOMAIN, nvidia("ComputeDomainDaemonConfig"), "domainID"),
+    (AMD_GPU, nvidia("GpuConfig"), "apiVersion"),
+    (AMD_GPU, {"apiVersion": AMD, "kind": "GpuConfig", "partition": "cpx"}, "GpuConfig.partition"),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    for cluster in session_cluster("cd", "--nodes", "0", "--audit"):
+        install(cluster)
+
+        wait_until("the policy bites", partial(_bites, cluster))
+        yield cluster
+
+
+def _bites(cluster: Cluster) -> bool:
+    try:
+        try_claim(cluster, GPU, {"kind": "Nonsense"})
+    except ApiError as error:
+        return "unknown apiVersion or kind" in str(error)
+    return False
+
+
+def _devices(driver: str, parameters: Object) -> Object:
+    request = {"name": "r", "exactly": {"deviceClassName": "gpu.nvidia.com"}}
+    return {"devices": {"requests": [request], "config": [{"opaque": {"driver": driver, "parameters": parameters}}]}}
+
+
+def try_claim(cluster: Cluster, driver: str, parameters: Object, namespace: str = "default") -> None:
+    """A dry run: admission happens, nothing is stored."""
+    where = path("resource.k8s.io/v1", "resourceclaims", namespace=namespace) + "?dryRun=All"
+    cluster.create(where, {"metadata": {"generateName": "c-"}, "spec": _devices(driver, parameters)})
+
+
+def try_template(cluster: Cluster, driver: str, parameters: Object) -> None:
+    where = path("resource.k8s.io/v1", "resourceclaimtemplates", namespace="default") + "?dryRun=All"
+    cluster.create(where, {"metadata": {"generateName": "t-"}, "spec": {"spec": _devices(driver, parameters)}})
+
+
+def test_what_the_drivers_accept_may_be_created(cluster: Cluster) -> None:
+    for driver, parameters in GOOD:
+        parse_device_config(parameters)
+        try_claim(cluster, driver, parameters)
+        try_template(cluster, driver, parameters)
+
+
+def test_what_the_drivers_refuse_cannot_be_created_and_the_message_names_the_field(cluster: Cluster) -> None:
+    for driver, parameters, word in BAD:
+        wrong_driver = driver == AMD_GPU and parameters["apiVersion"] == NVIDIA
+        if not wrong_driver:
+            with pytest.raises(InvalidObject):
+                parse_device_config(parameters)
+        for attempt in (try_claim, try_template):
+            with pytest.raises(ApiError) as refusal:
+                attempt(cluster, driver, parameters)
+            assert refusal.value.status == 422, f"{parameters}: {refusal.value}"
+            assert word in str(refusal.value), f"{parameters}: {refusal.value}"
+
+
+def test_a_daemon_config_belongs_into_the_drivers_namespace(cluster: Cluster) -> None:
+    config = nvidia("ComputeDomainDaemonConfig", domainID="u")
+    parse_device_config(config)
+    try_claim(cluster, DOMAIN, config, namespace=NAMESPACE)
+    with pytest.raises(ApiError, match="the driver's namespace"):
+        try_claim(cluster, DOMAIN, config)
+
+
+def test_configs_of_other_drivers_are_none_of_our_business(cluster: Cluster) -> None:
+    try_claim(cluster, "gpu.example.com", {"anything": ["goes"]})
+
+
+def test_a_class_with_a_malformed_config_is_refused(cluster: Cluster) -> None:
+    opaque = {"driver": GPU, "parameters": gpu(strategy="Magic")}
+    body = {"metadata": {"generateName": "c-"}, "spec": {"config": [{"opaque": opaque}]}}
+    with pytest.raises(ApiError, match=r"sharing\.strategy"):
+        cluster.create(path("resource.k8s.io/v1", "deviceclasses") + "?dryRun=All", body)
