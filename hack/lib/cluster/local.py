@@ -15,7 +15,7 @@ from cluster.api import Api, ready_nodes
 from cluster.paths import CACHE, IMAGES, ROOT
 from cluster.provider import COMPONENTS, SERVICES, Fault, check_known, write_provider
 from cluster.report import ClusterError, say
-from cluster.shape import Cluster, Shape, identity, read_cluster, write_cluster
+from cluster.shape import Cluster, Shape, describe_difference, identity, read_cluster, write_cluster
 
 BASE_IMAGES = ("pause", "busybox")
 DEBIAN_PACKAGES = ("iproute2", "nftables", "util-linux")  # links and namespaces, kube-proxy, unshare and nsenter
@@ -51,9 +51,8 @@ def up(state: Path, shape: Shape) -> None:
         existing = read_cluster(state)
         if existing is not None and (state / "ready").exists():
             if existing.shape != shape:
-                raise ClusterError(
-                    f"cluster {state.name!r} exists in another shape, {existing.shape}; `down` removes it"
-                )
+                differences = describe_difference(existing.shape, shape)
+                raise ClusterError(f"cluster {state.name!r} exists with {differences}; `down` removes it")
             _resume(existing)
             return
         _remove(state)

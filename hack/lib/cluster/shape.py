@@ -30,6 +30,12 @@ class Shape:
         return tuple(f"n{number}" for number in range(1, self.nodes + 1))
 
 
+def describe_difference(has: Shape, asked: Shape) -> str:
+    """`nodes 1, not 2`: every field in which they differ."""
+    pairs = ((field, getattr(has, field), getattr(asked, field)) for field in Shape.__dataclass_fields__)
+    return ", ".join(f"{field} {mine!r}, not {wanted!r}" for field, mine, wanted in pairs if mine != wanted)
+
+
 def node_number(node: str) -> int:
     return int(node.removeprefix("n"))
 
