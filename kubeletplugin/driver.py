@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from api.client import Client, Json, NotFound, back_off_s, path
-from api.errors import ClaimError, InvalidObject, PartitaError, Retryable
+from api.errors import Busy, ClaimError, InvalidObject, PartitaError, Retryable
 from kubeletplugin.events import Recorder
 from kubeletplugin.hardware.backend import DeviceBusy, LibraryMissing
 from kubeletplugin.logs import log_context
@@ -23,6 +23,7 @@ from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
 log = logging.getLogger(__name__)
 
 RETRY_FOR_S: Final = 38.0
+BUSY_RETRY_FOR_S: Final = 5.0  # a claim that rightly holds the device does so until its pod ends
 ANSWER_AFTER_S: Final = 41.0  # the kubelet gives up after 45
 _RETRY_DELAYS_S: Final = (0.25, 3.0)
 _TRANSIENT: Final = (Retryable, DeviceBusy, LibraryMissing)
@@ -139,7 +140,7 @@ class ClaimService:
 
     async def _retry(self, work: Callable[[ClaimRef], Coroutine[Any, Any, Any]], ref: ClaimRef) -> Any:
         delays: Any = None
-        deadline_s = time.monotonic() + RETRY_FOR_S
+        started_s = time.monotonic()
         while True:
             try:
                 return await work(ref)
@@ -148,7 +149,8 @@ class ClaimService:
             except _TRANSIENT as error:
                 delays = delays or back_off_s(*_RETRY_DELAYS_S)
                 delay_s = next(delays)
-                if time.monotonic() + delay_s > deadline_s:
+                patience_s = BUSY_RETRY_FOR_S if isinstance(error, Busy) else RETRY_FOR_S
+                if time.monotonic() + delay_s > started_s + patience_s:
                     raise
                 log.warning("retrying", extra={"error": str(error), "retry_in_s": round(delay_s, 2)})
                 await asyncio.sleep(delay_s)

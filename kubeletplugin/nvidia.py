@@ -23,7 +23,7 @@ from kubeletplugin.model.checkpoint import ClaimRecord, MigHolding
 from kubeletplugin.model.claims import ClaimRequest, parse_claim
 from kubeletplugin.model.devices import DeviceSet, Features, build_devices
 from kubeletplugin.model.health import IGNORED_XIDS, NodeHealth, observe_event, observe_inventory
-from kubeletplugin.model.mig import find_device
+from kubeletplugin.model.mig import gpu_device_name
 from kubeletplugin.model.prepare import (
     PreparePlan,
     complete,
@@ -272,12 +272,12 @@ class NvidiaDriver:
         return self._offered
 
     def health(self) -> tuple[DeviceHealth, ...]:
+        gpus = {gpu_device_name(gpu): self._health.of(gpu.uuid) for gpu in self._executor.inventory.gpus}
         found = []
         for group in self._offered.groups:
             for device in group.devices:
-                ref = find_device(self._executor.inventory, device["name"])
-                if ref is not None:
-                    state = self._health.of(ref.gpu.uuid)
+                state = gpus.get(device["name"].partition("-mig-")[0])
+                if state is not None:
                     found.append(DeviceHealth(self._node, device["name"], int(state.status), state.message))
         return tuple(found)
 

@@ -1,0 +1,54 @@
+"""`hack/bench NAME [options]`."""
+
+import argparse
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from bench import prepare
+
+ROOT = Path(__file__).resolve().parents[3]
+CLUSTER = "bench"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("hack/bench", description=__doc__)
+    benches = parser.add_subparsers(dest="bench", required=True)
+    one = benches.add_parser("prepare", help="the node plugin: latency, throughput, CPU, memory")
+    one.add_argument("--claims", type=int, default=400, help="claims per case")
+    one.add_argument("--soak", type=int, default=0, help="go on to this many claims and show memory again")
+    one.add_argument("--kubeconfig", type=Path, help="of a running cluster; default: start one with hack/cluster")
+    one.add_argument("--as-user", action="store_true", help="let the plugin use the kubeconfig, not a service account")
+    arguments = parser.parse_args()
+    kubeconfig = arguments.kubeconfig or _start_cluster()
+    base = Path("/var/tmp/partita-bench")  # short, for socket paths; on a disk, for durable appends
+    try:
+        options = prepare.Options(
+            kubeconfig.resolve(), base, arguments.claims, arguments.soak, as_pod=_is_root() and not arguments.as_user
+        )
+        asyncio.run(prepare.run(options))
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+        if arguments.kubeconfig is None:
+            _hack("cluster", "--name", CLUSTER, "down")
+
+
+def _start_cluster() -> Path:
+    _hack("cluster", "--name", CLUSTER, "up", "--nodes", "0")
+    cache = Path(os.environ.get("PARTITA_CACHE", ROOT / ".cache"))
+    return cache / "clusters" / CLUSTER / "kubeconfig"
+
+
+def _hack(command: str, *arguments: str) -> None:
+    subprocess.run([str(ROOT / "hack" / command), *arguments], check=True, stdout=sys.stderr)
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
+
+
+if __name__ == "__main__":
+    main()

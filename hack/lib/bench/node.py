@@ -1,0 +1,175 @@
+"""One node with the real plugin on simulated hardware: its directories and its process."""
+
+import asyncio
+import base64
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+DRIVER = "gpu.nvidia.com"
+_TICKS = os.sysconf("SC_CLK_TCK")
+_SECRETS = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceAccount:
+    """What a pod has: the plugin then reads token and CA as it does in a cluster."""
+
+    token: str
+    kubeconfig: Path
+
+    def write(self, directory: Path) -> dict[str, str]:
+        """Put the files there; the environment that goes with them."""
+        directory.mkdir(parents=True, exist_ok=True)
+        cluster = yaml.safe_load(self.kubeconfig.read_text())["clusters"][0]["cluster"]
+        if "certificate-authority-data" in cluster:
+            (directory / "ca.crt").write_bytes(base64.b64decode(cluster["certificate-authority-data"]))
+        else:
+            (directory / "ca.crt").write_bytes((self.kubeconfig.parent / cluster["certificate-authority"]).read_bytes())
+        (directory / "token").write_text(self.token)
+        address = urlsplit(cluster["server"])
+        return {"KUBERNETES_SERVICE_HOST": address.hostname or "", "KUBERNETES_SERVICE_PORT": str(address.port)}
+
+
+class Node:
+    """`base` is a short directory on a real disk: unix socket paths are limited, and appends must cost what they do."""
+
+    def __init__(self, name: str, base: Path, profile: str, kubeconfig: Path, account: ServiceAccount | None) -> None:
+        self.name = name
+        self.base = base
+        self.driver_root = base / "driver"
+        self.registry = base / "registry"
+        self.plugins = base / "plugins"
+        self.cdi = base / "cdi"
+        self.log = base / "plugin.log"
+        self.http_port = _free_port()
+        self._kubeconfig = kubeconfig
+        self._account = account
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output: IO[bytes] | None = None
+        self._stale: int | None = None
+        base.mkdir(parents=True, exist_ok=True)
+        install = [sys.executable, "-m", "simulator", "install", "--root", str(self.driver_root)]
+        subprocess.run([*install, "--profile", profile, "--node", name], check=True, stdout=subprocess.DEVNULL)
+
+    @property
+    def registration_socket(self) -> Path:
+        return self.registry / f"{DRIVER}-reg.sock"
+
+    @property
+    def journal(self) -> Path:
+        return self.plugins / DRIVER / "claims.journal"
+
+    def start(self, **environment: str) -> None:
+        """Start the plugin; returns at once."""
+        self._stale = _inode(self.registration_socket)
+        for directory in (self.registry, self.plugins, self.cdi):
+            directory.mkdir(exist_ok=True)
+        own = {
+            "NODE_NAME": self.name,
+            "DRIVER_ROOT": str(self.driver_root),
+            "CDI_ROOT": str(self.cdi),
+            "KUBELET_REGISTRAR_DIRECTORY_PATH": str(self.registry),
+            "KUBELET_PLUGINS_DIRECTORY_PATH": str(self.plugins),
+            "HTTP_ENDPOINT": f"127.0.0.1:{self.http_port}",
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [sys.executable, "-m", "kubeletplugin"]
+        if self._account is None:
+            own["KUBECONFIG"] = str(self._kubeconfig)
+        else:
+            own |= self._account.write(self.base / "account")
+            command = _with_secrets(self.base / "account", command)
+        self._output = self.log.open("ab")
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=_plain_environment() | own | environment, stdout=self._output, stderr=self._output
+        )
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    async def wait_until_registered(self, timeout_s: float = 20.0) -> None:
+        """Until the registration socket is there, which means that the plugin serves."""
+        deadline_s = time.monotonic() + timeout_s
+        while _inode(self.registration_socket) in (None, self._stale):
+            if self._process is not None and self._process.poll() is not None:
+                raise RuntimeError(f"the plugin ended with {self._process.returncode}:\n{self.tail()}")
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(f"no socket after {timeout_s} s:\n{self.tail()}")
+            await asyncio.sleep(0.005)
+
+    def end(self, number: int = signal.SIGTERM, timeout_s: float = 15.0) -> int:
+        """Signal the plugin and wait; its exit code."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+        return self.wait(timeout_s)
+
+    def wait(self, timeout_s: float = 15.0) -> int:
+        """Until the plugin has ended by itself; its exit code."""
+        assert self._process is not None
+        try:
+            return self._process.wait(timeout_s)
+        finally:
+            if self._output is not None:
+                self._output.close()
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def tail(self, lines: int = 15) -> str:
+        return "\n".join(self.log.read_text().splitlines()[-lines:])
+
+    def cpu_s(self) -> float:
+        """User and system time of the plugin so far, in seconds."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    def rss_mib(self) -> float:
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) / 1024
+
+    def threads(self) -> int:
+        return len(list(Path(f"/proc/{self.pid}/task").iterdir()))
+
+    def remove(self) -> None:
+        if self.is_running():
+            self.end(signal.SIGKILL)
+        shutil.rmtree(self.base, ignore_errors=True)
+
+
+def _with_secrets(account: Path, command: list[str]) -> list[str]:
+    """In a mount namespace of its own, where the service account's files lie where pods have them."""
+    Path(_SECRETS).mkdir(parents=True, exist_ok=True)
+    script = f'mount --bind "$1" {_SECRETS} && shift && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, "sh", str(account), *command]
+
+
+def _plain_environment() -> Mapping[str, str]:
+    kept = ("PATH", "HOME", "LANG", "TMPDIR")
+    return {name: os.environ[name] for name in kept if name in os.environ}
+
+
+def _inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
