@@ -21,6 +21,8 @@ from simulator.tree import FIRST_GPU_MINOR, MINORS_PER_GPU
 
 XID_EVENT = 0x8  # nvml.h nvmlEventTypeXidCriticalError
 XID_GPU_LOST = 79  # "GPU has fallen off the bus"
+IMEX_FAULTS = ("hang", "die", "degraded", "ignore-sigterm", "slow")
+"""What `imex/internal/imex/faults.go` knows."""
 FABRIC_STATES = {"not-supported": 0, "not-started": 1, "in-progress": 2, "completed": 3}
 ERRORS = {
     "uninitialized": 1,
@@ -56,6 +58,10 @@ def build_parser() -> argparse.ArgumentParser:
     fabric.add_argument("--clique", type=int)
     fabric.add_argument("--health-mask", type=lambda text: int(text, 0))
     fabric.add_argument("--health-summary", type=int, help="1 healthy, 2 unhealthy, 3 limited")
+    imex = kinds.add_parser("imex", help="nvidia-imex of this node misbehaves, in every pod, until --off")
+    imex.add_argument("fault", choices=IMEX_FAULTS)
+    imex.add_argument("--ms", type=float, default=10_000, help="slow: from start to READY (default 10000)")
+    imex.add_argument("--off", action="store_true", help="end it")
     kinds.add_parser("none", help="calls work again; instances and modes stay as they are")
     for kind in (xid, lost, in_use, fabric):
         kind.add_argument("--gpu", type=int, required=kind is not fabric, help="minor number")
@@ -82,6 +88,8 @@ def inject(arguments: list[str]) -> int:
     with open_state(state_file(options.root)) as state:
         if options.kind in ("fail", "slow"):
             _add_fault(state, options)
+        elif options.kind == "imex":
+            _set_imex_fault(state, options)
         elif options.kind == "none":
             _end_faults(state)
         elif options.kind == "fabric":
@@ -109,14 +117,30 @@ def _add_fault(state: State, options: argparse.Namespace) -> None:
         code = int(options.code) if options.code.isdigit() else ERRORS.get(options.code.lower().replace("_", "-"), 0)
         if not code:
             raise ValueError(f"unknown code {options.code!r}: {', '.join(ERRORS)}, or a number above 0")
-    free = next((index for index in range(MAX_FAULTS) if not state.faults[index].function), None)
-    if free is None:
-        raise ValueError(f"{MAX_FAULTS} faults are set already; `simulator inject none` removes them")
-    fault = state.faults[free]
+    fault = _free_fault(state)
     fault.skip, fault.code, fault.delay_us = options.nth - 1, code, int(options.ms * 1000)
     fault.remaining = options.times or (1 if options.kind == "fail" else ALWAYS)
     fault.function = name.encode()
     state.fault_count += 1
+
+
+def _free_fault(state: State) -> Fault:
+    free = next((fault for fault in state.faults if not fault.function), None)
+    if free is None:
+        raise ValueError(f"{MAX_FAULTS} faults are set already; `simulator inject none` removes them")
+    return free
+
+
+def _set_imex_fault(state: State, options: argparse.Namespace) -> None:
+    name = f"imex-{options.fault}".encode()
+    same = next((fault for fault in state.faults if fault.function == name), None)
+    if options.off:
+        if same is not None:
+            same.function = b""
+        return
+    fault = same or _free_fault(state)
+    fault.skip, fault.remaining, fault.delay_us = 0, ALWAYS, int(options.ms * 1000)
+    fault.function = name
 
 
 def _set_fabric(gpu: Gpu, options: argparse.Namespace) -> None:
