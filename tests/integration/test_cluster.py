@@ -98,6 +98,7 @@ def test_a_second_cluster_works_beside_the_first_and_leaves_it_alone(two_nodes: 
         assert {node["metadata"]["name"] for node in other.list(path("v1", "nodes"))} == {"n1"}
         other.create(PODS, busybox("only-here", "n1", "exec sleep 1000000"))
         other.wait_pod("only-here")
+        other.run("freeze", "n1")  # what is frozen has to go as well
     finally:
         other.stop()
     assert traces("test-beside", other.state) == []

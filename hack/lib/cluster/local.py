@@ -18,7 +18,8 @@ from cluster.report import ClusterError, say
 from cluster.shape import Cluster, Shape, describe_difference, identity, read_cluster, write_cluster
 
 BASE_IMAGES = ("pause", "busybox")
-DEBIAN_PACKAGES = ("iproute2", "nftables", "util-linux")  # links and namespaces, kube-proxy, unshare and nsenter
+# Links and namespaces; kube-proxy; unshare and nsenter.
+DEBIAN_PACKAGES = ("iproute2", "nftables", "util-linux", "mount")
 READY_PATIENCE_S = 180.0
 INOTIFY_INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
 

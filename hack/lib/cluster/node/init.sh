@@ -95,7 +95,7 @@ cd /
 umount -l /.machine
 rmdir /.machine
 mount --make-rshared /
-hostname "$NODE"
+echo "$NODE" >/proc/sys/kernel/hostname
 echo 1 >/proc/sys/net/ipv4/ip_forward
 
 bash "$SCRIPTS/service.sh" start containerd
