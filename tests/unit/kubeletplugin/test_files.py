@@ -1,0 +1,202 @@
+"""The journal and the CDI files on a real file system."""
+
+import asyncio
+import fcntl
+import json
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.errors import Busy, StateUnreadable
+from kubeletplugin import files
+from kubeletplugin.files import CdiFiles, Store
+from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState, GpuHolding, PreparedDevice
+
+DRIVER = "gpu.nvidia.com"
+
+
+def record(uid: str, state: ClaimState = ClaimState.COMPLETED) -> ClaimRecord:
+    device = PreparedDevice("r0", "n1", "gpu-0", GpuHolding(f"GPU-{uid}"), ("k8s.gpu.nvidia.com/claim=x",))
+    return ClaimRecord(DRIVER, uid, "default", f"claim-{uid}", state, "boot", (device,))
+
+
+def store(directory: Path) -> Store:
+    return Store(directory, DRIVER, ThreadPoolExecutor(2))
+
+
+def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(scenario())
+
+
+async def read(directory: Path) -> set[str]:
+    """UIDs that another process would find."""
+    other = store(directory)
+    async with other.lease():
+        return set(other.checkpoint.records)
+
+
+def test_what_was_put_is_there_for_the_next_process_and_what_was_removed_is_not(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        mine = store(tmp_path)
+        async with mine.lease():
+            mine.put(record("a"))
+            mine.put(record("b"))
+            mine.remove("a")
+            await mine.sync()
+        assert await read(tmp_path) == {"b"}
+
+    run(scenario)
+
+
+def test_an_append_is_in_the_file_before_anybody_waits_for_the_disk(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        mine = store(tmp_path)
+        async with mine.lease():
+            mine.put(record("a"))
+            assert b'"uid":"a"' in mine.path.read_bytes()
+
+    run(scenario)
+
+
+def test_a_reservation_is_seen_by_later_plans_and_by_no_other_process(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        mine = store(tmp_path)
+        async with mine.lease():
+            mine.reserve(record("a", ClaimState.STARTED))
+            assert set(mine.checkpoint.records) == {"a"}
+        assert await read(tmp_path) == set()
+
+    run(scenario)
+
+
+def test_many_at_once_are_all_durable(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        mine = store(tmp_path)
+
+        async def put(uid: str) -> None:
+            async with mine.lease():
+                mine.put(record(uid))
+                await mine.sync()
+
+        await asyncio.gather(*(put(str(n)) for n in range(50)))
+        assert len(await read(tmp_path)) == 50
+
+    run(scenario)
+
+
+def test_a_torn_last_line_is_cut_off(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        mine = store(tmp_path)
+        async with mine.lease():
+            mine.put(record("a"))
+            whole = mine.path.read_bytes()
+        mine.path.write_bytes(whole + b"1 00000000 {")
+        other = store(tmp_path)
+        async with other.lease():
+            assert set(other.checkpoint.records) == {"a"}
+            other.put(record("b"))
+        assert await read(tmp_path) == {"a", "b"}
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("data", [b"", b"nonsense\n", b"\x00" * 100 + b"\n"])
+def test_a_file_that_is_no_journal_is_never_taken_for_an_empty_one(tmp_path: Path, data: bytes) -> None:
+    async def scenario() -> None:
+        mine = store(tmp_path)
+        mine.path.write_bytes(data)
+        with pytest.raises(StateUnreadable, match=r"claims\.journal"):
+            async with mine.lease():
+                pass
+        assert mine.set_aside().read_bytes() == data
+
+    run(scenario)
+
+
+def test_unreadable_files_are_kept_one_beside_the_other(tmp_path: Path) -> None:
+    mine = store(tmp_path)
+    names = []
+    for number in (1, 2):
+        mine.path.write_bytes(b"%d" % number)
+        names.append(mine.set_aside().name)
+    assert names == ["claims.journal.unreadable-1", "claims.journal.unreadable-2"]
+
+
+def test_what_another_instance_appended_is_read(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        one, two = store(tmp_path), store(tmp_path)
+        async with one.lease():
+            one.put(record("a"))
+        async with two.lease():
+            assert set(two.checkpoint.records) == {"a"}
+            two.remove("a")
+            two.put(record("b"))
+        async with one.lease():
+            assert set(one.checkpoint.records) == {"b"}
+
+    run(scenario)
+
+
+def test_one_instance_works_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LOCK_TIMEOUT_S", 0.1)
+
+    async def scenario() -> None:
+        mine = store(tmp_path)
+        with (tmp_path / "claims.lock").open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            with pytest.raises(Busy, match="another instance"):
+                async with mine.lease():
+                    pass
+        async with mine.lease():
+            mine.put(record("a"))
+
+    run(scenario)
+
+
+def test_the_journal_is_written_anew_before_it_grows_without_bound(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        mine = store(tmp_path)
+        async with mine.lease():
+            mine.put(record("kept"))
+            for n in range(5000):
+                mine.put(record(str(n)))
+                mine.remove(str(n))
+            assert len(mine.path.read_bytes().splitlines()) < 4000
+        assert await read(tmp_path) == {"kept"}
+
+    run(scenario)
+
+
+def test_a_journal_that_vanished_under_a_running_instance_is_written_anew(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        mine = store(tmp_path)
+        async with mine.lease():
+            mine.put(record("a"))
+        mine.path.unlink()
+        async with mine.lease():
+            mine.put(record("b"))
+        assert await read(tmp_path) == {"a", "b"}
+
+    run(scenario)
+
+
+def test_a_cdi_file_appears_whole_and_absent_files_are_removed_without_complaint(tmp_path: Path) -> None:
+    cdi = CdiFiles(tmp_path / "cdi", "k8s.gpu.nvidia.com")
+    name = "k8s.gpu.nvidia.com-claim_u1.json"
+    cdi.write(name, {"kind": "x"})
+    assert cdi.exists(name)
+    assert [file.name for file in (tmp_path / "cdi").iterdir()] == [name]
+    cdi.remove(name)
+    cdi.remove(name)
+    assert list((tmp_path / "cdi").iterdir()) == []
+
+
+def test_cdi_files_of_others_are_not_ours_and_broken_ones_are_told_apart(tmp_path: Path) -> None:
+    cdi = CdiFiles(tmp_path, "k8s.gpu.nvidia.com")
+    cdi.write("k8s.gpu.nvidia.com-claim_good.json", {"kind": "x"})
+    (tmp_path / "k8s.gpu.nvidia.com-claim_bad.json").write_text("{")
+    (tmp_path / "other.json").write_text(json.dumps({"kind": "y"}))
+    assert dict(cdi.read_all()) == {"good": {"kind": "x"}, "bad": None}

@@ -1,0 +1,79 @@
+"""Names of sockets, and whose files they are."""
+
+import asyncio
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from api.errors import InvalidObject
+from kubeletplugin.sockets import (
+    MAX_SOCKET_PATH_BYTES,
+    SocketServer,
+    choose_socket_path,
+    dra_socket_names,
+    registration_socket_names,
+)
+
+UID = str(UUID(int=7))
+REGISTRY = Path("/var/lib/kubelet/plugins_registry")
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(file.name for file in directory.iterdir())
+
+
+@pytest.mark.parametrize("driver", ["gpu.nvidia.com", "gpu.amd.com", "compute-domain.nvidia.com", "d" * 63])
+@pytest.mark.parametrize("uid", ["", UID])
+def test_every_registration_socket_fits_and_ends_as_the_kubelets_helper_ends_it(driver: str, uid: str) -> None:
+    path = choose_socket_path(REGISTRY, registration_socket_names(driver, uid))
+    assert len(str(path)) <= MAX_SOCKET_PATH_BYTES
+    assert path.name.endswith("-reg.sock")
+
+
+def test_a_short_driver_name_is_kept_whole() -> None:
+    path = choose_socket_path(REGISTRY, registration_socket_names("gpu.nvidia.com", UID))
+    assert path.name == f"gpu.nvidia.com-{UID}-reg.sock"
+
+
+def test_a_dra_socket_is_shortened_where_the_directory_is_long() -> None:
+    directory = Path("/var/lib/kubelet/plugins") / ("d" * 45)
+    path = choose_socket_path(directory, dra_socket_names(UID))
+    assert len(str(path)) <= MAX_SOCKET_PATH_BYTES
+    assert path.name != f"dra-{UID}.sock"
+
+
+def test_instances_never_share_a_shortened_name() -> None:
+    short = [registration_socket_names("d" * 63, str(UUID(int=n)))[-1] for n in range(50)]
+    assert len(set(short)) == len(short)
+
+
+def test_a_directory_that_is_too_long_is_named() -> None:
+    with pytest.raises(InvalidObject, match="at most 107 bytes"):
+        choose_socket_path(Path("/" + "x" * 100), dra_socket_names(""))
+
+
+def test_a_stopping_server_leaves_its_successors_socket_alone(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        old, new = SocketServer(tmp_path / "dra.sock", ()), SocketServer(tmp_path / "dra.sock", ())
+        await old.start()
+        await new.start()
+        await old.stop(0)
+        assert names(tmp_path) == ["dra.sock"]
+        await new.stop(0)
+        assert names(tmp_path) == []
+
+    asyncio.run(scenario())
+
+
+def test_a_socket_that_somebody_removed_can_be_put_back(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = SocketServer(tmp_path / "dra.sock", ())
+        await server.start()
+        server.path.unlink()
+        assert not server.is_present()
+        await server.restart()
+        assert server.is_present()
+        await server.stop(0)
+
+    asyncio.run(scenario())
