@@ -34,10 +34,9 @@ static int find_library_folder(char *folder) {
     char path[PATH_MAX];
 #ifdef STATIC_TOOL
     ssize_t length = readlink("/proc/self/exe", path, sizeof path - 64);
-    if (length <= 0) return -1;
-    path[length] = 0;
-    *strrchr(path, '/') = 0;
-    strcat(path, "/../../" LIBRARIES);
+    path[length > 0 ? length : 0] = 0;
+    char *slash = strrchr(path, '/');
+    strcpy(slash ? slash : path, slash ? "/../../" LIBRARIES : "/" LIBRARIES); /* without /proc: the usual place */
     return realpath(path, folder) ? 0 : -1;
 #else
     Dl_info info;
@@ -112,6 +111,7 @@ static int map_file(int fd, int protection) {
     return 0;
 }
 
+/* Mends what a client that was killed left undone in /proc and /dev. */
 static void sync_all(void) {
     for (uint32_t gpu = 0; gpu < state->gpu_count; gpu++)
         if (state->gpus[gpu].in_tree != state->gpus[gpu].generation) {
@@ -125,8 +125,10 @@ int state_open(void) {
     struct stat now;
     if (find_library_folder(library_folder)) return NVML_ERROR_DRIVER_NOT_LOADED;
     snprintf(path, sizeof path, "%s/%s", library_folder, STATE_NAME);
-    if (state && !stat(path, &now) && now.st_ino == mapped_file.st_ino && now.st_dev == mapped_file.st_dev)
+    if (state && !stat(path, &now) && now.st_ino == mapped_file.st_ino && now.st_dev == mapped_file.st_dev) {
+        if (file_writable) sync_all();
         return NVML_SUCCESS;
+    }
     state_close();
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return NVML_ERROR_DRIVER_NOT_LOADED;
