@@ -1,0 +1,154 @@
+"""A CDI spec gives a container the devices of its claim, the driver beside them, and nothing else."""
+
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from api.errors import HardwareError
+from kubeletplugin.model.cdi import (
+    DriverTree,
+    build_cdi_spec,
+    cdi_file_name,
+    parse_character_majors,
+    parse_mig_minors,
+    read_record,
+)
+from tests.scenarios.hardware import Hardware, h100, inventory
+from tests.scenarios.node import TREE, Node, claim
+
+SLICE = "gpu-0-mig-1g10gb-19-5"
+
+
+def spec_of(*devices: str, tree: DriverTree = TREE, admin: bool = False) -> dict[str, Any]:
+    node = Node(Hardware(inventory(h100(0), h100(1))))
+    record = node.prepare(claim("c1", *devices, admin=admin))
+    return build_cdi_spec(record, node.hardware.inventory, tree)
+
+
+def paths(edits: dict[str, Any]) -> list[str]:
+    return [node["path"] for node in edits.get("deviceNodes", ())]
+
+
+def test_a_full_gpu_is_its_node() -> None:
+    spec = spec_of("gpu-1")
+    assert (spec["cdiVersion"], spec["kind"]) == ("0.6.0", "k8s.gpu.nvidia.com/claim")
+    (device,) = spec["devices"]
+    assert device["name"] == "c1-gpu-1"
+    assert device["containerEdits"]["deviceNodes"] == [
+        {
+            "path": "/dev/nvidia1",
+            "hostPath": "/run/nvidia/driver/dev/nvidia1",
+            "type": "c",
+            "major": 195,
+            "minor": 1,
+            "permissions": "rw",
+        }
+    ]
+
+
+def test_a_partition_is_its_parents_node_and_the_two_capabilities() -> None:
+    (device,) = spec_of(SLICE)["devices"]
+    nodes = device["containerEdits"]["deviceNodes"]
+    assert [node["path"] for node in nodes] == [
+        "/dev/nvidia0",
+        "/dev/nvidia-caps/nvidia-cap12",
+        "/dev/nvidia-caps/nvidia-cap13",
+    ]
+    assert [(node["major"], node["minor"]) for node in nodes[1:]] == [(508, 12), (508, 13)]
+    assert nodes[1]["hostPath"] == "/run/nvidia/driver/dev/nvidia-caps/nvidia-cap12"
+
+
+def test_a_container_gets_no_device_that_it_did_not_claim() -> None:
+    spec = spec_of("gpu-1")
+    everything = {*paths(spec["containerEdits"]), *(p for d in spec["devices"] for p in paths(d["containerEdits"]))}
+    assert everything == {"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia1"}
+    assert spec["containerEdits"]["env"] == ["NVIDIA_VISIBLE_DEVICES=void"]
+
+
+def test_each_device_of_a_claim_has_a_name_of_its_own_that_the_runtime_accepts() -> None:
+    spec = spec_of(SLICE, "gpu-0-mig-1g10gb-19-4", "gpu-1")
+    names = [device["name"] for device in spec["devices"]]
+    assert names == [f"c1-{SLICE}", "c1-gpu-0-mig-1g10gb-19-4", "c1-gpu-1"]
+    assert all(re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9])?", name) for name in names)
+
+
+def test_without_hooks_libraries_are_mounted_under_their_links_names_too() -> None:
+    edits = spec_of("gpu-0")["containerEdits"]
+    folder = "/usr/lib/x86_64-linux-gnu"
+    assert {m["containerPath"]: m["hostPath"] for m in edits["mounts"]} == {
+        f"{folder}/libcuda.so.570.158.01": f"/run/nvidia/driver{folder}/libcuda.so.570.158.01",
+        f"{folder}/libcuda.so": f"/run/nvidia/driver{folder}/libcuda.so.570.158.01",
+        f"{folder}/libcuda.so.1": f"/run/nvidia/driver{folder}/libcuda.so.570.158.01",
+        "/usr/bin/nvidia-smi": "/run/nvidia/driver/usr/bin/nvidia-smi",
+    }
+    assert all("ro" in m["options"] for m in edits["mounts"])
+    assert "hooks" not in edits
+
+
+@pytest.mark.parametrize(
+    ("hook", "start"),
+    [("/usr/bin/nvidia-cdi-hook", ["nvidia-cdi-hook"]), ("/usr/bin/nvidia-ctk", ["nvidia-ctk", "hook"])],
+)
+def test_hooks_make_the_links_where_the_host_has_them(hook: str, start: list[str]) -> None:
+    edits = spec_of("gpu-0", tree=replace(TREE, hook=hook))["containerEdits"]
+    folder = "/usr/lib/x86_64-linux-gnu"
+    links = [
+        f"--link=libcuda.so.570.158.01::{folder}/libcuda.so",
+        f"--link=libcuda.so.570.158.01::{folder}/libcuda.so.1",
+    ]
+    assert [(h["hookName"], h["path"], h["args"]) for h in edits["hooks"]] == [
+        ("createContainer", hook, [*start, "create-symlinks", *links]),
+        ("createContainer", hook, [*start, "update-ldcache", f"--folder={folder}"]),
+    ]
+    assert [m["containerPath"] for m in edits["mounts"]] == [f"{folder}/libcuda.so.570.158.01", "/usr/bin/nvidia-smi"]
+
+
+def test_with_the_driver_on_the_host_paths_are_the_hosts() -> None:
+    edits = spec_of("gpu-0", tree=replace(TREE, root="/", dev_root="/"))["containerEdits"]
+    assert edits["mounts"][0]["hostPath"] == "/usr/lib/x86_64-linux-gnu/libcuda.so.570.158.01"
+
+
+def test_admin_access_to_an_unused_placement_shows_no_device() -> None:
+    spec = spec_of("gpu-1", SLICE, admin=True)
+    assert [device["name"] for device in spec["devices"]] == ["c1-gpu-1"]
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (replace(TREE, capability_minors={}), "the driver lists no MIG capability gpu0/gi1/access in mig-minors"),
+        (replace(TREE, capabilities_major=None), "the driver lists no MIG capability"),
+        (replace(TREE, gpu_nodes={}), r"has no device node \(/run/nvidia/driver/dev/nvidia0\)"),
+    ],
+)
+def test_a_missing_node_is_named(tree: DriverTree, message: str) -> None:
+    with pytest.raises(HardwareError, match=message):
+        spec_of(SLICE, tree=tree)
+
+
+def test_a_spec_carries_its_claims_record() -> None:
+    node = Node(Hardware(inventory(h100(0))))
+    record = node.prepare(claim("c1", SLICE))
+    assert read_record(json.loads(json.dumps(build_cdi_spec(record, node.hardware.inventory, TREE)))) == record
+
+
+def test_the_same_record_gives_the_same_spec() -> None:
+    assert spec_of(SLICE, "gpu-1") == spec_of(SLICE, "gpu-1")
+
+
+def test_files_are_named_after_vendor_and_claim() -> None:
+    assert cdi_file_name("k8s.gpu.nvidia.com", "u1") == "k8s.gpu.nvidia.com-claim_u1.json"
+
+
+def test_the_drivers_tables_are_read() -> None:
+    assert parse_mig_minors("config 1\nmonitor 2\ngpu0/gi0/access 3\ngpu0/gi0/ci0/access 4\n\n") == {
+        "config": 1,
+        "monitor": 2,
+        "gpu0/gi0/access": 3,
+        "gpu0/gi0/ci0/access": 4,
+    }
+    devices = "Character devices:\n  1 mem\n195 nvidia-frontend\n508 nvidia-caps\n\nBlock devices:\n  8 sd\n"
+    assert parse_character_majors(devices) == {"mem": 1, "nvidia-frontend": 195, "nvidia-caps": 508}
