@@ -1,4 +1,4 @@
-"""Compiles the native parts with gcc into the cache, keyed by what they are made of."""
+"""Compiles the native parts with gcc, and IMEX with Go, into the cache, keyed by what they are made of."""
 
 import fcntl
 import hashlib
@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from simulator.compile import DRIVER_VERSION
+from simulator.imex import build as imex
 
 NATIVE = Path(__file__).parent / "native"
 FLAGS = ["-std=gnu11", "-O2", "-g0", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"]
@@ -44,7 +45,7 @@ def cache_folder() -> Path:
 def build() -> Path:
     """The folder with every artefact; compiled only when a source changed. Raises ValueError where gcc fails."""
     digest = hashlib.sha256(repr((FLAGS, CORE, STAND_INS, DRIVER_VERSION)).encode())
-    for source in sorted(NATIVE.iterdir()):
+    for source in [*sorted(NATIVE.iterdir()), *imex.sources()]:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     folder = cache_folder() / digest.hexdigest()[:16]
     if folder.is_dir():
@@ -82,6 +83,7 @@ def _compile_all(folder: Path) -> None:
     for name, soname in (STAND_INS | {STATE_STUB: f"{STATE_STUB}.{DRIVER_VERSION}"}).items():
         small = ["-shared", "-nostdlib", "-s", "-Wl,-z,noseparate-code", f"-Wl,-soname,{soname}"]
         _gcc(aside, *FLAGS, "-fPIC", *small, str(NATIVE / "stub.c"), "-o", name)
+    imex.build(aside, DRIVER_VERSION)
     aside.rename(folder)
 
 

@@ -10,6 +10,7 @@ from simulator.layout import (
     MAX_PROCESSES,
     WHOLE_GPU,
     Changing,
+    Fault,
     Gpu,
     State,
     add_event,
@@ -102,7 +103,8 @@ def inject(arguments: list[str]) -> int:
 
 
 def _find_gpu(state: State, minor: int) -> Gpu:
-    for gpu in state.gpus[: state.gpu_count]:
+    gpus: list[Gpu] = state.gpus[: state.gpu_count]
+    for gpu in gpus:
         if gpu.fixed.minor == minor:
             return gpu
     raise ValueError(f"GPU {minor} does not exist; this node has minors 0 to {state.gpu_count - 1}")
@@ -125,7 +127,7 @@ def _add_fault(state: State, options: argparse.Namespace) -> None:
 
 
 def _free_fault(state: State) -> Fault:
-    free = next((fault for fault in state.faults if not fault.function), None)
+    free: Fault | None = next((fault for fault in state.faults if not fault.function), None)
     if free is None:
         raise ValueError(f"{MAX_FAULTS} faults are set already; `simulator inject none` removes them")
     return free

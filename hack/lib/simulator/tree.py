@@ -1,4 +1,4 @@
-"""The driver root of a simulated node: libraries, tool, /proc, /dev and /sys as NVIDIA's driver container shows them."""
+"""The driver root of a simulated node: libraries, tools, /proc, /dev and /sys as NVIDIA's driver container has them."""
 
 import os
 import shutil
@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 from simulator.build import LIBRARY, STAND_INS, STATE_STUB, TOOL
+from simulator.imex.build import PROGRAMS as IMEX_PROGRAMS
 from simulator.layout import Fixed, State
 
 LIBRARIES = Path("usr/lib/x86_64-linux-gnu")
@@ -41,11 +42,11 @@ def write_text(path: Path, text: str, mode: int = 0o444) -> None:
     aside = path.with_name(f".{path.name}.new")
     aside.write_text(text)
     aside.chmod(mode)
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def write_libraries(root: Path, artefacts: Path, version: str) -> None:
-    """The libraries, with the links that ldconfig would make, and nvidia-smi."""
+    """The libraries, with the links that ldconfig would make, nvidia-smi and the IMEX programs."""
     folder = root / LIBRARIES
     folder.mkdir(parents=True, exist_ok=True)
     for name, soname in {LIBRARY: "libnvidia-ml.so.1", **STAND_INS}.items():
@@ -54,7 +55,8 @@ def write_libraries(root: Path, artefacts: Path, version: str) -> None:
         if soname != file:
             link(folder / soname, file)
             link(folder / name, soname)
-    copy_file(artefacts / TOOL, root / "usr/bin" / TOOL, 0o755)
+    for program in (TOOL, *IMEX_PROGRAMS):
+        copy_file(artefacts / program, root / "usr/bin" / program, 0o755)
 
 
 def copy_file(source: Path, target: Path, mode: int) -> None:
@@ -63,7 +65,7 @@ def copy_file(source: Path, target: Path, mode: int) -> None:
     aside = target.with_name(f".{target.name}.new")
     shutil.copyfile(source, aside)
     aside.chmod(mode)
-    os.replace(aside, target)
+    aside.replace(target)
 
 
 def link(path: Path, target: str) -> None:
@@ -166,7 +168,8 @@ def write_dev(root: Path, state: State, majors: dict[str, int]) -> bool:
     }
     for gpu in state.gpus[: state.gpu_count]:
         nodes[f"nvidia{gpu.fixed.minor}"] = (NVIDIA_MAJOR, gpu.fixed.minor, 0o666)
-    return all([make_node(dev / name, *numbers) for name, numbers in nodes.items()])
+    made = [make_node(dev / name, *numbers) for name, numbers in nodes.items()]
+    return all(made)
 
 
 def make_node(path: Path, major: int, minor: int, mode: int) -> bool:

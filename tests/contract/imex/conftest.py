@@ -1,27 +1,19 @@
 """Hosts that are network namespaces of their own on one bridge, with the simulated IMEX programs on them."""
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from simulator.build import build
 
 from tests.contract.imex.imex_hosts import Host, ip
 
-SOURCE = Path(__file__).resolve().parents[3] / "hack" / "lib" / "simulator" / "imex"
-
 
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The simulated programs, built."""
-    if shutil.which("go") is None:
-        pytest.fail("the simulated IMEX programs are built with Go; install it or use the cached tool chain")
-    out = tmp_path_factory.mktemp("programs")
-    environment = {**os.environ, "CGO_ENABLED": "0"}
-    subprocess.run(["go", "build", "-trimpath", "-o", str(out), "./cmd/..."], cwd=SOURCE, env=environment, check=True)
-    return out
+def programs() -> Path:
+    """The folder of the simulated programs, built."""
+    return build()
 
 
 @pytest.fixture

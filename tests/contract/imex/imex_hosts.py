@@ -1,5 +1,6 @@
 """A host with a simulated IMEX daemon on it: a network namespace, a configuration and a process."""
 
+import ctypes
 import json
 import os
 import signal
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from simulator.layout import LAYOUT, MAGIC, State, write_new
 
 CONFIG = {
     "LOG_LEVEL": "4",
@@ -48,11 +51,19 @@ class Host:
         return {
             **os.environ,
             "IMEX_SIMULATOR_HOSTS": str(self.folder / "hosts"),
-            "IMEX_SIMULATOR_FAULTS": str(self.folder / "faults"),
+            "IMEX_SIMULATOR_STATE": str(self.folder / "state"),
         }
 
     def write(self, file: str, text: str) -> None:
         (self.folder / file).write_text(text)
+
+    def inject(self, **delays_ms: int) -> None:
+        """Exactly these faults from now on: `inject(hang=0)`, `inject(slow=5000)`, `inject()`."""
+        state = State()
+        state.magic, state.layout, state.size = MAGIC, LAYOUT, ctypes.sizeof(State)
+        for fault, (name, delay_ms) in zip(state.faults, delays_ms.items(), strict=False):
+            fault.function, fault.delay_us = f"imex-{name.replace('_', '-')}".encode(), delay_ms * 1000
+        write_new(self.folder / "state", b"", state)
 
     def configure(self, nodes: list[str], **settings: str) -> None:
         self.write("nodes.cfg", "".join(f"{node}\n" for node in nodes))

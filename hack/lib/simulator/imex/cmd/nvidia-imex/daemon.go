@@ -133,7 +133,7 @@ func (d *daemon) hanging() bool {
 // watchFaults applies what the faults file says, within a quarter of a second.
 func (d *daemon) watchFaults() {
 	for {
-		faults := imex.ReadFaults(d.config.NodesFile)
+		faults := imex.ReadFaults()
 		if faults.Die {
 			log.Printf("[ERROR] told to die")
 			os.Exit(1)

@@ -1,13 +1,15 @@
 package imex
 
 import (
+	"bytes"
+	"encoding/binary"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 )
 
-// Faults tell this stand-in to misbehave. They are KEY=value lines in a file that may change at any time.
+// Faults tell this stand-in to misbehave. They are in the state file of the simulated node, which containers that get
+// the driver's libraries get too, and may change at any time (`simulator inject imex`).
 type Faults struct {
 	Hang          bool          // answer nobody: peers, commands, signals
 	Die           bool          // exit 1 at once
@@ -16,36 +18,55 @@ type Faults struct {
 	ReadyDelay    time.Duration // from start to READY
 }
 
-// FaultsPattern names the file in a driver root; the name is that of a driver library, so that containers which get
-// the driver's libraries get it too.
-const FaultsPattern = "/usr/lib/*-linux-gnu/libnvidia-imex-simulator.so.*"
+// Where the state file has its faults: `layout.py` (State, Fault) and `native/state.h`.
+const (
+	statePattern = "/usr/lib/*-linux-gnu/libnvidia-simulator.so.*"
+	stateMagic   = "nvidia-simulator"
+	stateOffset  = 16384
+	faultsOffset = 16 + 8*4 + 40 + 256 + 64 + 128 + 32
+	faultCount   = 32
+	faultName    = 64
+	faultSize    = faultName + 4*4
+	delayOffset  = faultName + 3*4
+)
 
-func faultsFile(nodesFile string) string {
-	if path := os.Getenv("IMEX_SIMULATOR_FAULTS"); path != "" {
+func stateFile() string {
+	if path := os.Getenv("IMEX_SIMULATOR_STATE"); path != "" {
 		return path
 	}
-	if found, err := filepath.Glob(FaultsPattern); err == nil && len(found) > 0 {
+	if found, err := filepath.Glob(statePattern); err == nil && len(found) > 0 {
 		return found[0]
 	}
-	return filepath.Join(filepath.Dir(nodesFile), "imex-simulator-faults")
+	return ""
 }
 
-// ReadFaults returns no fault when there is no file.
-func ReadFaults(nodesFile string) Faults {
-	lines, err := readLines(faultsFile(nodesFile))
+// ReadFaults returns no fault where there is no state file.
+func ReadFaults() Faults {
+	file, err := os.Open(stateFile())
 	if err != nil {
 		return Faults{}
 	}
-	values := (&Config{raw: map[string]string{}}).withLines(lines)
-	milliseconds, err := strconv.Atoi(values.text("ready_delay_ms", "0"))
-	if err != nil {
-		milliseconds = 0
+	defer file.Close()
+	state := make([]byte, faultsOffset+faultCount*faultSize)
+	if _, err := file.ReadAt(state, stateOffset); err != nil || !bytes.HasPrefix(state, []byte(stateMagic)) {
+		return Faults{}
 	}
-	return Faults{
-		Hang:          values.text("hang", "0") == "1",
-		Die:           values.text("die", "0") == "1",
-		Degraded:      values.text("degraded", "0") == "1",
-		IgnoreSigterm: values.text("ignore_sigterm", "0") == "1",
-		ReadyDelay:    time.Duration(milliseconds) * time.Millisecond,
+	var faults Faults
+	for index := range faultCount {
+		entry := state[faultsOffset+index*faultSize:]
+		name, _, _ := bytes.Cut(entry[:faultName], []byte{0})
+		switch string(name) {
+		case "imex-hang":
+			faults.Hang = true
+		case "imex-die":
+			faults.Die = true
+		case "imex-degraded":
+			faults.Degraded = true
+		case "imex-ignore-sigterm":
+			faults.IgnoreSigterm = true
+		case "imex-slow":
+			faults.ReadyDelay = time.Duration(binary.LittleEndian.Uint32(entry[delayOffset:])) * time.Microsecond
+		}
 	}
+	return faults
 }

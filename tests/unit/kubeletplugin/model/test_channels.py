@@ -1,0 +1,232 @@
+"""What is decided about ComputeDomain claims on a node."""
+
+from typing import Any
+
+import pytest
+
+from api.clique import Membership, parse_membership
+from api.device_config import parse_device_config
+from api.errors import ClaimError
+from kubeletplugin.model.cdi import DeviceNode, DriverFile, DriverTree
+from kubeletplugin.model.channels import (
+    Attached,
+    DomainUse,
+    ImexNodes,
+    NoFabric,
+    Release,
+    Unsettled,
+    Wait,
+    build_channel_spec,
+    build_daemon_spec,
+    build_domain_devices,
+    check_release,
+    domain_cdi_id,
+    find_fabric,
+    read_use,
+)
+from kubeletplugin.model.claims import ClaimRequest, parse_claim
+from kubeletplugin.model.devices import Features
+from kubeletplugin.model.inventory import Fabric, Gpu, Inventory
+
+DRIVER = "compute-domain.nvidia.com"
+API = "resource.nvidia.com/v1beta1"
+UID, CLUSTER = "5b8e2a0c-0000-4000-8000-000000000001", "7a1d9c3e-0000-4000-8000-000000000002"
+CLIQUE = f"{CLUSTER}.1"
+
+
+def gpu(minor: int, fabric: Fabric | None, lost: bool = False) -> Gpu:
+    return Gpu(
+        minor=minor,
+        uuid=f"GPU-{minor}",
+        index=minor,
+        pci_bus_id=f"000{minor}:01:00.0",
+        product_name="NVIDIA GB200",
+        brand="Nvidia",
+        architecture="Blackwell",
+        cuda_compute_capability="10.0",
+        memory_bytes=1 << 37,
+        fabric=fabric,
+        lost=lost,
+    )
+
+
+def node(*fabrics: Fabric | None) -> Inventory:
+    return Inventory("580.105.08", "13.0", tuple(gpu(minor, fabric) for minor, fabric in enumerate(fabrics)))
+
+
+JOINED = Fabric(CLUSTER, 1, "completed")
+
+
+class TestFabric:
+    def test_all_gpus_in_one_clique(self) -> None:
+        assert find_fabric(node(JOINED, JOINED)) == Attached(CLIQUE, CLUSTER)
+
+    @pytest.mark.parametrize(
+        "fabric",
+        [None, Fabric("", 0, "not_supported"), Fabric("00000000-0000-0000-0000-000000000000", 0, "completed")],
+    )
+    def test_no_fabric_is_no_fabric(self, fabric: Fabric | None) -> None:
+        assert find_fabric(node(fabric, fabric)) == NoFabric()
+
+    @pytest.mark.parametrize(
+        ("fabrics", "words"),
+        [
+            ((JOINED, Fabric(CLUSTER, 1, "in_progress")), "GPU-1 has not joined"),
+            ((Fabric(CLUSTER, 1, "not_started"),), "GPU-0 has not joined"),
+            ((JOINED, Fabric(CLUSTER, 1, "completed", status=999)), "status 999"),
+            ((JOINED, Fabric(CLUSTER, 2, "completed")), "different NVLink cliques"),
+            ((JOINED, None), "1 of 2 GPUs"),
+        ],
+    )
+    def test_a_fabric_that_is_not_in_order_is_not_taken_for_none(self, fabrics: Any, words: str) -> None:
+        found = find_fabric(node(*fabrics))
+        assert isinstance(found, Unsettled)
+        assert words in found.reason
+
+    def test_a_lost_gpu_does_not_count(self) -> None:
+        inventory = Inventory("580", "13.0", (gpu(0, JOINED), gpu(1, None, lost=True)))
+        assert find_fabric(inventory) == Attached(CLIQUE, CLUSTER)
+
+
+class TestDevices:
+    def test_names_and_attributes_are_the_reference_drivers_with_the_clique_added(self) -> None:
+        channel, daemon = build_domain_devices(Attached(CLIQUE, CLUSTER), Features()).groups[0].devices
+        assert channel == {
+            "name": "channel-0",
+            "attributes": {
+                "type": {"string": "channel"},
+                "id": {"int": 0},
+                "cliqueID": {"string": CLIQUE},
+                "nvlinkDomain": {"string": CLUSTER},
+            },
+            "allowMultipleAllocations": True,
+        }
+        assert daemon["name"] == "daemon-0"
+        assert "allowMultipleAllocations" not in daemon
+
+    def test_an_old_api_server_gets_a_channel_for_one_claim(self) -> None:
+        channel = build_domain_devices(Attached(CLIQUE, CLUSTER), Features(shared=False)).groups[0].devices[0]
+        assert "allowMultipleAllocations" not in channel
+
+    def test_without_fabric_there_is_no_clique(self) -> None:
+        channel = build_domain_devices(NoFabric(), Features()).groups[0].devices[0]
+        assert channel["attributes"] == {"type": {"string": "channel"}, "id": {"int": 0}}
+
+    def test_nothing_is_offered_while_the_clique_is_unknown(self) -> None:
+        offered = build_domain_devices(Unsettled("the fabric is down"), Features())
+        assert (offered.groups, offered.notes) == ((), ("the fabric is down",))
+
+
+def claim(
+    kind: str = "ComputeDomainChannelConfig", namespace: str = "team", config: bool = True, **extra: Any
+) -> ClaimRequest:
+    device = "channel-0" if kind == "ComputeDomainChannelConfig" else "daemon-0"
+    parameters = {"apiVersion": API, "kind": kind, "domainID": UID, **extra}
+    entry = {"source": "FromClaim", "requests": ["it"], "opaque": {"driver": DRIVER, "parameters": parameters}}
+    result = {"request": "it", "driver": DRIVER, "pool": "node-1", "device": device, "shareID": "share-1"}
+    raw = {
+        "metadata": {"uid": "claim-uid", "namespace": namespace, "name": "claim"},
+        "status": {"allocation": {"devices": {"results": [result], "config": [entry] if config else []}}},
+    }
+    return parse_claim(raw, DRIVER, "claim-uid", parse_device_config)
+
+
+def membership(namespace: str = "team", draining: bool = False, **member: Any) -> Membership:
+    return parse_membership(
+        {
+            "metadata": {"name": f"{UID}.{CLIQUE}"},
+            "domainName": "train",
+            "domainNamespace": namespace,
+            "draining": draining,
+            "daemons": [{"nodeName": "node-1", "index": 0, **member}] if member else [],
+        }
+    )
+
+
+CHANNEL = DomainUse("channel", UID)
+
+
+class TestUse:
+    def test_channels(self) -> None:
+        assert read_use(claim(), "partita-system") == CHANNEL
+        assert read_use(claim(allocationMode="All"), "partita-system").all_channels
+
+    def test_daemons_are_served_in_the_drivers_namespace_only(self) -> None:
+        daemon = claim("ComputeDomainDaemonConfig", namespace="partita-system")
+        assert read_use(daemon, "partita-system") == DomainUse("daemon", UID)
+        with pytest.raises(ClaimError, match="namespace partita-system only") as caught:
+            read_use(claim("ComputeDomainDaemonConfig"), "partita-system")
+        assert caught.value.reason == "WrongNamespace"
+
+    def test_a_claim_without_config_is_told_what_is_right(self) -> None:
+        with pytest.raises(ClaimError, match=r"spec\.channel\.resourceClaimTemplate"):
+            read_use(claim(config=False), "partita-system")
+
+    def test_a_malformed_config_is_an_error_of_the_claim(self) -> None:
+        with pytest.raises(ClaimError, match="domainId: unknown field"):
+            claim(domainId=UID)
+
+
+class TestRelease:
+    def test_a_released_member_gets_its_channel(self) -> None:
+        assert check_release(claim(), CHANNEL, membership(released=True), "node-1") == Release()
+
+    def test_whoever_waits_is_told_for_what(self) -> None:
+        waits = {
+            "no members in this node's NVLink clique yet": None,
+            "node node-1 is not a member of ComputeDomain team/train yet": membership(),
+            "node node-1 is not connected in ComputeDomain team/train yet": membership(released=False),
+            "node-1 is used by ComputeDomain other/first": membership(
+                message="node-1 is used by ComputeDomain other/first"
+            ),
+        }
+        for words, seen in waits.items():
+            decision = check_release(claim(), CHANNEL, seen, "node-1")
+            assert isinstance(decision, Wait)
+            assert words in decision.reason
+
+    def test_a_foreign_namespace_is_refused_for_good_even_when_released(self) -> None:
+        with pytest.raises(ClaimError) as caught:
+            check_release(claim(namespace="intruder"), CHANNEL, membership(released=True), "node-1")
+        assert caught.value.reason == "WrongNamespace"
+        assert "team" not in str(caught.value)
+
+    def test_a_draining_domain_takes_no_new_claims(self) -> None:
+        with pytest.raises(ClaimError, match="team/train is being deleted"):
+            check_release(claim(), CHANNEL, membership(draining=True, released=True), "node-1")
+
+
+class TestCdi:
+    def test_a_single_channel_by_number_with_the_status_of_its_daemon(self) -> None:
+        spec = build_channel_spec(claim(), CHANNEL, 240, "/var/domains/x/status")
+        device = spec["devices"][0]
+        assert f"{spec['kind']}={device['name']}" == domain_cdi_id(claim(), CHANNEL)
+        edits = device["containerEdits"]
+        path = "/dev/nvidia-caps-imex-channels/channel0"
+        assert edits["deviceNodes"] == [{"path": path, "type": "c", "major": 240, "minor": 0, "fileMode": 0o666}]
+        assert edits["mounts"][0]["containerPath"] == "/run/partita/compute-domain"
+        assert "ro" in edits["mounts"][0]["options"]
+        assert set(spec["annotations"].values()) == {UID, "team/claim"}
+
+    def test_all_channels(self) -> None:
+        spec = build_channel_spec(claim(), DomainUse("channel", UID, all_channels=True), 240, "/s")
+        minors = [entry["minor"] for entry in spec["devices"][0]["containerEdits"]["deviceNodes"]]
+        assert minors == list(range(2048))
+
+    def test_a_daemon_gets_its_capability_the_programs_and_its_directory(self) -> None:
+        capability = DeviceNode(
+            "/dev/nvidia-caps/nvidia-cap9", "/run/nvidia/driver/dev/nvidia-caps/nvidia-cap9", 238, 9
+        )
+        imex = ImexNodes(240, capability, ("/usr/bin/nvidia-imex", "/usr/bin/nvidia-imex-ctl"))
+        control = DeviceNode("/dev/nvidiactl", "/run/nvidia/driver/dev/nvidiactl", 195, 255)
+        library = DriverFile("/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.580.105.08")
+        tree = DriverTree("/run/nvidia/driver", "/run/nvidia/driver", (control,), libraries=(library,))
+        request = claim("ComputeDomainDaemonConfig", namespace="partita-system")
+        spec = build_daemon_spec(request, DomainUse("daemon", UID), imex, tree, "/var/domains/x")
+        edits = spec["devices"][0]["containerEdits"]
+        assert [entry["path"] for entry in edits["deviceNodes"]] == ["/dev/nvidiactl", "/dev/nvidia-caps/nvidia-cap9"]
+        mounts = {mount["containerPath"]: mount for mount in edits["mounts"]}
+        assert mounts["/usr/bin/nvidia-imex"]["hostPath"] == "/run/nvidia/driver/usr/bin/nvidia-imex"
+        assert mounts["/imexd"]["hostPath"] == "/var/domains/x"
+        assert "rw" in mounts["/imexd"]["options"]
+        assert library.path in mounts
