@@ -1,4 +1,4 @@
-"""What every NVML must do. Simulated nodes always; with `--nvml LIBRARY` the read-only part runs on that library too."""
+"""What every NVML must do. Simulated nodes always; with `--nvml LIBRARY` the read-only part runs on that one too."""
 
 import sys
 from collections.abc import Callable, Iterator

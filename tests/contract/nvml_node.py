@@ -37,16 +37,21 @@ class Node:
     def simulator(self, verb: str, *arguments: str) -> str:
         """`simulator VERB --root ROOT ...`; fails the test where it fails."""
         command = [sys.executable, "-m", "simulator", verb, "--root", str(self.root), *arguments]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(SOURCES)})
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(SOURCES)}
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def smi(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([self.root / "usr/bin/nvidia-smi", *arguments], capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [self.root / "usr/bin/nvidia-smi", *arguments], capture_output=True, text=True, check=False
+        )
 
     def client(self, code: str, *arguments: str) -> subprocess.Popen[str]:
         """Another process that has pynvml open on this node and runs `code`."""
-        prologue = "import ctypes, json, sys, time, pynvml\nfrom pynvml import *\npynvml.nvmlLib = ctypes.CDLL(sys.argv[1])\nnvmlInit()\n"
+        prologue = "import ctypes, json, sys, time, pynvml\nfrom pynvml import *\n"
+        prologue += "pynvml.nvmlLib = ctypes.CDLL(sys.argv[1])\nnvmlInit()\n"
         command = [sys.executable, "-c", prologue + code, str(self.library), *arguments]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from nvml_node import Node, bound, create_whole, error, profiles_of, read_line
+from nvml_node import Node, bound, create_whole, error, make_node, profiles_of, read_line
 
 H100 = tuple[Node, Any, Any]
 WAIT = """
@@ -71,7 +71,7 @@ def test_a_fault_names_a_call_whatever_its_version(h100: H100) -> None:
 
 
 def test_a_slow_call_takes_at_least_as_long_as_asked(h100: H100) -> None:
-    node, nvml, device = h100
+    node, _, device = h100
     node.simulator("inject", "slow", "nvmlDeviceCreateGpuInstanceWithPlacement", "--ms", "120")
     before = time.monotonic()
     create_whole(device, profiles_of(device)["1g.10gb"], 3)
@@ -85,9 +85,9 @@ def test_a_fault_that_makes_no_sense_is_refused(h100: H100, arguments: tuple[str
         node.simulator("inject", *arguments)
 
 
-def test_nodes_of_a_rack_share_a_fabric_and_the_next_rack_has_another(simulate: Callable[..., Node], tmp_path: Any) -> None:
-    from nvml_node import make_node
-
+def test_nodes_of_a_rack_share_a_fabric_and_the_next_rack_has_another(
+    simulate: Callable[..., Node], tmp_path: Any
+) -> None:
     seen = []
     for index in (0, 17, 18):
         node = make_node(tmp_path / str(index), "gb200", "--index", str(index))

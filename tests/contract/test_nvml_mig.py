@@ -236,7 +236,7 @@ def test_hopper_comes_back_from_a_reboot_without_mig_mode(h100: H100) -> None:
 
 
 def test_instances_outlive_the_client_that_made_them(h100: H100) -> None:
-    node, _, device = h100
+    node, _, _ = h100
     code = "d = nvmlDeviceGetHandleByIndex(0); g = nvmlDeviceCreateGpuInstance(d, 9)\n"
     code += "c = nvmlGpuInstanceCreateComputeInstance(g, 2)\n"
     code += "print(json.dumps(nvmlDeviceGetUUID(nvmlComputeInstanceGetInfo_v2(c).device)), flush=True); time.sleep(60)"
@@ -250,7 +250,7 @@ def test_instances_outlive_the_client_that_made_them(h100: H100) -> None:
 
 
 def test_a_client_killed_at_any_moment_leaves_state_and_tree_whole(h100: H100) -> None:
-    node, nvml, device = h100
+    node, nvml, _ = h100
     code = """
 print(json.dumps("ready"), flush=True)
 d = nvmlDeviceGetHandleByIndex(0)

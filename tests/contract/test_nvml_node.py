@@ -47,7 +47,11 @@ def test_device_nodes_have_the_numbers_that_proc_devices_names(h100: H100) -> No
     create_whole(device, profiles_of(device)["1g.10gb"], 0)
     lines = (node.root / "proc/devices").read_text().splitlines()
     majors = {parts[1]: int(parts[0]) for line in lines if len(parts := line.split()) == 2 and parts[0].isdigit()}
-    expected = {"nvidiactl": ("nvidia-frontend", 255), "nvidia1": ("nvidia-frontend", 1), "nvidia-uvm-tools": ("nvidia-uvm", 1)}
+    expected = {
+        "nvidiactl": ("nvidia-frontend", 255),
+        "nvidia1": ("nvidia-frontend", 1),
+        "nvidia-uvm-tools": ("nvidia-uvm", 1),
+    }
     expected[f"nvidia-caps/nvidia-cap{capability(node, 'gpu0/mig/gi7')}"] = ("nvidia-caps", 66)
     for name, (driver, minor) in expected.items():
         found = (node.root / "dev" / name).stat()
@@ -122,7 +126,7 @@ def test_a_container_sees_the_mig_devices_whose_capability_nodes_it_has_and_chan
     minors = [capability(node, name) for name in ("gpu0/mig/gi8", "gpu0/mig/gi8/ci0")]
     nodes = [f"nvidia-caps/nvidia-cap{minor}" for minor in minors]
     container = make_container(node, tmp_path / "container", ["nvidiactl", "nvidia0", *nodes])
-    gpu, mig = in_container(container, "-L").stdout.splitlines()
+    _, mig = in_container(container, "-L").stdout.splitlines()
     assert nvml.nvmlDeviceGetUUID(nvml.nvmlComputeInstanceGetInfo_v2(computes[1]).device) in mig
     assert in_container(container, "mig", "-dci").returncode == nvml.NVML_ERROR_NO_PERMISSION
     assert in_container(container, "-i", "0", "-pm", "1").returncode == nvml.NVML_ERROR_NO_PERMISSION
@@ -140,7 +144,9 @@ def test_a_privileged_client_changes_hardware_through_a_read_only_mount(h100: H1
     view.mkdir()
     script = f"mount --bind {node.root} {view} && mount -o remount,ro,bind {view} && "
     script += f"! touch {view}/x && {view}/usr/bin/nvidia-smi mig -i 0 -cgi 19:3 -C"
-    done = subprocess.run(["unshare", *AS_ROOT[1:], "--mount", "sh", "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["unshare", *AS_ROOT[1:], "--mount", "sh", "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr + done.stdout
     assert node.capabilities() == {"gpu0/mig/gi10", "gpu0/mig/gi10/ci0"}
 
@@ -184,7 +190,17 @@ def test_a_profile_that_does_not_exist_is_refused_by_name(spec: str) -> None:
 
 def test_plain_python_installs_prebuilt_artefacts(tmp_path: Path) -> None:
     sources = Path(__file__).parents[2] / "hack/lib"
-    command = [sys.executable, "-S", "-m", "simulator", "install", "--root", str(tmp_path / "driver"), "--profile", "h100x1"]
+    command = [
+        sys.executable,
+        "-S",
+        "-m",
+        "simulator",
+        "install",
+        "--root",
+        str(tmp_path / "driver"),
+        "--profile",
+        "h100x1",
+    ]
     command += ["--artefacts", str(build())]
     subprocess.run(command, check=True, env={"PYTHONPATH": str(sources), "PATH": ""}, capture_output=True)
     assert Node(tmp_path / "driver").smi("-L").stdout.startswith("GPU 0: NVIDIA H100")

@@ -78,7 +78,7 @@ def test_placements_lie_inside_the_grid_that_the_whole_gpu_profile_spans(any_nvm
         for spans in placements.values():
             assert spans == sorted(spans)
             assert len({size for _, size in spans}) == 1
-            assert all(0 <= start and start + size <= grid for start, size in spans)
+            assert all(start >= 0 and start + size <= grid for start, size in spans)
 
 
 def test_profiles_fit_into_their_gpu(any_nvml: Any) -> None:

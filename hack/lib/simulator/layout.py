@@ -3,7 +3,6 @@
 import ctypes
 import fcntl
 import mmap
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,7 +87,8 @@ class Gpu(ctypes.Structure):
 
     @property
     def now(self) -> Changing:
-        return self.slots[self.generation & 1]
+        slot: Changing = self.slots[self.generation & 1]
+        return slot
 
 
 class Event(ctypes.Structure):
@@ -167,4 +167,4 @@ def write_new(path: Path, stub: bytes, state: State) -> None:
     aside = path.with_name(f".{path.name}.new")
     aside.write_bytes(stub.ljust(STATE_OFFSET, b"\0") + bytes(state))
     aside.chmod(0o644)
-    os.replace(aside, path)
+    aside.replace(path)

@@ -1,4 +1,4 @@
-"""GPU models from `profiles/*.toml`, and node profiles such as `h100`, `h100x2`, `a100-40x4+h100x4`, `gb200:clique=2`."""
+"""GPU models from `profiles/*.toml`, and node profiles: `h100`, `h100x2`, `a100-40x4+h100x4`, `gb200:clique=2`."""
 
 import re
 import tomllib
