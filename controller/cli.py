@@ -1,4 +1,4 @@
-"""`partita`: what people type to see why something waits. It reads with the rights of who runs it; it writes nothing."""
+"""`partita`: what people type to see why something waits. It reads with the rights of its user, and writes nothing."""
 
 import argparse
 import asyncio

@@ -3,9 +3,9 @@
 A plan may be cut after any action: what was done is seen the next time, and the rest is planned again. So nothing here
 remembers, and the order of the stages is what keeps every intermediate state harmless:
 
-    finalizer before anything outside the domain's namespace exists; membership before daemons, so that indexes are
-    stored before they are used; claims before pods; peers are told before a daemon stops; everything gone before the
-    finalizer goes.
+    finalizer before anything outside the domain's namespace exists; an index is stored before anybody can use it, since
+    the same write brings it and the address; claims before pods; peers are told before a daemon stops; everything gone
+    before the finalizer goes.
 """
 
 from collections.abc import Mapping
@@ -201,26 +201,24 @@ def _plan_memberships(
 def _gathering_window_s(stored: Membership, members: list[Member], domain: Domain, settings: Settings) -> float | None:
     """How long a change may wait for others to come with it, in seconds; None: there is no change.
 
-    Who belongs, and the loss of an address, is told at once. An address waits for the other members' while these
-    are still coming, a readiness likewise; so the last of them never waits, and one write tells of many.
+    Who leaves, and the loss of an address, is told at once. A member that joins is of no use to the others before it
+    has an address; an address waits for those that are still coming, a readiness likewise. So the last of them never
+    waits, and one write tells of many.
     """
-    before = {member.node: member for member in stored.members}
     draining = domain.deleted_at is not None
     frame = (domain.ref.name, domain.ref.namespace, settings.max_nodes_per_imex_domain, draining)
     if (stored.domain_name, stored.domain_namespace, stored.max_nodes, stored.draining) != frame:
         return 0.0
-    if {(m.node, m.index) for m in members} != {(m.node, m.index) for m in stored.members}:
+    after = {member.node: member for member in members}
+    pairs = [(old, after.get(old.node)) for old in stored.members]
+    if any(new is None or new.index != old.index or old.address not in ("", new.address) for old, new in pairs):
         return 0.0
-    changed = [(before[m.node], m) for m in members if _entry(before[m.node]) != _wanted_entry(m)]
-    if not changed:
-        return None
-    if any(old.address not in ("", new.address) for old, new in changed):
-        return 0.0
-    if any(old.address != new.address for old, new in changed):
+    changed = [(old, new) for old, new in pairs if new is not None and _entry(old) != _wanted_entry(new)]
+    if len(after) > len(pairs) or any(old.address != new.address for old, new in changed):
         return 0.0 if all(member.address for member in members) else GATHER_ADDRESSES_S
     if any((old.ready, old.released) != (new.ready, new.released) for old, new in changed):
         return 0.0 if all(member.ready for member in members) else GATHER_READINESS_S
-    return GATHER_WORDS_S
+    return GATHER_WORDS_S if changed else None
 
 
 def _entry(member: StoredMember) -> tuple[str, bool, bool, str]:

@@ -310,3 +310,17 @@ def test_what_an_earlier_installation_left_in_another_namespace_goes(
     world.cluster.create(secrets, {"metadata": {"name": "old-imex", "ownerReferences": [owner]}})
     world.cluster.wait_gone(f"{where}/gone-uid.fabric.0")
     world.cluster.wait_gone(f"{secrets}/old-imex")
+
+
+def test_forming_costs_few_writes_and_the_status_goes_one_way(
+    world: World, controller: Controller, kubelets: Kubelets
+) -> None:
+    """Counted by the API server: at most 8 writes and 2 for each node, in one clique; Events and leases not counted."""
+    before = len(controller.writes())
+    world.create(build_domain("cheap", 2))
+    world.start_workers("cd-a", "cd-b")
+    world.wait_ready(2)
+    writes = controller.writes()[before:]
+    told = "\n".join(f"{entry.verb} {entry.uri} {entry.code}" for entry in writes)
+    assert 8 <= len(writes) <= 8 + 2 * 2, told
+    assert all(entry.code < 300 for entry in writes), f"nothing is refused, nothing conflicts:\n{told}"

@@ -4,6 +4,7 @@
 them end. Everything else (API server, scheduler, controller manager, our controller) is real.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ NAMESPACE = "cd-system"
 RELEASE = "cd"
 UID_LABEL = "resource.nvidia.com/computeDomain"
 DOMAINS = "resource.nvidia.com/v1beta1"
+WRITING_VERBS = ("create", "update", "patch", "delete", "deletecollection")
 FABRIC = "11111111-2222-3333-4444-555555555555"
 
 
@@ -183,6 +185,16 @@ def playing_kubelets(cluster: Cluster) -> Iterator[Kubelets]:
         thread.join()
 
 
+@dataclass(frozen=True)
+class Write:
+    """One request, as the API server logged it."""
+
+    verb: str
+    uri: str
+    code: int
+    text: str
+
+
 @dataclass
 class Controller:
     """`partita-controller` as a process, with the rights that the chart gives it and no others."""
@@ -224,6 +236,18 @@ class Controller:
         status = self._process.wait(30)
         self._process = None
         return status
+
+    def writes(self) -> list[Write]:
+        """What the API server's audit log has of this controller's account: every write, the oldest first."""
+        account = f"system:serviceaccount:{self.namespace}:{RELEASE}-partita-controller"
+        found = []
+        for line in (self.cluster.state / "logs" / "audit.log").read_text().splitlines():
+            entry = json.loads(line)
+            if entry["user"]["username"] != account or entry["stage"] != "ResponseComplete":
+                continue
+            if entry["verb"] in WRITING_VERBS and entry["objectRef"]["resource"] not in ("events", "leases"):
+                found.append(Write(entry["verb"], entry["requestURI"], entry["responseStatus"]["code"], line))
+        return found
 
     def wait_leading(self) -> None:
         wait_until("the controller leads", lambda: '"event": "caches_filled"' in self.log.read_text())
