@@ -144,6 +144,9 @@ def main() -> int:
     except ClusterError as error:
         print(f"hack/cluster: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("hack/cluster: interrupted; `down` removes what there is", file=sys.stderr)
+        return 130  # as a shell says it: 128 + SIGINT
 
 
 if __name__ == "__main__":
