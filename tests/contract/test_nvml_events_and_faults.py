@@ -55,6 +55,15 @@ def test_a_lost_gpu_fails_every_call_and_says_so_in_an_event(h100: H100) -> None
     nvml.nvmlDeviceGetMigMode(device)
 
 
+def test_a_gpu_that_is_taken_out_is_gone_for_the_next_client_and_comes_back(h100: H100) -> None:
+    node, nvml, device = h100
+    node.simulator("inject", "absent", "--gpu", "0")
+    assert error(nvml.nvmlDeviceGetMigMode, device) == nvml.NVML_ERROR_GPU_IS_LOST
+    assert [line[:6] for line in node.smi("-L").stdout.splitlines()] == ["GPU 0:"]
+    node.simulator("inject", "absent", "--gpu", "0", "--off")
+    assert len(node.smi("-L").stdout.splitlines()) == 2
+
+
 def test_the_nth_call_of_a_function_fails_as_often_as_asked(h100: H100) -> None:
     node, nvml, device = h100
     node.simulator("inject", "fail", "nvmlDeviceCreateGpuInstance", "--nth", "2", "--times", "2", "--code", "in-use")

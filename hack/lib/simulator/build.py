@@ -19,6 +19,7 @@ CORE = [
     "mig.c",
     "compute.c",
     "device.c",
+    "telemetry.c",
     "fabric.c",
     "events.c",
     "fields.c",

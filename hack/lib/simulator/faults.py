@@ -50,6 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     xid = kinds.add_parser("xid", help="a critical error, seen by every process that waits for events")
     xid.add_argument("--xid", type=int, required=True)
     lost = kinds.add_parser("lost", help="the GPU falls off the bus (XID 79); every call on it fails")
+    absent = kinds.add_parser(
+        "absent", help="the GPU is not in the machine; clients that start from now on do not see it"
+    )
     in_use = kinds.add_parser("in-use", help="a process uses the GPU or an instance")
     in_use.add_argument("--pid", type=int, default=4242)
     in_use.add_argument("--memory-mib", type=int, default=512)
@@ -64,12 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
     imex.add_argument("--ms", type=float, default=10_000, help="slow: from start to READY (default 10000)")
     imex.add_argument("--off", action="store_true", help="end it")
     kinds.add_parser("none", help="calls work again; instances and modes stay as they are")
-    for kind in (xid, lost, in_use, fabric):
+    for kind in (xid, lost, absent, in_use, fabric):
         kind.add_argument("--gpu", type=int, required=kind is not fabric, help="minor number")
     for kind in (xid, in_use):
         kind.add_argument("--gi", type=int, default=WHOLE_GPU, help="GPU instance id (default: the whole GPU)")
         kind.add_argument("--ci", type=int, default=WHOLE_GPU)
-    for kind in (lost, in_use):
+    for kind in (lost, absent, in_use):
         kind.add_argument("--off", action="store_true", help="end it")
     fail = kinds.add_parser("fail", help="calls of a function fail")
     fail.add_argument("--code", required=True, help=f"{', '.join(ERRORS)}, or a number")
@@ -164,6 +167,8 @@ def _afflict(state: State, options: argparse.Namespace) -> None:
     with changed(gpu) as now:
         if options.kind == "lost":
             now.lost = 0 if options.off else 1
+        elif options.kind == "absent":
+            now.absent = 0 if options.off else 1
         else:
             _set_process(now, options)
     if options.kind == "lost" and not options.off:
@@ -224,7 +229,7 @@ def _restart(root: Path, gpu: Gpu, *, reboot: bool) -> None:
                 compute.used = 0
         mode = now.mig_pending if gpu.fixed.mode_survives_reboot or not reboot else 0
         now.mig_current = now.mig_pending = mode
-        now.lost = now.reset_required = now.process_count = now.timeslice = now.compute_mode = 0
+        now.lost = now.process_count = now.timeslice = now.compute_mode = 0
         now.persistence = 0 if reboot else now.persistence
     gpu.in_tree = gpu.generation
 

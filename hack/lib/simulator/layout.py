@@ -74,7 +74,7 @@ class Process(ctypes.Structure):
 
 class Changing(ctypes.Structure):
     _fields_ = [
-        *_numbers("mig_current mig_pending lost reset_required persistence compute_mode timeslice process_count"),
+        *_numbers("mig_current mig_pending lost absent persistence compute_mode timeslice process_count"),
         *_numbers("fabric_state fabric_status fabric_clique fabric_health_mask fabric_health_summary reserved"),
         ("fabric_cluster", u8 * 16),
         ("processes", Process * MAX_PROCESSES),

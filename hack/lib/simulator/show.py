@@ -32,7 +32,7 @@ def format_state(state: State) -> str:
     for gpu in state.gpus[: state.gpu_count]:
         now = gpu.now
         clique = str(now.fabric_clique) if any(now.fabric_cluster) else "-"
-        notes = ["lost"] if now.lost else []
+        notes = ["absent"] if now.absent else ["lost"] if now.lost else []
         notes += [f"process {p.pid} in {_where(p)}" for p in now.processes[: now.process_count]]
         fixed = gpu.fixed
         lines.append(

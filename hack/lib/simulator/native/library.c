@@ -79,10 +79,11 @@ int is_handle(const struct handle *handle, enum kind kind) {
 int check_device(const struct handle *device, int mig_too) {
     if (!is_handle(device, KIND_GPU) && !is_handle(device, KIND_MIG_DEVICE)) return NVML_ERROR_INVALID_ARGUMENT;
     const struct gpu *gpu = &state->gpus[device->gpu];
-    if (gpu->slots[gpu->generation & 1].lost) return NVML_ERROR_GPU_IS_LOST;
+    const struct changing *now = &gpu->slots[gpu->generation & 1];
+    if (now->lost || now->absent) return NVML_ERROR_GPU_IS_LOST;
     if (device->kind == KIND_MIG_DEVICE) {
         if (!mig_too) return NVML_ERROR_INVALID_ARGUMENT;
-        const struct gpu_instance *instance = &gpu->slots[gpu->generation & 1].instances[device->gi];
+        const struct gpu_instance *instance = &now->instances[device->gi];
         if (!instance->used || !instance->compute[device->ci].used) return NVML_ERROR_NOT_FOUND;
     }
     return NVML_SUCCESS;
@@ -90,7 +91,7 @@ int check_device(const struct handle *device, int mig_too) {
 
 int check_instance(const struct handle *handle, struct changing *now) {
     state_read(handle->gpu, now);
-    if (now->lost) return NVML_ERROR_GPU_IS_LOST;
+    if (now->lost || now->absent) return NVML_ERROR_GPU_IS_LOST;
     const struct gpu_instance *instance = &now->instances[handle->gi];
     if (!instance->used) return NVML_ERROR_NOT_FOUND;
     if (handle->kind != KIND_GPU_INSTANCE && !instance->compute[handle->ci].used) return NVML_ERROR_NOT_FOUND;

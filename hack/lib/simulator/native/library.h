@@ -33,6 +33,12 @@ int check_device(const struct handle *device, int mig_too);
 /* The instances of this handle, or NOT_FOUND when it was destroyed since. */
 int check_instance(const struct handle *handle, struct changing *now);
 
+/* A look at one number of what changes now; for several that belong together, state_read. */
+static inline const struct changing *current(const struct handle *device) {
+    const struct gpu *gpu = &state->gpus[device->gpu];
+    return &gpu->slots[__atomic_load_n(&gpu->generation, __ATOMIC_ACQUIRE) & 1];
+}
+
 static inline const struct fixed *fixed_of(const struct handle *handle) { return &state->gpus[handle->gpu].fixed; }
 
 #define TRY(expression)                            \

@@ -168,7 +168,9 @@ static int exists(const char *format, uint32_t number) {
 }
 
 int state_gpu_visible(uint32_t gpu) {
-    return !state_in_workload() || exists("/dev/nvidia%u", state->gpus[gpu].fixed.minor);
+    const struct gpu *found = &state->gpus[gpu];
+    if (found->slots[found->generation & 1].absent) return 0;
+    return !state_in_workload() || exists("/dev/nvidia%u", found->fixed.minor);
 }
 
 int state_instance_visible(uint32_t gpu, uint32_t gi, int ci) {

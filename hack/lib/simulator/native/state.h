@@ -77,7 +77,7 @@ struct process {
 };
 
 struct changing {
-    uint32_t mig_current, mig_pending, lost, reset_required;
+    uint32_t mig_current, mig_pending, lost, absent; /* absent: not in the machine (any more) */
     uint32_t persistence, compute_mode, timeslice, process_count;
     uint32_t fabric_state, fabric_status, fabric_clique, fabric_health_mask, fabric_health_summary, reserved;
     uint8_t fabric_cluster[16];
