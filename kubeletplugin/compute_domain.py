@@ -19,7 +19,7 @@ from api.clique import CLIQUE_PLURAL, Membership, clique_object_name, parse_memb
 from api.device_config import parse_device_config
 from api.errors import HardwareError, PartitaError, Retryable
 from api.names import COMPUTE_DOMAIN_CDI_VENDOR, COMPUTE_DOMAIN_DRIVER, RESOURCE_API_VERSION
-from kubeletplugin.driver import CLAIM_API
+from kubeletplugin.driver import CLAIM_API, RETRY_FOR_S
 from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles, disk_error
 from kubeletplugin.hardware.imex import read_imex_nodes
@@ -51,7 +51,6 @@ from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
 
 log = logging.getLogger(__name__)
 
-WAIT_S: Final = 37.0  # `kubeletplugin.driver` ends a call's retries after 38
 _MISSING_RETRY_S: Final = 5.0
 _RESCAN_INTERVAL_S: Final = 10.0
 _SWEEP_INTERVAL_S: Final = 600.0
@@ -78,7 +77,7 @@ class ComputeDomainDriver:
         cdi: CdiFiles,
         root: DriverRoot,
         directory: Path,
-        wait_s: float = WAIT_S,
+        wait_s: float = RETRY_FOR_S,
     ) -> None:
         """`namespace` is the driver's own; `directory` has `domains/<uid>` of every domain on this node."""
         self._node = node
