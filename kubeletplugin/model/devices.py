@@ -155,7 +155,7 @@ def _build_offer(
     counters = _remaining_counters(gpu, admins)
     set_name = f"{gpu_device_name(gpu)}-counter-set"
     partitions = _static_devices(gpu, admins, base, common)
-    partitions += _dynamic_devices(gpu, admins, counters, base, common)
+    partitions += _dynamic_devices(gpu, admins, _held_places(gpu, checkpoint), counters, base, common)
     full = None
     if not admins and not _stuck_in_mig_mode(gpu):
         full = {**_full_device(gpu, base), "consumesCounters": [_consumption(set_name, counters)], **common}
@@ -263,19 +263,34 @@ def _static_device(
     return device
 
 
+def _held_places(gpu: Gpu, checkpoint: Checkpoint) -> frozenset[tuple[int, Placement]]:
+    """Profile ids and placements of our own partitions."""
+    held = (holding for _, holding in checkpoint.on_gpu(gpu.uuid) if isinstance(holding, MigHolding) and holding.owned)
+    return frozenset((holding.profile_id, holding.placement) for holding in held)
+
+
 def _dynamic_devices(
-    gpu: Gpu, admins: tuple[MigInstance, ...], left: Mapping[str, int], base: Mapping[str, Any], common: ApiDevice
+    gpu: Gpu,
+    admins: tuple[MigInstance, ...],
+    held: frozenset[tuple[int, Placement]],
+    left: Mapping[str, int],
+    base: Mapping[str, Any],
+    common: ApiDevice,
 ) -> list[tuple[MigProfile, ApiDevice]]:
-    """A device for each placement that the admin's instances leave free, and for which enough of everything is left."""
+    """A device for each placement that the admin's instances leave free, and for which enough of everything is left.
+
+    What a claim holds is listed whatever is left, for the scheduler counts only what listed devices draw.
+    """
     assert gpu.mig is not None
     set_name = f"{gpu_device_name(gpu)}-counter-set"
     devices = []
     for profile in gpu.mig.profiles:
         for placement in order_placements(profile, gpu.mig.profiles):
             needed = _consumed(profile, placement)
+            ours = (profile.profile_id, placement) in held
             if any(placement.overlaps(admin.placement) for admin in admins):
                 continue
-            if any(amount > left.get(name, 0) for name, amount in needed.items()):
+            if not ours and any(amount > left.get(name, 0) for name, amount in needed.items()):
                 continue
             device = _mig_device(gpu, profile, placement, base)
             devices.append((profile, {**device, "consumesCounters": [_consumption(set_name, needed)], **common}))

@@ -147,9 +147,11 @@ class Hardware:
             raise PlacementOccupied(f"{step}: MIG mode is off")
         if any(i.placement.overlaps(step.placement) for i in mig.instances):
             raise PlacementOccupied(f"{step}: insufficient resources")
-        legal = [p for profile in mig.profiles if profile.profile_id == step.profile_id for p in profile.placements]
-        if step.placement not in legal:
+        profile = next(profile for profile in mig.profiles if profile.profile_id == step.profile_id)
+        if step.placement not in profile.placements:
             raise PlacementOccupied(f"{step}: no such placement")
+        if sum(i.profile_id == step.profile_id for i in mig.instances) >= profile.max_instances:
+            raise PlacementOccupied(f"{step}: no more of this profile")
         taken = {i.gpu_instance_id for i in mig.instances}
         number = next(n for n in range(1, 100) if n not in taken)
         bare = MigInstance(number, step.profile_id, step.placement)

@@ -2,16 +2,18 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from api.device_config import parse_device_config
+from api.errors import StateUnreadable
 from kubeletplugin.model.cdi import DeviceNode, DriverFile, DriverTree, build_cdi_spec
 from kubeletplugin.model.checkpoint import (
     Checkpoint,
     ClaimRecord,
     decode_journal,
+    encode_checkpoint,
     encode_header,
     encode_record,
     encode_removal,
@@ -19,6 +21,7 @@ from kubeletplugin.model.checkpoint import (
 from kubeletplugin.model.claims import parse_claim
 from kubeletplugin.model.inventory import MigInstance
 from kubeletplugin.model.prepare import PreparePlan, complete, plan_prepare, plan_recovery, plan_unprepare
+from kubeletplugin.model.rebuild import rebuild_checkpoint
 from kubeletplugin.model.steps import CreateMigInstance, DeleteMigInstance, HardwareStep
 from tests.scenarios.hardware import Hardware
 
@@ -124,6 +127,18 @@ class Node:
         for record in recovery.keep:
             if record.uid not in self.cdi:
                 self._write_cdi(record)
+
+    def restart_with(self, claims: list[dict[str, Any]], static_uuids: Collection[str]) -> None:
+        """As `restart`, with the API server at hand for a journal that cannot be read."""
+        try:
+            self.restart()
+        except StateUnreadable:
+            specs = {uid: json.loads(text) for uid, text in self.cdi.items()}
+            inventory = self.hardware.inventory
+            rebuilt = rebuild_checkpoint(DRIVER, POOL, claims, specs, inventory, self.boot_id, static_uuids)
+            self._effect()
+            self.journal = encode_checkpoint(DRIVER, rebuilt)
+            self.restart()
 
     def reboot(self) -> None:
         """Power off and on: hardware forgets, and so does the CDI directory, which is a tmpfs."""

@@ -68,6 +68,16 @@ class Plugin(RuleBasedStateMachine):
         self.with_power(cut, self.node.restart)
         self.with_power(again, self.node.restart)
 
+    @rule(data=st.data(), cut=CUT, again=CUT)
+    def journal_is_spoilt(self, data: st.DataObject, cut: int | None, again: int | None) -> None:
+        self.node.effects_left = cut
+        try:
+            self.kubelet_retries()
+        except PowerCut:
+            self.node.effects_left = None
+        self.node.journal = data.draw(st.sampled_from([b"", b"1 00000000 {}\n", b"9 00000000 {}\n"]))
+        self.with_power(again, lambda: self.node.restart_with(list(self.claims.values()), set(self.admins.values())))
+
     @rule(cut=CUT)
     def node_reboots(self, cut: int | None) -> None:
         self.admins = {}
@@ -84,6 +94,7 @@ class Plugin(RuleBasedStateMachine):
             for profile in gpu.mig.profiles
             for place in profile.placements
             if not any(place.overlaps(other) for other in self.taken(gpu))
+            if sum(i.profile_id == profile.profile_id for i in gpu.mig.instances) < profile.max_instances
         ]
         if free:
             gpu_uuid, profile_id, place = data.draw(st.sampled_from(free))
@@ -145,7 +156,7 @@ class Plugin(RuleBasedStateMachine):
             action()
         except PowerCut:
             self.node.effects_left = None
-            self.node.restart()
+            self.node.restart_with(list(self.claims.values()), set(self.admins.values()))
         self.node.effects_left = None
         self.kubelet_retries()
 
@@ -174,7 +185,7 @@ class Plugin(RuleBasedStateMachine):
         return record.holding.gpu_uuid == gpu_uuid and record.holding.placement == place
 
 
-Plugin.TestCase.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+Plugin.TestCase.settings = settings(max_examples=120, stateful_step_count=25, deadline=None)
 
 
 class TestAnyOrderOfEvents(Plugin.TestCase):

@@ -151,6 +151,13 @@ def test_our_own_instances_stay_dynamic_whatever_state_their_claim_is_in() -> No
         assert "uuid" not in device(devices, "gpu-0-mig-1g10gb-19-5")["attributes"]
 
 
+def test_what_a_claim_holds_stays_listed_whatever_an_admin_took_since() -> None:
+    ours = MigInstance(2, 20, Placement(5, 1), 0, "MIG-ours")
+    gpu = h100(0, enabled=True, instances=(admins(20, 0, 1), ours))
+    devices = offered(gpu, checkpoint=holding(Mig(gpu.uuid, 20, Placement(5, 1), owned=True, uuid="MIG-ours")))
+    assert [n for n in names(devices) if "-me-" in n] == ["gpu-0-mig-1g10gb-me-20-0", "gpu-0-mig-1g10gb-me-20-5"]
+
+
 def test_layouts_that_cannot_be_used_are_left_out_with_a_note() -> None:
     odd = h100(0, enabled=True, instances=(admins(9, 0, 4, foreign=True), MigInstance(2, 19, Placement(4, 1))))
     devices = offered(odd)
