@@ -91,7 +91,7 @@ def test_a_token_that_is_bound_to_no_pod_may_write_no_slice(release: Release) ->
     assert "is bound to no node" in message
 
 
-@pytest.mark.parametrize("where", ["/api/v1/nodes", "/api/v1/secrets", "/apis/resource.k8s.io/v1/resourceclaims"])
+@pytest.mark.parametrize("where", ["/api/v1/nodes", "/api/v1/secrets", "/api/v1/pods"])
 def test_a_plugin_may_not_list_what_it_does_not_need(release: Release, where: str) -> None:
     assert PluginIdentity(release, "n1").request("GET", where)[0] == 403
 

@@ -6,7 +6,7 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.unit.chart.chart import CHART, Refused, environment, of_kind, plugin_pod, render
+from tests.unit.chart.chart import CHART, Object, Refused, environment, of_kind, plugin_pod, render
 
 EVERYTHING = (
     "resources.computeDomains.enabled=true",
@@ -19,9 +19,10 @@ EVERYTHING = (
 )
 
 
-def expression(device_class: dict) -> str:
+def expression(device_class: Object) -> str:
     (selector,) = device_class["spec"]["selectors"]
-    return selector["cel"]["expression"]
+    text: str = selector["cel"]["expression"]
+    return text
 
 
 def test_without_values_the_chart_serves_nvidia_gpus_only() -> None:
@@ -95,11 +96,12 @@ def test_the_admission_policy_names_the_account_that_the_plugin_runs_under() -> 
     for settings in ((), ("serviceAccount.create=false", "serviceAccount.name=given"), ("fullnameOverride=other",)):
         objects = render(*settings)
         account = plugin_pod(objects)["serviceAccountName"]
-        (policy,) = of_kind(objects, "ValidatingAdmissionPolicy").values()
+        policies = of_kind(objects, "ValidatingAdmissionPolicy")
+        (policy,) = (each for name, each in policies.items() if "resourceslices" in name)
         (condition,) = policy["spec"]["matchConditions"]
         assert f'"system:serviceaccount:partita-system:{account}"' in condition["expression"]
-        (binding,) = of_kind(objects, "ValidatingAdmissionPolicyBinding").values()
-        assert binding["spec"]["policyName"] == policy["metadata"]["name"]
+        bound = {each["spec"]["policyName"] for each in of_kind(objects, "ValidatingAdmissionPolicyBinding").values()}
+        assert bound == policies.keys()
 
 
 def test_no_role_may_read_secrets_of_other_namespaces_or_write_nodes() -> None:
@@ -111,10 +113,11 @@ def test_no_role_may_read_secrets_of_other_namespaces_or_write_nodes() -> None:
                 assert set(rule["verbs"]) <= {"get", "list", "watch"}
 
 
-def test_the_plugin_reads_single_claims_and_nodes_and_writes_slices_and_events() -> None:
+def test_the_plugin_reads_claims_and_its_node_and_writes_slices_and_events() -> None:
     role = of_kind(render(), "ClusterRole")["partita-kubelet-plugin"]
     verbs = {resource: set(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
-    assert verbs["resourceclaims"] == verbs["nodes"] == {"get"}
+    assert verbs["resourceclaims"] == {"get", "list"}
+    assert verbs["nodes"] == {"get"}
     assert verbs["events"] == {"create"}
 
 
@@ -136,6 +139,12 @@ def test_simulated_hardware_is_installed_before_the_plugin_starts_and_marks_its_
     arguments = jobs["partita-mark-nodes"]["spec"]["template"]["spec"]["containers"][0]["args"]
     assert arguments[1:] == ["trial=yes", "partita/simulated=gb200"]
     assert jobs["partita-unmark-nodes"]["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete"
+
+
+def test_a_profile_of_mixed_models_makes_a_valid_label() -> None:
+    jobs = of_kind(render("simulator.profile=a100-40x4+h100x4:clique=2"), "Job")
+    arguments = jobs["partita-mark-nodes"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert arguments[2] == "partita/simulated=a100-40x4_h100x4_clique_2"
 
 
 def test_what_may_write_nodes_is_gone_when_the_hook_has_run() -> None:
@@ -209,7 +218,7 @@ def test_the_default_values_are_valid_and_every_value_has_a_type() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     jsonschema.Draft202012Validator(schema).validate(values)
 
-    def unknown(schema: dict, values: dict, trail: str) -> list[str]:
+    def unknown(schema: Object, values: Object, trail: str) -> list[str]:
         known = schema.get("properties", {})
         if not known:
             return []
