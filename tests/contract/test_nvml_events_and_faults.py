@@ -64,6 +64,16 @@ def test_a_gpu_that_is_taken_out_is_gone_for_the_next_client_and_comes_back(h100
     assert len(node.smi("-L").stdout.splitlines()) == 2
 
 
+def test_a_node_that_lost_all_gpus_opens_only_for_clients_that_can_do_without(h100: H100) -> None:
+    node, nvml, _ = h100
+    for gpu in ("0", "1"):
+        node.simulator("inject", "absent", "--gpu", gpu)
+    nvml.nvmlShutdown()
+    assert error(nvml.nvmlInit) == nvml.NVML_ERROR_GPU_NOT_FOUND
+    nvml.nvmlInitWithFlags(nvml.NVML_INIT_FLAG_NO_GPUS)
+    assert nvml.nvmlDeviceGetCount() == 0
+
+
 def test_the_nth_call_of_a_function_fails_as_often_as_asked(h100: H100) -> None:
     node, nvml, device = h100
     node.simulator("inject", "fail", "nvmlDeviceCreateGpuInstance", "--nth", "2", "--times", "2", "--code", "in-use")

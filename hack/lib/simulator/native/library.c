@@ -16,6 +16,8 @@ uint32_t visible_gpus[MAX_GPUS], visible_gpu_count;
 static pthread_mutex_t init_lock = PTHREAD_MUTEX_INITIALIZER;
 static int references;
 
+enum { INIT_NO_GPUS = 1 }; /* nvml.h NVML_INIT_FLAG_NO_GPUS: none is no reason to fail */
+
 static void fill_handles(void) {
     for (int gpu = 0; gpu < MAX_GPUS; gpu++) {
         gpu_handles[gpu] = (struct handle){KIND_GPU, (uint8_t)gpu, 0, 0};
@@ -30,7 +32,6 @@ static void fill_handles(void) {
 }
 
 API nvmlReturn_t nvmlInitWithFlags(unsigned flags) {
-    (void)flags;
     pthread_mutex_lock(&init_lock);
     int result = NVML_SUCCESS;
     if (!references) {
@@ -40,7 +41,10 @@ API nvmlReturn_t nvmlInitWithFlags(unsigned flags) {
             visible_gpu_count = 0;
             for (uint32_t gpu = 0; gpu < state->gpu_count; gpu++)
                 if (state_gpu_visible(gpu)) visible_gpus[visible_gpu_count++] = gpu;
-            if (state_in_workload() && !visible_gpu_count) result = NVML_ERROR_DRIVER_NOT_LOADED;
+            if (!state_driver_visible())
+                result = NVML_ERROR_DRIVER_NOT_LOADED;
+            else if (!visible_gpu_count && !(flags & INIT_NO_GPUS))
+                result = NVML_ERROR_GPU_NOT_FOUND;
         }
     }
     if (!result) result = faults_check("nvmlInit");

@@ -167,6 +167,8 @@ static int exists(const char *format, uint32_t number) {
     return stat(path, &found) == 0;
 }
 
+int state_driver_visible(void) { return !state_in_workload() || access("/dev/nvidiactl", F_OK) == 0; }
+
 int state_gpu_visible(uint32_t gpu) {
     const struct gpu *found = &state->gpus[gpu];
     if (found->slots[found->generation & 1].absent) return 0;

@@ -130,6 +130,7 @@ int state_open(void); /* maps the node's state; again when the file was replaced
 void state_close(void);
 int state_may_write(void);      /* this client may change hardware */
 int state_in_workload(void);    /* this client sees the devices that were injected, not the node */
+int state_driver_visible(void);  /* the control node is there */
 int state_gpu_visible(uint32_t gpu);
 int state_instance_visible(uint32_t gpu, uint32_t gi, int ci);
 void state_read(uint32_t gpu, struct changing *out);
