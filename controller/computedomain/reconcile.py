@@ -154,11 +154,6 @@ class ComputeDomains:
         domain = next(self.domains.find("uid", uid), None)
         claims = list(self.claims.find("uid", uid))
         channels = tuple(claim for claim in claims if isinstance(claim, ChannelClaim))
-        templates = {template.ref: template for template in self.templates.find("uid", uid)}
-        if domain is not None:
-            wanted = self.templates.get(domain.ref.namespace, domain.template_name)
-            if wanted is not None:
-                templates[wanted.ref] = wanted
         nodes = {claim.node for claim in channels}
         fabric = {node: found.clique_id for node in nodes for found in self.fabric.find("node", node)}
         return Observation(
@@ -169,13 +164,26 @@ class ComputeDomains:
             fabric=fabric,
             cliques=tuple(self.cliques.find("uid", uid)),
             pods=tuple(self.pods.find("uid", uid)),
-            daemon_claims=tuple(claim for claim in claims if isinstance(claim, DaemonClaim)),
-            templates=tuple(templates.values()),
+            daemon_claims=tuple(c for c in claims if isinstance(c, DaemonClaim) and self._is_ours(c.ref)),
+            templates=self._find_templates(uid, domain),
             secrets=tuple(self.secrets.find("uid", uid)),
             occupied=self._find_occupied(uid, nodes),
             held_since=self._held.get(uid, {}),
             failures=self._failures.get(uid, ()),
         )
+
+    def _is_ours(self, ref: Ref) -> bool:
+        """Labels are anybody's to write; the driver's namespace is not."""
+        return ref.namespace == self._settings.namespace
+
+    def _find_templates(self, uid: str, domain: Domain | None) -> tuple[Template, ...]:
+        """Those that bear the domain's label, in its own namespace while it exists, and the one of the name it wants."""
+        labelled = list(self.templates.find("uid", uid))
+        if domain is None:
+            return tuple(labelled)
+        wanted = self.templates.get(domain.ref.namespace, domain.template_name)
+        near = [template for template in labelled if template.ref.namespace == domain.ref.namespace]
+        return tuple(near if wanted is None or wanted in near else [*near, wanted])
 
     def _find_occupied(self, uid: str, nodes: set[str]) -> dict[str, str]:
         """Nodes where another domain has a daemon that runs: the node has one daemon device."""
@@ -183,7 +191,9 @@ class ComputeDomains:
         for node in nodes:
             for clique in self.cliques.find("node", node):
                 member = clique.membership.member(node)
-                if clique.membership.domain_uid != uid and member is not None and member.address:
+                if not self._is_ours(clique.ref) or clique.membership.domain_uid == uid:
+                    continue
+                if member is not None and member.address:
                     occupied[node] = f"{clique.membership.domain_namespace}/{clique.membership.domain_name}"
         return occupied
 
