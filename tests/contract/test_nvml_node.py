@@ -169,6 +169,16 @@ def test_installing_another_profile_over_one_is_refused_unless_forced(simulate: 
         assert nvml.nvmlDeviceGetCount() == 4
 
 
+def test_replacing_a_node_leaves_what_others_put_into_the_same_root(simulate: Callable[..., Node]) -> None:
+    node = simulate("h100x2")
+    other = node.root / "sys/class/kfd"
+    other.mkdir(parents=True)
+    make_node(node.root, "a30x1", "--force")
+    assert other.is_dir()
+    assert not (node.root / "dev/nvidia1").exists()
+    assert len(list((node.root / "sys/bus/pci/devices").iterdir())) == 1
+
+
 def test_a_real_library_is_never_replaced(tmp_path: Path) -> None:
     library = tmp_path / LIBRARIES / f"libnvidia-ml.so.{DRIVER_VERSION}"
     library.parent.mkdir(parents=True)

@@ -3,7 +3,6 @@
 import argparse
 import fcntl
 import os
-import shutil
 import uuid
 from pathlib import Path
 
@@ -66,8 +65,7 @@ def _install_locked(root: Path, spec: str, groups: tuple, options: argparse.Name
     tree.write_libraries(root, artefacts, DRIVER_VERSION)
     if kept:
         return f"{root}: {spec} was installed already; its instances are kept"
-    for stale in ("proc", "sys", "dev"):
-        shutil.rmtree(root / stale, ignore_errors=True)
+    tree.remove(root)
     majors = tree.choose_majors()
     wanted.install_id, wanted.root = str(uuid.uuid4()).encode(), str(root).encode()
     wanted.caps_major = majors["nvidia-caps"]

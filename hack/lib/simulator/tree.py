@@ -45,6 +45,20 @@ def write_text(path: Path, text: str, mode: int = 0o444) -> None:
     aside.replace(path)
 
 
+def remove(root: Path) -> None:
+    """Takes what an earlier installation shows in /proc, /sys and /dev away, and nothing of other vendors."""
+    shutil.rmtree(root / "proc/driver", ignore_errors=True)
+    for driver_link in (root / "sys/bus/pci/drivers/nvidia").glob("*"):
+        shutil.rmtree(driver_link.resolve(), ignore_errors=True)
+        (root / "sys/bus/pci/devices" / driver_link.name).unlink(missing_ok=True)
+        driver_link.unlink()
+    for node in (root / "dev").glob("nvidia*"):
+        if node.is_dir():
+            shutil.rmtree(node)
+        else:
+            node.unlink()
+
+
 def write_libraries(root: Path, artefacts: Path, version: str) -> None:
     """The libraries, with the links that ldconfig would make, nvidia-smi and the IMEX programs."""
     folder = root / LIBRARIES
