@@ -43,8 +43,8 @@ DAEMON_ENVIRONMENT: Final = (
 DAEMON_HTTP_PORT: Final = 8097
 """Where the daemon answers GET /readyz (200: this node and its peers are connected) and /livez.
 
-`/readyz` may hold its answer until the state changes, for less than `DAEMON_PROBE_TIMEOUT_S`: the kubelet then learns of
-readiness at once instead of at its next probe.
+`/readyz` may hold its answer until the state changes, for less than `DAEMON_PROBE_TIMEOUT_S`: the kubelet then learns
+of readiness at once instead of at its next probe.
 """
 
 DAEMON_PROBE_TIMEOUT_S: Final = 30

@@ -172,6 +172,9 @@ def _build_container(domain: Domain, member: Member, settings: Settings) -> Json
             "claims": [{"name": "daemon"}],
         },
         "securityContext": {
+            # Root without capabilities: the domain's directory on the node, /etc/hosts and the capability node are root's.
+            "runAsUser": 0,
+            "runAsGroup": 0,
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
             "seccompProfile": {"type": "RuntimeDefault"},
