@@ -39,6 +39,8 @@ done
 
 mount -t proc proc "$NEW/proc"
 mount --bind "$FOLDER/boot_id" "$NEW/proc/sys/kernel/random/boot_id"
+# Programs that know no driver root for /proc, such as NVIDIA's CDI generator, find the simulated driver here.
+[[ ! -d "$FOLDER/driver/proc/driver" ]] || mount --bind "$FOLDER/driver/proc/driver" "$NEW/proc/driver"
 
 mount -t tmpfs -o mode=755 dev "$NEW/dev"
 while read -r name major minor; do
