@@ -172,7 +172,7 @@ def _build_container(domain: Domain, member: Member, settings: Settings) -> Json
             "claims": [{"name": "daemon"}],
         },
         "securityContext": {
-            # Root without capabilities: the domain's directory on the node, /etc/hosts and the capability node are root's.
+            # Root without capabilities: /etc/hosts, the capability node and the domain's directory are root's.
             "runAsUser": 0,
             "runAsGroup": 0,
             "allowPrivilegeEscalation": False,

@@ -177,7 +177,7 @@ class ComputeDomains:
         return ref.namespace == self._settings.namespace
 
     def _find_templates(self, uid: str, domain: Domain | None) -> tuple[Template, ...]:
-        """Those with the domain's label, in its own namespace while it exists, and the one of the name that it wants."""
+        """Those with the domain's label, in its own namespace while it exists; and the one of the name it wants."""
         labelled = list(self.templates.find("uid", uid))
         if domain is None:
             return tuple(labelled)
