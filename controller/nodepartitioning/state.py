@@ -1,0 +1,107 @@
+"""What is known about one node that is to be partitioned, as values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from api.kaiwo import KaiwoNodeSpec, KaiwoNodeStatus, Profile, TargetReport
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Taint:
+    key: str
+    value: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    name: str
+    uid: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    taints: frozenset[Taint] = frozenset()
+    is_control_plane: bool = False
+    is_ready: bool = True
+    is_unschedulable: bool = False
+    target_id: str = ""
+    """Of the target that stands on the Node for our plugin."""
+    report: TargetReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KaiwoNode:
+    spec: KaiwoNodeSpec = field(default_factory=KaiwoNodeSpec)
+    status: KaiwoNodeStatus = field(default_factory=KaiwoNodeStatus)
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod on the node that has not ended."""
+
+    namespace: str
+    name: str
+    uid: str
+    tolerates: bool
+    """Both taints of partitioning."""
+    is_static: bool = False
+    """Run by the kubelet itself: cannot be evicted, is not affected by taints."""
+    is_terminating: bool = False
+    claims: tuple[str, ...] = ()
+    """`<namespace>/<name>` of the claims with AMD GPUs of this node that are reserved for it."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A Deployment or DaemonSet in kube-system."""
+
+    kind: str
+    namespace: str
+    name: str
+    tolerates: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """`now` in seconds since 1970."""
+
+    now: float
+    node: Node
+    kaiwo: KaiwoNode | None = None
+    profiles: Mapping[str, Profile] | None = None
+    """None: there is no ConfigMap."""
+    profiles_fault: str = ""
+    """Why the ConfigMap cannot be read."""
+    pods: tuple[Pod, ...] = ()
+    kube_system: tuple[Workload, ...] = ()
+    published: tuple[tuple[str, ...], ...] | None = None
+    """By GPU in order of PCI address: `partitionProfile` of each of its devices. None: no slices, or not complete."""
+    dcm_present: bool = False
+    """A Device Config Manager runs on this node."""
+    is_admitted: bool = True
+    """Fewer nodes than allowed are being partitioned; see `plan.admit`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds. A phase that lasts longer ends in Error."""
+
+    drain_s: float = 300.0
+    plugin_apply_s: float = 300.0
+    dcm_apply_s: float = 2100.0
+    """DCM tries again each minute for 30 minutes, so that `failure` may become `success`."""
+    verify_s: float = 120.0
+    retry_after_s: tuple[float, ...] = (120.0, 300.0, 600.0, 1200.0, 1800.0)
+    """After the first, second ... failure. After the last one only a change of the request starts anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    limits: Limits = Limits()
+    max_unavailable: int = 1
+    """Nodes that are partitioned at a time."""
+    tolerate_kube_system: bool = True
+    """Add tolerations to the Deployments and DaemonSets in kube-system before the first node is tainted."""
+    poll_s: float = 5.0
