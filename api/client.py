@@ -11,12 +11,13 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final, Literal, Self
 
-import aiohttp
-from yarl import URL
-
-from api.connection import Connection
+from api.connection import Connection, without_system_certificates
 from api.errors import InvalidObject, PartitaError, Retryable
 from api.names import FIELD_MANAGER
+
+with without_system_certificates():
+    import aiohttp
+    from yarl import URL
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,12 @@ websockets, OAuth: 17 MiB more in a process that runs on every node), so the out
 """
 
 import importlib.util
+import os
 import ssl
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Final
 
@@ -15,6 +18,21 @@ from api.errors import PartitaError
 
 _BARE_PACKAGES: Final = ("kubernetes", "kubernetes.aio", "kubernetes.aio.config", "kubernetes.aio.utils")
 _RELOAD_INTERVAL_S: Final = 10.0
+
+
+@contextmanager
+def without_system_certificates() -> Iterator[None]:
+    """For the import of aiohttp, which reads all of the machine's CA certificates for contexts that we never use."""
+    before = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    os.environ["SSL_CERT_FILE"] = os.environ["SSL_CERT_DIR"] = os.devnull
+    try:
+        yield
+    finally:
+        for name, value in zip(("SSL_CERT_FILE", "SSL_CERT_DIR"), before, strict=True):
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 class ConnectionUnknown(PartitaError):

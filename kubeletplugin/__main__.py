@@ -45,6 +45,7 @@ def build_nvidia(settings: Settings, client: Client, events: Recorder, syncer: T
         crash=CrashPoint(settings.partita_crash_after),
         ignored_xids=parse_xids(settings.additional_xids_to_ignore),
         rescan_interval_s=settings.rescan_interval_s,
+        boot_id_path=Path(settings.boot_id_path),
     )
 
 
@@ -64,6 +65,9 @@ def build_compute_domain(
 
 
 BUILDERS: dict[str, Build] = {NVIDIA_GPU_DRIVER: build_nvidia, COMPUTE_DOMAIN_DRIVER: build_compute_domain}
+
+_REGISTRATION_PATIENCE_S = 3.0  # the kubelet looks for new sockets every second
+_GC_THRESHOLDS = (10_000, 20, 20)  # a claim makes some thousand short-lived objects, hardly any of them in cycles
 
 
 class Plugin:
@@ -99,7 +103,10 @@ class Plugin:
             try:
                 async with asyncio.TaskGroup() as inner:
                     inner.create_task(self._server.watch())
-                    inner.create_task(self._publisher.run())
+                    # A pod that is scheduled before the kubelet knows the driver fails its first preparation, and the
+                    # next comes after 60 to 90 s. Without a kubelet the slices still tell what the node has.
+                    registered = self._server.wait_until_registered(_REGISTRATION_PATIENCE_S)
+                    inner.create_task(self._publisher.run(registered))
                     inner.create_task(self._driver.run(self._publisher.changed))
             finally:
                 await self._server.stop()
@@ -148,6 +155,7 @@ def main() -> None:
     configure_logging(settings.log_level)
     log.info("starting", extra={"node": settings.node_name, "driver_root": settings.driver_root})
     gc.freeze()  # what was imported lives as long as the process; collections need not look at it
+    gc.set_threshold(*_GC_THRESHOLDS)
     try:
         asyncio.run(run(settings))
     except PartitaError as error:

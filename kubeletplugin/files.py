@@ -74,7 +74,7 @@ class Store:
         self._locking: asyncio.Lock = asyncio.Lock()
         self._appended = 0
         self._synced = 0
-        self._sync_task: asyncio.Future[None] | None = None
+        self._syncing: asyncio.Future[None] | None = None
         self._reserved: set[str] = set()
 
     # Sharing with other instances
@@ -194,23 +194,25 @@ class Store:
         """Return once everything appended so far is on the disk. Raises DiskFailed."""
         wanted = self._appended
         while self._synced < wanted:
-            if self._sync_task is None:
-                self._sync_task = asyncio.ensure_future(self._sync_once())
-            # Everybody waits for the one under way, then whoever is not covered starts the next.
-            await asyncio.shield(self._sync_task)
+            # Everybody waits for the one under way; whoever is not covered by it then waits for the next.
+            try:
+                await asyncio.shield(self._syncing or self._start_sync())
+            except OSError as error:
+                raise disk_error(error, self.path) from error
 
-    async def _sync_once(self) -> None:
+    def _start_sync(self) -> asyncio.Future[None]:
         covers, fd = self._appended, os.dup(self._fd)
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._syncer, os.fdatasync, fd)
-            self._synced = max(self._synced, covers)
-        except OSError as error:
+        self._syncing = asyncio.get_running_loop().run_in_executor(self._syncer, _sync_and_close, fd)
+        self._syncing.add_done_callback(lambda done: self._end_sync(done, covers))
+        return self._syncing
+
+    def _end_sync(self, done: asyncio.Future[None], covers: int) -> None:
+        self._syncing = None
+        if done.cancelled() or done.exception() is not None:
             # The kernel may have dropped the dirty pages: the next append writes the whole file anew.
             self._suspect = True
-            raise disk_error(error, self.path) from error
-        finally:
-            os.close(fd)
-            self._sync_task = None
+        else:
+            self._synced = max(self._synced, covers)
 
     def _append(self, line: bytes) -> None:
         if self._suspect or self._lines > _COMPACT_ABOVE_LINES + 4 * len(self.checkpoint.records):
@@ -263,6 +265,13 @@ def write_whole(path: Path, data: bytes, *, durable: bool) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if durable:
             os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync_and_close(fd: int) -> None:
+    try:
+        os.fdatasync(fd)
     finally:
         os.close(fd)
 

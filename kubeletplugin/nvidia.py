@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 
 _MISSING_RETRY_S: Final = 5.0
 _SWEEP_INTERVAL_S: Final = 600.0
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class NvidiaDriver:
@@ -58,6 +57,7 @@ class NvidiaDriver:
         crash: CrashPoint,
         ignored_xids: frozenset[int],
         rescan_interval_s: float,
+        boot_id_path: Path,
     ) -> None:
         self._node = node
         self._client = client
@@ -69,17 +69,18 @@ class NvidiaDriver:
         self._crash = crash
         self._ignored_xids = IGNORED_XIDS | ignored_xids
         self._rescan_interval_s = rescan_interval_s
+        self._boot_id_path = boot_id_path
         self._boot_id = ""
         self._tree = DriverTree("/", "/")
         self._tree_key: tuple[str, int] = ("", 0)
         self._health = NodeHealth()
-        self._offered = DeviceSet()
+        self._offered: tuple[str, ...] = ()
 
     # Start
 
     async def recover(self) -> None:
         """Wait for the driver's library, then make disk, hardware and CDI files agree."""
-        self._boot_id = _BOOT_ID.read_text().strip()
+        self._boot_id = self._boot_id_path.read_text().strip()
         while True:
             try:
                 await self._executor.rescan()
@@ -268,18 +269,14 @@ class NvidiaDriver:
     def offer(self, features: Features) -> DeviceSet:
         inventory, checkpoint = self._executor.inventory, self._store.checkpoint
         self._count()
-        self._offered = build_devices(inventory, checkpoint, self._health, features)
-        return self._offered
+        offered = build_devices(inventory, checkpoint, self._health, features)
+        self._offered = tuple(device["name"] for group in offered.groups for device in group.devices)
+        return offered
 
     def health(self) -> tuple[DeviceHealth, ...]:
         gpus = {gpu_device_name(gpu): self._health.of(gpu.uuid) for gpu in self._executor.inventory.gpus}
-        found = []
-        for group in self._offered.groups:
-            for device in group.devices:
-                state = gpus.get(device["name"].partition("-mig-")[0])
-                if state is not None:
-                    found.append(DeviceHealth(self._node, device["name"], int(state.status), state.message))
-        return tuple(found)
+        states = ((name, gpus.get(name.partition("-mig-")[0])) for name in self._offered)
+        return tuple(DeviceHealth(self._node, name, int(s.status), s.message) for name, s in states if s is not None)
 
     async def run(self, changed: Callable[[], None]) -> None:
         def on_event(gpu_uuid: str, xid: int) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -58,11 +58,11 @@ class Publisher:
         """The driver's offer or health may be another now."""
         self._wake.set()
 
-    async def run(self) -> None:
-        """Keep the slices right until cancelled."""
+    async def run(self, permission: Awaitable[None]) -> None:
+        """Keep the slices right until cancelled; write none before `permission` has been given."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch())
-            tasks.create_task(self._publish_for_ever())
+            tasks.create_task(self._publish_for_ever(permission))
 
     async def _watch(self) -> None:
         selector = f"spec.driver={self._driver.name},spec.nodeName={self._node_name}"
@@ -79,17 +79,23 @@ class Publisher:
 
     def _observe(self, kind: str, obj: Any) -> None:
         if kind == "SYNC":
-            self._stored = {item["metadata"]["name"]: item for item in obj}
+            self._stored = {}
+            for item in obj:
+                self._remember(item)
             self._synced.set()
         elif kind == "DELETED":
             known = self._stored.get(obj["metadata"]["name"])
             if known is not None and known["metadata"]["uid"] == obj["metadata"]["uid"]:
                 del self._stored[obj["metadata"]["name"]]
         elif not self._is_older(obj):
-            self._stored[obj["metadata"]["name"]] = obj
+            self._remember(obj)
         else:
             return  # an echo of a write of ours
         self._wake.set()
+
+    def _remember(self, obj: Json) -> None:
+        obj["metadata"].pop("managedFields", None)  # nobody here reads it, and it is not small
+        self._stored[obj["metadata"]["name"]] = obj
 
     def _is_older(self, obj: Json) -> bool:
         """Whether we know this object as newer or the same already, from the answer to our own write."""
@@ -98,9 +104,10 @@ class Publisher:
             return False
         return int(obj["metadata"]["resourceVersion"]) <= int(known["metadata"]["resourceVersion"])
 
-    async def _publish_for_ever(self) -> None:
+    async def _publish_for_ever(self, permission: Awaitable[None]) -> None:
         node = await self._read_node()
         await self._synced.wait()
+        await permission
         delays = back_off_s()
         while True:
             self._wake.clear()
@@ -187,7 +194,7 @@ class Publisher:
                 written = await self._client.update(f"{collection}/{action.body['metadata']['name']}", action.body)
             case CreateSlice():
                 written = await self._client.create(collection, action.body)
-        self._stored[written["metadata"]["name"]] = written
+        self._remember(written)
         return self._degrade(action.body["spec"], written["spec"], node)
 
     def _degrade(self, wanted: SliceSpec, written: Mapping[str, Any], node: NodeView) -> bool:

@@ -44,7 +44,7 @@ class ServiceAccount:
 
 
 class Node:
-    """`base` is a short directory on a real disk: unix socket paths are limited, and appends must cost what they do."""
+    """`base` is a short directory with a name of its own on a real disk: socket paths are limited, appends must be true."""
 
     def __init__(self, name: str, base: Path, profile: str, kubeconfig: Path, account: ServiceAccount | None) -> None:
         self.name = name
@@ -52,21 +52,23 @@ class Node:
         self.driver_root = base / "driver"
         self.registry = base / "registry"
         self.plugins = base / "plugins"
-        self.cdi = base / "cdi"
+        self.cdi = Path("/run") / base.name / "cdi"  # in memory, as /var/run/cdi is
         self.log = base / "plugin.log"
         self.http_port = _free_port()
         self._kubeconfig = kubeconfig
         self._account = account
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
-        self._stale: int | None = None
+        self._stale: Path | None = None
         base.mkdir(parents=True, exist_ok=True)
         install = [sys.executable, "-m", "simulator", "install", "--root", str(self.driver_root)]
         subprocess.run([*install, "--profile", profile, "--node", name], check=True, stdout=subprocess.DEVNULL)
 
     @property
     def registration_socket(self) -> Path:
-        return self.registry / f"{DRIVER}-reg.sock"
+        """The newest, whose name differs at every start; where there is none, a path that does not exist."""
+        found = sorted(self.registry.glob(f"{DRIVER}-*reg.sock"), key=lambda path: path.stat().st_ctime_ns)
+        return found[-1] if found else self.registry / f"{DRIVER}-reg.sock"
 
     @property
     def journal(self) -> Path:
@@ -74,9 +76,9 @@ class Node:
 
     def start(self, **environment: str) -> None:
         """Start the plugin; returns at once."""
-        self._stale = _inode(self.registration_socket)
+        self._stale = self.registration_socket
         for directory in (self.registry, self.plugins, self.cdi):
-            directory.mkdir(exist_ok=True)
+            directory.mkdir(parents=True, exist_ok=True)
         own = {
             "NODE_NAME": self.name,
             "DRIVER_ROOT": str(self.driver_root),
@@ -84,6 +86,7 @@ class Node:
             "KUBELET_REGISTRAR_DIRECTORY_PATH": str(self.registry),
             "KUBELET_PLUGINS_DIRECTORY_PATH": str(self.plugins),
             "HTTP_ENDPOINT": f"127.0.0.1:{self.http_port}",
+            "DRIVERS": DRIVER,
             "PYTHONPATH": str(ROOT),
         }
         command = [sys.executable, "-m", "kubeletplugin"]
@@ -105,7 +108,7 @@ class Node:
     async def wait_until_registered(self, timeout_s: float = 20.0) -> None:
         """Until the registration socket is there, which means that the plugin serves."""
         deadline_s = time.monotonic() + timeout_s
-        while _inode(self.registration_socket) in (None, self._stale):
+        while self.registration_socket == self._stale or not self.registration_socket.exists():
             if self._process is not None and self._process.poll() is not None:
                 raise RuntimeError(f"the plugin ended with {self._process.returncode}:\n{self.tail()}")
             if time.monotonic() > deadline_s:
@@ -151,6 +154,7 @@ class Node:
         if self.is_running():
             self.end(signal.SIGKILL)
         shutil.rmtree(self.base, ignore_errors=True)
+        shutil.rmtree(self.cdi.parent, ignore_errors=True)
 
 
 def _with_secrets(account: Path, command: list[str]) -> list[str]:
@@ -163,10 +167,6 @@ def _with_secrets(account: Path, command: list[str]) -> list[str]:
 def _plain_environment() -> Mapping[str, str]:
     kept = ("PATH", "HOME", "LANG", "TMPDIR")
     return {name: os.environ[name] for name in kept if name in os.environ}
-
-
-def _inode(path: Path) -> int | None:
-    return path.stat().st_ino if path.exists() else None
 
 
 def _free_port() -> int:

@@ -90,13 +90,14 @@ async def run(options: Options) -> None:
 
 async def _measure_start(options: Options, client: Client, account: ServiceAccount | None) -> None:
     """A node with 16 GPUs, all of whose MIG devices are published."""
-    node = Node(NODE, options.base / "16", "h100x16", options.kubeconfig, account)
+    node = Node(NODE, options.base / "partita-bench-16", "h100x16", options.kubeconfig, account)
     try:
         await delete_slices(client, NODE)
         started_s = time.perf_counter()
         node.start()
         await node.wait_until_registered()
         up_s = time.perf_counter() - started_s
+        await (await Kubelet.register(node.registration_socket)).close()
         devices = await wait_for_devices(client, NODE)
         published_s = time.perf_counter() - started_s
         show(BENCH, "start-16-gpus", "up", up_s, "s")
@@ -108,7 +109,7 @@ async def _measure_start(options: Options, client: Client, account: ServiceAccou
 
 
 async def _measure_claims(options: Options, client: Client, account: ServiceAccount | None, token: str | None) -> None:
-    node = Node(NODE, options.base / "8", "h100", options.kubeconfig, account)
+    node = Node(NODE, options.base / "partita-bench-8", "h100", options.kubeconfig, account)
     try:
         node.start()
         await node.wait_until_registered()
@@ -131,6 +132,7 @@ async def _measure_claims(options: Options, client: Client, account: ServiceAcco
                 _show_parallel(f"{case}-{AT_ONCE}-at-once", await _at_once(kubelet, node, claims))
             await delete_claims(client, NAMESPACE)
         floor.close()
+        await _measure_burst(client, kubelet, small)
         await _measure_memory(options, client, kubelet, node, cases[0][1])
         await kubelet.close()
     finally:
@@ -180,6 +182,26 @@ async def _at_once(kubelet: Kubelet, node: Node, claims: Sequence[Claim]) -> Tim
     times.elapsed_s = time.perf_counter() - started_s
     times.cpu_s = node.cpu_s() - cpu_s
     return times
+
+
+async def _measure_burst(client: Client, kubelet: Kubelet, small: Sequence[str]) -> None:
+    """Fifty pods at once on one node, each with a MIG slice of its own, after one by itself."""
+    claims = await _make(client, "burst", 50, lambda index: [small[index]])
+
+    async def prepare(claim: Claim) -> float:
+        before_s = time.perf_counter()
+        await kubelet.prepare(claim)
+        return (time.perf_counter() - before_s) * 1e3
+
+    alone_ms = [await prepare(claim) for claim in claims]
+    for claim in claims:
+        await kubelet.unprepare(claim)
+    burst_ms = await asyncio.gather(*(prepare(claim) for claim in claims))
+    for claim in claims:
+        await kubelet.unprepare(claim)
+    show(BENCH, "burst-of-50", "p50", median(burst_ms), "ms")
+    show(BENCH, "burst-of-50", "max", max(burst_ms), "ms", added_ms=round(max(burst_ms) - median(alone_ms), 1))
+    await delete_claims(client, NAMESPACE)
 
 
 def _show_times(case: str, times: Times) -> None:
