@@ -143,7 +143,8 @@ def _plan_upkeep(seen: Observation, domain: Domain, members: Members, situation:
     # What was refused is said first: the stages after the one that is refused are not reached.
     told: list[list[Action]] = [[status] if status else []]
     stages = [*told, *structure] if seen.failures else [*structure, *told]
-    delays = [delay for delay in (*wakes, retry_s, status_wake, report_wake) if delay is not None]
+    renewals = [secret.renew_at - seen.now for secret in seen.secrets if secret.renew_at > seen.now]
+    delays = [delay for delay in (*wakes, *renewals, retry_s, status_wake, report_wake) if delay is not None]
     return Plan(
         situation,
         _stages(stages),

@@ -7,7 +7,15 @@ from computedomain_world import SETTINGS, UID, World, make_domain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.computedomain.actions import Create, Delete, DropFinalizer, Plan, Situation, WriteMembership
+from controller.computedomain.actions import (
+    Create,
+    Delete,
+    DropFinalizer,
+    MakeCertificates,
+    Plan,
+    Situation,
+    WriteMembership,
+)
 from controller.computedomain.check import UnsafePlan, check_plan
 from controller.computedomain.plan import plan_domain
 from controller.computedomain.state import Clique, Phase, Ref, Template
@@ -283,6 +291,16 @@ def test_a_clique_that_somebody_deleted_is_made_again_with_new_daemons() -> None
     owners = {clique.ref.uid for clique in world.cliques.values()}
     assert {pod.owner_uid for pod in world.pods.values()} == owners
     assert {secret.owner_uid for secret in world.secrets.values()} == owners
+
+
+def test_a_certificate_is_renewed_in_place_when_its_time_has_come() -> None:
+    world = _formed("n0", "n1")
+    wake_s = world.plan().wake_after_s
+    assert wake_s is not None and wake_s > 0
+    world.now += wake_s
+    (renewal,) = world.plan().actions
+    (secret,) = world.secrets.values()
+    assert isinstance(renewal, MakeCertificates) and renewal.renew and renewal.ref == secret.ref
 
 
 def test_formation_costs_two_writes_a_node_and_a_few_more() -> None:

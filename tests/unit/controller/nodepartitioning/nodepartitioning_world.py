@@ -75,7 +75,7 @@ class Machine:
 @dataclass
 class Cluster:
     machines: dict[str, Machine]
-    settings: Settings = Settings()
+    settings: Settings = field(default_factory=Settings)
     now: float = 1_000_000.0
     config: str | None = None
     kube_system: list[Workload] = field(default_factory=list)

@@ -23,7 +23,7 @@ from controller.nodepartitioning.state import KaiwoNode, Pod, Workload
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from world import Cluster, Machine, build_cluster
+from nodepartitioning_world import Cluster, Machine, build_cluster
 
 FULL = ["Pending", "DrainingUntoleratedPods", "ApplyingPartitions", "WaitingForResourceUpdate", "Completed"]
 WORKER = Pod("default", "train-0", "pod-1", tolerates=False, claims=("default/gpu",))
@@ -324,7 +324,7 @@ events = st.lists(
 
 
 @given(events, st.booleans())
-@settings(max_examples=120, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@settings(max_examples=60, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 def test_whatever_happens_the_request_is_met_in_the_end(script: list[tuple[str, int]], has_dcm: bool) -> None:
     """Never a killed pod, never more tainted nodes than allowed, never one without explanation; in the end all done."""
     cluster = build_cluster(3)
@@ -356,9 +356,8 @@ def test_whatever_happens_the_request_is_met_in_the_end(script: list[tuple[str, 
     for machine in cluster.machines.values():
         machine.budget, machine.fails, machine.applies_after_s = True, 0, 10.0
         ask(cluster, "spx", machine.node.name)
-    cluster.run(4 * 3600)
+    for _ in range(200):
+        cluster.tick(60)
+        cluster.check()
     for machine in cluster.machines.values():
-        assert not machine.is_tainted
-        assert machine.phase in ("Completed", "Error")
-        if machine.phase == "Completed":
-            assert machine.modes == ["spx_nps1"] * 8
+        assert (machine.phase, machine.is_tainted, machine.modes) == ("Completed", False, ["spx_nps1"] * 8)
