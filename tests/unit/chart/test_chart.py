@@ -9,9 +9,7 @@ import yaml
 from tests.unit.chart.chart import CHART, Object, Refused, environment, of_kind, plugin_pod, render
 
 EVERYTHING = (
-    "resources.computeDomains.enabled=true",
     "resources.amd.enabled=true",
-    "controller.enabled=true",
     "simulator.profile=h100",
     "resources.gpus.migClasses={1g.10gb,3g.40gb}",
     "kubeletPlugin.networkPolicy.enabled=true",
@@ -25,10 +23,26 @@ def expression(device_class: Object) -> str:
     return text
 
 
-def test_without_values_the_chart_serves_nvidia_gpus_only() -> None:
+def drivers(objects: list[Object]) -> str:
+    return environment(plugin_pod(objects)["containers"][0])["DRIVERS"]
+
+
+def test_without_values_the_chart_serves_nvidia_gpus_and_compute_domains() -> None:
     objects = render()
+    assert set(of_kind(objects, "DeviceClass")) == {
+        "gpu.nvidia.com",
+        "mig.nvidia.com",
+        "compute-domain-daemon.nvidia.com",
+        "compute-domain-default-channel.nvidia.com",
+    }
+    assert drivers(objects) == "gpu.nvidia.com,compute-domain.nvidia.com"
+    assert set(of_kind(objects, "Deployment")) == {"partita-controller"}
+
+
+def test_gpus_alone_need_no_controller() -> None:
+    objects = render("resources.computeDomains.enabled=false", "controller.enabled=false")
     assert set(of_kind(objects, "DeviceClass")) == {"gpu.nvidia.com", "mig.nvidia.com"}
-    assert environment(plugin_pod(objects)["containers"][0])["DRIVERS"] == "gpu.nvidia.com"
+    assert drivers(objects) == "gpu.nvidia.com"
     assert not of_kind(objects, "Deployment")
 
 
@@ -105,7 +119,7 @@ def test_the_admission_policy_names_the_account_that_the_plugin_runs_under() -> 
 
 
 def test_no_role_may_read_secrets_of_other_namespaces_or_write_nodes() -> None:
-    for role in of_kind(render(*EVERYTHING[:3]), "ClusterRole").values():
+    for role in of_kind(render(*EVERYTHING[:1]), "ClusterRole").values():
         for rule in role["rules"]:
             assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]], role["metadata"]["name"]
             assert "secrets" not in rule["resources"]
@@ -122,7 +136,7 @@ def test_the_plugin_reads_claims_and_its_node_and_writes_slices_and_events() -> 
 
 
 def test_the_controller_runs_without_root_and_without_capabilities() -> None:
-    deployment = of_kind(render("controller.enabled=true"), "Deployment")["partita-controller"]
+    deployment = of_kind(render(), "Deployment")["partita-controller"]
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     security = container["securityContext"]
     assert security["runAsNonRoot"] and security["readOnlyRootFilesystem"]
@@ -169,8 +183,12 @@ def test_without_a_profile_nothing_is_simulated() -> None:
     ("settings", "namespace", "reason"),
     [
         ((), "default", "allowDefaultNamespace=true"),
-        (("resources.gpus.enabled=false",), "partita-system", "no driver is enabled"),
-        (("resources.computeDomains.enabled=true",), "partita-system", "controller.enabled"),
+        (
+            ("resources.gpus.enabled=false", "resources.computeDomains.enabled=false"),
+            "partita-system",
+            "no driver is enabled",
+        ),
+        (("controller.enabled=false",), "partita-system", "compute domains are formed by the controller"),
         (("serviceAccount.create=false",), "partita-system", "serviceAccount.name"),
         (("resources.gpu.enabled=true",), "partita-system", "additional properties 'gpu' not allowed"),
         (("image.pullPolicy=Sometimes",), "partita-system", "/image/pullPolicy"),
@@ -195,7 +213,7 @@ def test_two_releases_share_no_name() -> None:
     """Classes, definitions and hooks apart, whose sharing the refusal and Helm itself deal with."""
     kinds = {"ClusterRole", "ClusterRoleBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
     first, second = (
-        {(each["kind"], each["metadata"]["name"]) for each in render(*EVERYTHING[:3], release=name, namespace=name)}
+        {(each["kind"], each["metadata"]["name"]) for each in render(*EVERYTHING[:1], release=name, namespace=name)}
         for name in ("one", "two")
     )
     assert not {name for name in first & second if name[0] in kinds}
