@@ -4,7 +4,9 @@ Sources: k8s.io/kubelet pluginregistration v1, dra v1 and v1beta1, dra-health v1
 """
 
 import asyncio
+import contextlib
 import logging
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,13 @@ from kubeletplugin.proto import (
     health_v1alpha1_pb2,
     pluginregistration_pb2,
 )
-from kubeletplugin.sockets import SocketServer, choose_socket_path, dra_socket_names, registration_socket_names
+from kubeletplugin.sockets import (
+    SocketServer,
+    choose_socket_path,
+    dra_socket_names,
+    registration_socket_names,
+    remove_stale_registrations,
+)
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +130,7 @@ class KubeletServer:
             grpc_health_handler(lambda: True),
         )
         self._dra = SocketServer(choose_socket_path(data_directory, dra_socket_names(pod_uid)), handlers)
-        names = registration_socket_names(driver, pod_uid)
+        names = registration_socket_names(driver, pod_uid, secrets.token_hex(3))
         registration = (self._registration_handler(), grpc_health_handler(lambda: True))
         self._registration = SocketServer(choose_socket_path(registry, names), registration)
         self._registered = asyncio.Event()
@@ -131,8 +139,17 @@ class KubeletServer:
     def registered(self) -> bool:
         return self._registered.is_set()
 
+    async def wait_until_registered(self, patience_s: float) -> None:
+        """Return once the kubelet has taken us in, at the latest after `patience_s`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._registered.wait()
+
     async def start(self) -> None:
         """Serve, and only then let the kubelet find us. Raises OSError."""
+        stale = remove_stale_registrations(self._registration.path.parent, self._driver)
+        if stale:
+            log.warning("stale_sockets_removed", extra={"driver": self._driver, "sockets": ", ".join(stale)})
         await self._dra.start()
         await self._registration.start()
         log.info("serving", extra={"driver": self._driver, "socket": str(self._dra.path)})

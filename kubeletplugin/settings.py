@@ -41,6 +41,8 @@ class Settings:
     additional_xids_to_ignore: str = ""
     """Comma list of XID numbers."""
     rescan_interval_s: float = DEFAULT_RESCAN_INTERVAL_S
+    boot_id_path: str = "/proc/sys/kernel/random/boot_id"
+    """File whose content differs after every boot of the node."""
     log_level: str = "INFO"
     partita_crash_after: str = ""
 
@@ -67,6 +69,7 @@ _HELP = {
     "nvidia_cdi_hook_path": "nvidia-cdi-hook on the host; default: looked for under the driver root",
     "additional_xids_to_ignore": "comma list of XIDs that are no fault of the GPU",
     "rescan_interval_s": "seconds between two looks at the hardware",
+    "boot_id_path": "file with the id of the node's boot",
     "log_level": "DEBUG, INFO, WARNING or ERROR",
     "partita_crash_after": f"for tests: end right after a durable step, one of {', '.join(CRASH_STEPS)}",
 }

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import socket
 import stat
 from pathlib import Path
 from typing import Any, Final
@@ -14,21 +15,60 @@ import grpc.aio
 from api.errors import InvalidObject
 
 MAX_SOCKET_PATH_BYTES: Final = 107  # sun_path of struct sockaddr_un (108) less its terminating zero
+_REGISTRATION_SUFFIX: Final = "-reg.sock"  # as the kubeletplugin helper's
 
 
 def _digest(text: str, length: int) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()[:length]).decode().rstrip("=")
 
 
-def registration_socket_names(driver: str, pod_uid: str) -> tuple[str, ...]:
-    """From the plainest to the shortest; the shortened forms are those of Kubernetes 1.37's kubeletplugin helper."""
-    if not pod_uid:
-        return (f"{driver}-reg.sock", f"dra-{_digest(driver, 16)}-reg.sock")
+def registration_socket_names(driver: str, pod_uid: str, start: str) -> tuple[str, ...]:
+    """From the plainest to the shortest. `start` differs at every start of the process.
+
+    After a failure the kubelet waits for up to two minutes before it tries the same path again; a process that was
+    killed leaves its socket behind, which fails, and the next one must not inherit the wait.
+    """
+    instance = f"{pod_uid}-{start}" if pod_uid else start
+    prefix, short_prefix = _registration_prefixes(driver)
     return (
-        f"{driver}-{pod_uid}-reg.sock",
-        f"{driver}-{_digest(pod_uid, 8)}-reg.sock",
-        f"dra-{_digest(chr(0).join((driver, pod_uid)), 16)}-reg.sock",
+        f"{prefix}{instance}{_REGISTRATION_SUFFIX}",
+        f"{prefix}{_digest(instance, 8)}{_REGISTRATION_SUFFIX}",
+        f"{short_prefix}{_digest(instance, 8)}{_REGISTRATION_SUFFIX}",
     )
+
+
+def _registration_prefixes(driver: str) -> tuple[str, str]:
+    return f"{driver}-", f"dra-{_digest(driver, 6)}-"
+
+
+def remove_stale_registrations(registry: Path, driver: str) -> tuple[str, ...]:
+    """Unlink this driver's registration sockets to which nobody answers; their names.
+
+    A socket with a living listener stays: that is another instance, in a rolling update.
+    """
+    if not registry.is_dir():
+        return ()
+    mine = [
+        path
+        for path in sorted(registry.iterdir())
+        if path.name.startswith(_registration_prefixes(driver)) and path.name.endswith(_REGISTRATION_SUFFIX)
+    ]
+    stale = [path for path in mine if path.is_socket() and _is_abandoned(path)]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return tuple(path.name for path in stale)
+
+
+def _is_abandoned(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # a listener that is stopped, its queue full, would hold us for ever
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False  # its queue is full, it is not ours to open, or it is gone
+    return False
 
 
 def dra_socket_names(pod_uid: str) -> tuple[str, ...]:

@@ -44,11 +44,10 @@ class World:
         self.kubelet: Kubelet
 
     async def start(self) -> None:
-        socket = self.node.registry / f"{DRIVER}-reg.sock"
         self.node.start(DRIVERS=f"gpu.nvidia.com,{DRIVER}", POD_NAMESPACE=SYSTEM)
         await self.node.wait_until_registered()
-        await until(socket.exists)
-        self.kubelet = await Kubelet.register(socket)
+        await until(lambda: self.node.find_registration(DRIVER).exists())  # none of a run before: it ended by itself
+        self.kubelet = await Kubelet.register(self.node.find_registration(DRIVER))
         channel = next(device for device in await self.devices() if device["name"] == "channel-0")
         self.clique = channel["attributes"].get("cliqueID", {}).get("string", "")
 

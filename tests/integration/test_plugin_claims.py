@@ -460,8 +460,8 @@ def test_two_instances_share_what_they_know(control_plane: Cluster) -> None:
             twin.start(POD_UID=new)
             try:
                 await until("new socket", lambda: _exists(it, new))
-                first = await Kubelet.register(it.node.registry / f"gpu.nvidia.com-{old}-reg.sock")
-                second = await Kubelet.register(it.node.registry / f"gpu.nvidia.com-{new}-reg.sock")
+                first = await Kubelet.register(_sockets(it, old)[0])
+                second = await Kubelet.register(_sockets(it, new)[0])
                 claim = await it.claim("slice", SLICE)
                 prepared = await first.prepare(claim)
                 again = await second.prepare(claim)
@@ -478,4 +478,8 @@ def test_two_instances_share_what_they_know(control_plane: Cluster) -> None:
 
 
 async def _exists(it: World, uid: str) -> bool:
-    return (it.node.registry / f"gpu.nvidia.com-{uid}-reg.sock").exists()
+    return bool(_sockets(it, uid))
+
+
+def _sockets(it: World, uid: str) -> list[Path]:
+    return list(it.node.registry.glob(f"gpu.nvidia.com-{uid}-*-reg.sock"))

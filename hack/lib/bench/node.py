@@ -44,7 +44,7 @@ class ServiceAccount:
 
 
 class Node:
-    """`base` is a short directory with a name of its own on a real disk: socket paths are limited, appends must be true."""
+    """`base` is a short directory with a name of its own, on a real disk: socket paths are limited, appends cost."""
 
     def __init__(self, name: str, base: Path, profile: str, kubeconfig: Path, account: ServiceAccount | None) -> None:
         self.name = name
@@ -66,9 +66,12 @@ class Node:
 
     @property
     def registration_socket(self) -> Path:
-        """The newest, whose name differs at every start; where there is none, a path that does not exist."""
-        found = sorted(self.registry.glob(f"{DRIVER}-*reg.sock"), key=lambda path: path.stat().st_ctime_ns)
-        return found[-1] if found else self.registry / f"{DRIVER}-reg.sock"
+        return self.find_registration(DRIVER)
+
+    def find_registration(self, driver: str) -> Path:
+        """The newest socket, whose name differs at every start; where there is none, a path that does not exist."""
+        found = sorted(self.registry.glob(f"{driver}-*reg.sock"), key=lambda path: path.stat().st_ctime_ns)
+        return found[-1] if found else self.registry / f"{driver}-reg.sock"
 
     @property
     def journal(self) -> Path:

@@ -55,7 +55,7 @@ async def call(socket: Path, method: str, request: Any, response: Any) -> Any:
 def test_registration_names_the_driver_its_socket_and_the_newest_version_first(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as (server, _):
-            messages, socket = pluginregistration_pb2, tmp_path / "reg" / "gpu.nvidia.com-reg.sock"
+            messages, (socket,) = pluginregistration_pb2, (tmp_path / "reg").iterdir()
             service = "/pluginregistration.Registration"
             info = await call(socket, f"{service}/GetInfo", messages.InfoRequest(), messages.PluginInfo)
             assert (info.type, info.name) == ("DRAPlugin", "gpu.nvidia.com")
@@ -136,7 +136,7 @@ def test_the_grpc_health_service_knows_two_names(tmp_path: Path) -> None:
 def test_sockets_are_gone_after_stop(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path):
-            assert [file.name for file in (tmp_path / "reg").iterdir()] == ["gpu.nvidia.com-reg.sock"]
+            assert [file.suffix for file in (tmp_path / "reg").iterdir()] == [".sock"]
         assert [file.name for folder in ("reg", "data") for file in (tmp_path / folder).iterdir()] == []
 
     asyncio.run(scenario())

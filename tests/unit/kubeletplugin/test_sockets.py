@@ -1,6 +1,7 @@
 """Names of sockets, and whose files they are."""
 
 import asyncio
+import socket
 from pathlib import Path
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from kubeletplugin.sockets import (
     choose_socket_path,
     dra_socket_names,
     registration_socket_names,
+    remove_stale_registrations,
 )
 
 UID = str(UUID(int=7))
@@ -26,14 +28,14 @@ def names(directory: Path) -> list[str]:
 @pytest.mark.parametrize("driver", ["gpu.nvidia.com", "gpu.amd.com", "compute-domain.nvidia.com", "d" * 63])
 @pytest.mark.parametrize("uid", ["", UID])
 def test_every_registration_socket_fits_and_ends_as_the_kubelets_helper_ends_it(driver: str, uid: str) -> None:
-    path = choose_socket_path(REGISTRY, registration_socket_names(driver, uid))
+    path = choose_socket_path(REGISTRY, registration_socket_names(driver, uid, "a1b2c3"))
     assert len(str(path)) <= MAX_SOCKET_PATH_BYTES
     assert path.name.endswith("-reg.sock")
 
 
 def test_a_short_driver_name_is_kept_whole() -> None:
-    path = choose_socket_path(REGISTRY, registration_socket_names("gpu.nvidia.com", UID))
-    assert path.name == f"gpu.nvidia.com-{UID}-reg.sock"
+    path = choose_socket_path(REGISTRY, registration_socket_names("gpu.nvidia.com", UID, "a1b2c3"))
+    assert path.name == f"gpu.nvidia.com-{UID}-a1b2c3-reg.sock"
 
 
 def test_a_dra_socket_is_shortened_where_the_directory_is_long() -> None:
@@ -44,8 +46,40 @@ def test_a_dra_socket_is_shortened_where_the_directory_is_long() -> None:
 
 
 def test_instances_never_share_a_shortened_name() -> None:
-    short = [registration_socket_names("d" * 63, str(UUID(int=n)))[-1] for n in range(50)]
-    assert len(set(short)) == len(short)
+    for form in range(3):
+        found = [registration_socket_names("d" * 63, str(UUID(int=n)), "a1b2c3")[form] for n in range(50)]
+        found += [registration_socket_names("d" * 63, UID, f"{n:06x}")[form] for n in range(50)]
+        assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("form", range(3))
+def test_only_the_sockets_of_the_same_driver_that_nobody_serves_are_removed(tmp_path: Path, form: int) -> None:
+    dead, alive, others = (
+        registration_socket_names(driver, uid, "a1b2c3")[form]
+        for driver, uid in (("gpu.nvidia.com", "dead"), ("gpu.nvidia.com", "alive"), ("gpu.amd.com", "dead"))
+    )
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / alive))
+        listener.listen()
+        for name in (dead, others):
+            with socket.socket(socket.AF_UNIX) as abandoned:
+                abandoned.bind(str(tmp_path / name))
+        (tmp_path / "gpu.nvidia.com-file-reg.sock").touch()
+        assert remove_stale_registrations(tmp_path, "gpu.nvidia.com") == (dead,)
+        assert names(tmp_path) == sorted([alive, others, "gpu.nvidia.com-file-reg.sock"])
+
+
+def test_a_stopped_listener_with_a_full_queue_counts_as_alive(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.nvidia.com-old-reg.sock"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(str(path))
+        listener.listen(0)
+        waiting.connect(str(path))
+        assert remove_stale_registrations(tmp_path, "gpu.nvidia.com") == ()
+
+
+def test_a_registry_that_does_not_exist_yet_has_nothing_stale(tmp_path: Path) -> None:
+    assert remove_stale_registrations(tmp_path / "missing", "gpu.nvidia.com") == ()
 
 
 def test_a_directory_that_is_too_long_is_named() -> None:
