@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from kubeletplugin.hardware.backend import NvidiaBackend
@@ -29,6 +30,15 @@ class Executor:
     async def rescan(self) -> Inventory:
         """Read everything anew. Raises HardwareError."""
         return await self._call(self._read)
+
+    async def refresh(self, gpu_uuids: Iterable[str]) -> None:
+        """Read these GPUs anew. Raises HardwareError."""
+        wanted = set(gpu_uuids)
+        await self._call(lambda: self._refresh(wanted))
+
+    def _refresh(self, wanted: set[str]) -> None:
+        gpus = tuple(self._backend.read_gpu(g.uuid) if g.uuid in wanted else g for g in self.inventory.gpus)
+        self.inventory = replace(self.inventory, gpus=gpus)
 
     @asynccontextmanager
     async def holding(self, gpu_uuids: Iterable[str]) -> AsyncIterator[None]:

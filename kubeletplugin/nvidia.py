@@ -183,13 +183,16 @@ class NvidiaDriver:
 
     async def _change(self, request: ClaimRequest, plan: PreparePlan) -> ClaimRecord:
         """Prepare a claim that needs hardware steps; what fails is undone by what the hardware then shows."""
-        self._store.put(plan.record)
-        await self._store.sync()
-        self._crash("intent")
-        async with self._executor.holding(step.gpu_uuid for step in plan.steps):
+        gpus = {step.gpu_uuid for step in plan.steps}
+        async with self._executor.holding(gpus):
+            # An admin, or the claim that had the GPU until now, may have changed what this plan was made on: after the
+            # intent is written, whatever lies at its placements counts as ours.
+            await self._executor.refresh(gpus)
+            plan = self._plan(request)
+            self._store.put(plan.record)
+            await self._store.sync()
+            self._crash("intent")
             try:
-                # Whoever had the GPU until now may have changed what this plan was made on.
-                plan = self._plan(request)
                 return await self._carry_out(plan)
             except PartitaError:
                 await self._undo(plan.record)

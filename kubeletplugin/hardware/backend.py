@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from api.errors import HardwareError
-from kubeletplugin.model.inventory import Inventory, MigInstance
+from kubeletplugin.model.inventory import Gpu, Inventory, MigInstance
 from kubeletplugin.model.steps import HardwareStep
 
 
@@ -46,6 +46,9 @@ class NvidiaBackend(Protocol):
 
     def read_inventory(self) -> Inventory:
         """Everything, freshly read. Raises LibraryMissing where there is no driver."""
+
+    def read_gpu(self, uuid: str) -> Gpu:
+        """One GPU, freshly read. Raises DeviceLost."""
 
     def apply_step(self, step: HardwareStep) -> MigInstance | None:
         """Do one step; the instance for CreateMigInstance, else None. Raises the errors above."""

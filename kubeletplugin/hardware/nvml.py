@@ -85,6 +85,10 @@ class NvmlBackend:
         gpus.sort(key=lambda gpu: gpu.pci_bus_id)
         return Inventory(driver_version, f"{cuda // 1000}.{cuda % 1000 // 10}", tuple(gpus), tuple(unreadable))
 
+    def read_gpu(self, uuid: str) -> Gpu:
+        with self._session(f"reading GPU {uuid}"):
+            return self._read_handle(self._handle(uuid), uuid)
+
     def apply_step(self, step: HardwareStep) -> MigInstance | None:
         with self._session(f"{type(step).__name__} on {step.gpu_uuid}"):
             handle = self._handle(step.gpu_uuid)
@@ -171,7 +175,11 @@ class NvmlBackend:
         self._by_index[index] = uuid
         static = self._static.get(uuid)
         if static is None or static.index != index:
-            static = self._static[uuid] = read_static(handle, uuid, index, self._root)
+            self._static[uuid] = read_static(handle, uuid, index, self._root)
+        return self._read_handle(handle, uuid)
+
+    def _read_handle(self, handle: Any, uuid: str) -> Gpu:
+        static = self._read_static(handle, uuid)
         mig: Mig | None = None
         if static.profiles is not None:
             enabled = pynvml.nvmlDeviceGetMigMode(handle)[0] == pynvml.NVML_DEVICE_MIG_ENABLE
@@ -179,11 +187,15 @@ class NvmlBackend:
             mig = Mig(enabled, static.mode_change_needs_reset, static.profiles, instances)
         return static.gpu(mig, read_fabric(handle))
 
-    def _mig(self, uuid: str, handle: Any) -> MigReader:
+    def _read_static(self, handle: Any, uuid: str) -> StaticGpu:
         static = self._static.get(uuid)
         if static is None:
             index = pynvml.nvmlDeviceGetIndex(handle)
             static = self._static[uuid] = read_static(handle, uuid, index, self._root)
+        return static
+
+    def _mig(self, uuid: str, handle: Any) -> MigReader:
+        static = self._read_static(handle, uuid)
         return MigReader(handle, uuid, static.profiles or (), static.compute_slices)
 
     # Changing

@@ -191,7 +191,7 @@ def read_fabric(handle: Any) -> Fabric | None:
 
 
 def _is_healthy(mask: int) -> bool:
-    """By nvmlGpuFabricInfo healthMask: fields of two bits (1 is true), the configuration one of four (1 is none wrong)."""
+    """By nvmlGpuFabricInfo healthMask: fields of two bits (1 is true), the configuration has four (1 is none wrong)."""
     degraded = mask & 0b11 == pynvml.NVML_GPU_FABRIC_HEALTH_MASK_DEGRADED_BW_TRUE
     shift = pynvml.NVML_GPU_FABRIC_HEALTH_MASK_SHIFT_ROUTE_UNHEALTHY
     unhealthy_route = mask >> shift & 0b11 == pynvml.NVML_GPU_FABRIC_HEALTH_MASK_ROUTE_UNHEALTHY_TRUE
