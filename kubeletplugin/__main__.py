@@ -12,7 +12,14 @@ from pathlib import Path
 
 from api.client import Client
 from api.errors import InvalidObject, PartitaError
-from api.names import COMPUTE_DOMAIN_CDI_VENDOR, COMPUTE_DOMAIN_DRIVER, NVIDIA_CDI_VENDOR, NVIDIA_GPU_DRIVER
+from api.names import (
+    AMD_CDI_VENDOR,
+    AMD_GPU_DRIVER,
+    COMPUTE_DOMAIN_CDI_VENDOR,
+    COMPUTE_DOMAIN_DRIVER,
+    NVIDIA_CDI_VENDOR,
+    NVIDIA_GPU_DRIVER,
+)
 from kubeletplugin.compute_domain import ComputeDomainDriver
 from kubeletplugin.driver import ClaimService, NodeDriver
 from kubeletplugin.events import Recorder
@@ -64,7 +71,41 @@ def build_compute_domain(
     )
 
 
-BUILDERS: dict[str, Build] = {NVIDIA_GPU_DRIVER: build_nvidia, COMPUTE_DOMAIN_DRIVER: build_compute_domain}
+def build_amd(settings: Settings, client: Client, events: Recorder, syncer: ThreadPoolExecutor) -> NodeDriver:
+    # Only where there is AMD hardware: a node without it does not carry the memory of what serves it.
+    from kubeletplugin.amd import AmdDriver
+    from kubeletplugin.hardware.amd_sysfs import AmdRoot
+    from kubeletplugin.hardware.amdsmi import AmdSmi
+
+    return AmdDriver(
+        node=settings.node_name,
+        client=client,
+        events=events,
+        backend=AmdSmi(AmdRoot.find(settings.driver_root, settings.seen_driver_root)),
+        store=Store(settings.data_directory(AMD_GPU_DRIVER), AMD_GPU_DRIVER, syncer),
+        cdi=CdiFiles(Path(settings.cdi_root), AMD_CDI_VENDOR),
+        crash=CrashPoint(settings.partita_crash_after),
+        on_claim=settings.amd_partitioning == "on-claim",
+        rescan_interval_s=settings.rescan_interval_s,
+        boot_id_path=Path(settings.boot_id_path),
+    )
+
+
+BUILDERS: dict[str, Build] = {
+    NVIDIA_GPU_DRIVER: build_nvidia,
+    COMPUTE_DOMAIN_DRIVER: build_compute_domain,
+    AMD_GPU_DRIVER: build_amd,
+}
+
+
+def find_drivers(settings: Settings) -> list[str]:
+    """Drivers for the hardware that is here; NVIDIA's where nothing is, since its driver container may come later."""
+    roots = (settings.seen_driver_root, Path("/"))
+    has_amd = any((root / "sys/module/amdgpu/drivers/pci:amdgpu").is_dir() for root in roots)
+    has_nvidia = DriverRoot(settings.driver_root, settings.seen_driver_root).find_library("libnvidia-ml.so.1")
+    nvidia = [NVIDIA_GPU_DRIVER, COMPUTE_DOMAIN_DRIVER] if has_nvidia or not has_amd else []
+    return nvidia + ([AMD_GPU_DRIVER] if has_amd else [])
+
 
 _REGISTRATION_PATIENCE_S = 3.0  # the kubelet looks for new sockets every second
 _GC_THRESHOLDS = (10_000, 20, 20)  # a claim makes some thousand short-lived objects, hardly any of them in cycles
@@ -114,7 +155,8 @@ class Plugin:
 
 async def run(settings: Settings) -> None:
     """Serve every driver until SIGTERM or SIGINT."""
-    names = list(BUILDERS) if settings.drivers == "auto" else [name.strip() for name in settings.drivers.split(",")]
+    is_auto = settings.drivers == "auto"
+    names = find_drivers(settings) if is_auto else [name.strip() for name in settings.drivers.split(",")]
     unknown = [name for name in names if name not in BUILDERS]
     if unknown:
         raise InvalidObject(f"DRIVERS: {unknown[0]!r} is not a driver; right would be some of {', '.join(BUILDERS)}")

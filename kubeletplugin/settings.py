@@ -40,6 +40,8 @@ class Settings:
     """On the host; empty to look for it under the driver root."""
     additional_xids_to_ignore: str = ""
     """Comma list of XID numbers."""
+    amd_partitioning: str = "on-claim"
+    """`on-claim`: a GPU is brought into the mode that a claim asks for; `static`: modes are an administrator's."""
     rescan_interval_s: float = DEFAULT_RESCAN_INTERVAL_S
     boot_id_path: str = "/proc/sys/kernel/random/boot_id"
     """File whose content differs after every boot of the node."""
@@ -68,6 +70,7 @@ _HELP = {
     "drivers": "comma list of driver names, or auto",
     "nvidia_cdi_hook_path": "nvidia-cdi-hook on the host; default: looked for under the driver root",
     "additional_xids_to_ignore": "comma list of XIDs that are no fault of the GPU",
+    "amd_partitioning": "on-claim or static: whether claims may change the partition mode of AMD GPUs",
     "rescan_interval_s": "seconds between two looks at the hardware",
     "boot_id_path": "file with the id of the node's boot",
     "log_level": "DEBUG, INFO, WARNING or ERROR",
@@ -87,6 +90,8 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
     crash_after = given.get("partita_crash_after", "")
     if crash_after and crash_after not in CRASH_STEPS:
         raise InvalidObject(f"PARTITA_CRASH_AFTER={crash_after}: expected one of {', '.join(CRASH_STEPS)}")
+    if given.get("amd_partitioning", "on-claim") not in ("on-claim", "static"):
+        raise InvalidObject(f"AMD_PARTITIONING={given['amd_partitioning']}: expected on-claim or static")
     try:
         rescan_interval_s = float(given.pop("rescan_interval_s", DEFAULT_RESCAN_INTERVAL_S))
     except ValueError as error:

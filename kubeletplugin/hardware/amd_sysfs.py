@@ -44,6 +44,12 @@ class AmdRoot:
     def library_folder(self) -> Path:
         return self.seen / "opt/rocm/lib"
 
+    @classmethod
+    def find(cls, host: str, seen: Path) -> "AmdRoot":
+        """The driver root, where it has ROCm's library; else the host itself, as for a driver on the host."""
+        root = cls(host, seen)
+        return root if (root.library_folder / "libamd_smi.so").exists() else cls("/", Path("/"))
+
     def has_gpus(self) -> bool:
         """Whether amdgpu drives anything here; says nothing about what."""
         return any(_gpu_folders(self.sys))

@@ -1,0 +1,297 @@
+"""The driver `gpu.amd.com`: AMD GPUs of this node and their partitions."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+from api.client import ApiError, Client, Json, NotFound, path
+from api.device_config import parse_device_config
+from api.errors import Busy, HardwareError, InvalidObject, PartitaError, StateUnreadable
+from api.names import AMD_CDI_VENDOR, AMD_GPU_DRIVER
+from api.resources import allocated_devices
+from kubeletplugin.amd_target import NodeTarget
+from kubeletplugin.driver import CLAIM_API
+from kubeletplugin.events import Recorder
+from kubeletplugin.files import CdiFiles, CrashPoint, Store
+from kubeletplugin.hardware.amdsmi import AmdBackend
+from kubeletplugin.metrics import show_prepared
+from kubeletplugin.model.amd_cdi import build_amd_cdi_spec
+from kubeletplugin.model.amd_devices import build_amd_devices
+from kubeletplugin.model.amd_partitions import AmdInventory
+from kubeletplugin.model.amd_prepare import (
+    AmdPreparePlan,
+    AmdStep,
+    complete_amd,
+    plan_amd_again,
+    plan_amd_prepare,
+    unfinished_claims,
+)
+from kubeletplugin.model.cdi import cdi_file_name, read_record
+from kubeletplugin.model.checkpoint import Checkpoint, ClaimRecord, ClaimState
+from kubeletplugin.model.claims import parse_claim
+from kubeletplugin.model.devices import DeviceSet, Features
+from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
+
+log = logging.getLogger(__name__)
+
+_MISSING_RETRY_S: Final = 5.0
+_SWEEP_INTERVAL_S: Final = 600.0
+_HEALTHY: Final = 1
+
+T = TypeVar("T")
+
+
+class AmdDriver:
+    """`kubeletplugin.driver.NodeDriver` for AMD GPUs.
+
+    One claim, or one change of the whole node, at a time: a change of mode concerns every claim of its GPU, and a
+    reload every claim of the node.
+    """
+
+    name = AMD_GPU_DRIVER
+
+    def __init__(
+        self,
+        node: str,
+        client: Client,
+        events: Recorder,
+        backend: AmdBackend,
+        store: Store,
+        cdi: CdiFiles,
+        crash: CrashPoint,
+        on_claim: bool,
+        rescan_interval_s: float,
+        boot_id_path: Path,
+    ) -> None:
+        self._node = node
+        self._client = client
+        self._events = events
+        self._backend = backend
+        self._store = store
+        self._cdi = cdi
+        self._crash = crash
+        self._on_claim = on_claim
+        self._rescan_interval_s = rescan_interval_s
+        self._boot_id_path = boot_id_path
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="amdsmi")
+        self._one_at_a_time = asyncio.Lock()
+        self._inventory = AmdInventory()
+        self._offered = DeviceSet()
+        self._boot_id = ""
+        self._target = NodeTarget(node, client)
+
+    # Start
+
+    async def recover(self) -> None:
+        """Wait for the hardware, then finish what was interrupted and bring back what a reboot took."""
+        self._boot_id = self._boot_id_path.read_text().strip()
+        while True:
+            try:
+                await self._rescan_once()
+                async with self._store.lease():
+                    await self._recover_claims()
+                return
+            except StateUnreadable as error:
+                await self._rebuild(error)
+            except (PartitaError, OSError) as error:
+                log.warning("not_recovered", extra={"driver": self.name, "error": str(error)})
+                await asyncio.sleep(_MISSING_RETRY_S)
+
+    async def _recover_claims(self) -> None:
+        for record in unfinished_claims(self._store.checkpoint, self._inventory, self._boot_id):
+            log.info("preparing_again", extra={"claim": record.claim, "claim_uid": record.uid})
+            try:
+                await self._carry_out(self._plan_again(record))
+            except PartitaError as error:  # the kubelet asks again for it, or gives it back
+                log.error("not_prepared_again", extra={"claim": record.claim, "error": str(error)})
+        for record in self._store.checkpoint.records.values():
+            if record.state is ClaimState.COMPLETED:
+                self._ensure_cdi(record)
+        await self._store.sync()
+
+    async def _rebuild(self, error: StateUnreadable) -> None:
+        """Set the journal aside and make it anew from the CDI files, each of which carries its claim's record."""
+        checkpoint = Checkpoint()
+        for uid, spec in self._cdi.read_all():
+            try:
+                checkpoint = checkpoint.with_record(read_record(spec or {}))
+            except StateUnreadable as fault:
+                log.error("claim_lost", extra={"claim_uid": uid, "error": str(fault)})
+        aside = self._store.set_aside()
+        self._store.adopt(checkpoint)
+        message = f"{error}; set aside as {aside}, {len(checkpoint.records)} claims recovered from their CDI files"
+        log.error("checkpoint_rebuilt", extra={"driver": self.name, "error": message})
+        node = {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": self._node}
+        self._events.warn(node, "CheckpointRebuilt", "Recover", message)
+
+    # Claims
+
+    async def prepare(self, claim: Json, ref: ClaimRef) -> tuple[ReadyDevice, ...]:
+        request = parse_claim(claim, self.name, ref.uid, parse_device_config)
+
+        def plan() -> AmdPreparePlan:
+            return plan_amd_prepare(
+                request, self._inventory, self._store.checkpoint, self._boot_id, on_claim=self._may_change
+            )
+
+        async with self._one_at_a_time, self._store.lease():
+            try:
+                planned = plan()
+            except Busy:
+                # The holder may be a claim that went away while nobody told us.
+                if not await self._sweep():
+                    raise
+                planned = plan()
+            if planned.done:
+                record = planned.record
+                self._ensure_cdi(record)
+            else:
+                record = await self._carry_out(planned)
+            await self._store.sync()
+        self._crash("done")
+        return tuple(
+            ReadyDevice((device.request,), device.pool, device.device, device.cdi_ids, device.share_id)
+            for device in record.devices
+        )
+
+    @property
+    def _may_change(self) -> bool:
+        return self._on_claim and not self._target.is_set
+
+    def _plan_again(self, record: ClaimRecord) -> AmdPreparePlan:
+        # The claim was promised its mode, whatever this node's policy is now.
+        return plan_amd_again(record, self._inventory, self._store.checkpoint, self._boot_id, on_claim=True)
+
+    async def _carry_out(self, plan: AmdPreparePlan) -> ClaimRecord:
+        """Intent, hardware, record, CDI file. What is interrupted stays STARTED, for whoever comes next to finish."""
+        if plan.steps:
+            self._store.put(plan.record)
+            await self._store.sync()
+            self._crash("intent")
+            await self._run_steps(plan.steps)
+        self._crash("hardware")
+        record = complete_amd(plan)
+        spec = self._build_cdi(record)
+        self._store.put(record)
+        self._cdi.write(cdi_file_name(AMD_CDI_VENDOR, record.uid), spec)
+        self._crash("cdi")
+        return record
+
+    async def _run_steps(self, steps: Sequence[AmdStep]) -> None:
+        try:
+            for step in steps:
+                log.info("step", extra={"driver": self.name, "step": str(step)})
+                await self._call(partial(self._backend.apply_step, step))
+        finally:
+            await self._rescan_once()
+
+    async def unprepare(self, ref: ClaimRef) -> None:
+        async with self._one_at_a_time, self._store.lease():
+            self._forget(ref.uid)
+            await self._store.sync()
+        self._crash("removed")
+
+    def _forget(self, uid: str) -> None:
+        self._cdi.remove(cdi_file_name(AMD_CDI_VENDOR, uid))
+        self._crash("cdi_removed")
+        if self._store.checkpoint.get(uid) is not None:
+            self._store.remove(uid)
+
+    async def _sweep(self) -> int:
+        """Give back what claims hold that are gone from the API server, or no longer have these devices."""
+        swept = 0
+        for record in tuple(self._store.checkpoint.records.values()):
+            where = path(CLAIM_API, "resourceclaims", namespace=record.namespace, name=record.name)
+            try:
+                claim = await self._client.get(where)
+            except NotFound:
+                claim = None
+            if claim is None or not _still_holds(claim, record):
+                log.warning("stale_claim", extra={"claim": record.claim, "claim_uid": record.uid})
+                self._forget(record.uid)
+                swept += 1
+        return swept
+
+    def _build_cdi(self, record: ClaimRecord) -> Json:
+        return build_amd_cdi_spec(record, self._inventory, self._backend.read_device_nodes(), self._node)
+
+    def _ensure_cdi(self, record: ClaimRecord) -> None:
+        """Written anew at every start: device numbers may be others after a reboot."""
+        try:
+            self._cdi.write(cdi_file_name(AMD_CDI_VENDOR, record.uid), self._build_cdi(record))
+        except HardwareError as error:
+            log.error("no_cdi_file", extra={"claim": record.claim, "error": str(error)})
+
+    # Publishing
+
+    def offer(self, features: Features) -> DeviceSet:
+        on_claim = self._may_change and features.partitionable and features.shared
+        self._offered = build_amd_devices(self._inventory, self._store.checkpoint, on_claim=on_claim)
+        prepared = sum(len(record.devices) for record in self._store.checkpoint.records.values())
+        show_prepared(self._node, self.name, {"gpu": prepared})
+        return self._offered
+
+    def health(self) -> tuple[DeviceHealth, ...]:
+        """What cannot be read is not offered, and what is offered has been read a moment ago."""
+        return tuple(
+            DeviceHealth(self._node, device["name"], _HEALTHY, "")
+            for group in self._offered.groups
+            for device in group.devices
+        )
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._rescan(changed))
+            tasks.create_task(self._sweep_regularly(changed))
+            tasks.create_task(self._target.run(lambda: self._reach_target(changed)))
+
+    async def _reach_target(self, changed: Callable[[], None]) -> None:
+        """Bring the node into the modes that the controller asks for, and say how it went."""
+        changed()  # a node with a target no longer partitions on claim
+        async with self._one_at_a_time, self._store.lease():
+            await self._rescan_once()
+            steps = self._target.plan(self._inventory, self._store.checkpoint)
+            await self._run_steps(steps)
+        self._target.observe(self._inventory)
+        changed()
+
+    async def _rescan(self, changed: Callable[[], None]) -> None:
+        while True:
+            await asyncio.sleep(self._rescan_interval_s)
+            before = self._inventory
+            try:
+                async with self._one_at_a_time:
+                    await self._rescan_once()
+            except HardwareError as error:
+                log.error("rescan_failed", extra={"driver": self.name, "error": str(error)})
+                self._inventory = AmdInventory(unreadable=(str(error),))
+            if self._inventory != before:
+                changed()
+
+    async def _sweep_regularly(self, changed: Callable[[], None]) -> None:
+        while True:
+            try:
+                async with self._one_at_a_time, self._store.lease():
+                    if await self._sweep():
+                        await self._store.sync()
+                        changed()
+            except (PartitaError, InvalidObject, ApiError) as error:
+                log.warning("sweep_failed", extra={"driver": self.name, "error": str(error)})
+            await asyncio.sleep(_SWEEP_INTERVAL_S)
+
+    async def _rescan_once(self) -> None:
+        self._inventory = await self._call(self._backend.read_inventory)
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, function)
+
+
+def _still_holds(claim: Json, record: ClaimRecord) -> bool:
+    if claim["metadata"]["uid"] != record.uid:
+        return False
+    allocated = {result["device"] for result in allocated_devices(claim, record.driver)}
+    return all(device.device in allocated for device in record.devices)
