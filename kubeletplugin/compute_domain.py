@@ -67,6 +67,7 @@ class ComputeDomainDriver:
     """`kubeletplugin.driver.NodeDriver` for ComputeDomains."""
 
     name = COMPUTE_DOMAIN_DRIVER
+    interruptible = True
 
     def __init__(
         self,

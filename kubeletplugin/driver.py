@@ -35,6 +35,8 @@ class NodeDriver(Protocol):
     """One vendor's devices on this node."""
 
     name: str
+    interruptible: bool
+    """`prepare` may be cancelled wherever it waits: it changes nothing before it has stopped waiting."""
 
     async def recover(self) -> None:
         """Finish or undo what an earlier run left; returns when claims can be served."""
@@ -89,6 +91,8 @@ class ClaimService:
         if task is None:
             # Only what was there before: two that waited for each other would wait for ever.
             earlier = self._running.get((_OPPOSITE[operation], ref.uid))
+            if earlier is not None and operation == "unprepare" and self._driver.interruptible:
+                earlier.cancel()  # its pod is being deleted, and must not wait with it
             task = self._running[key] = self._tasks.create_task(self._work(operation, ref, work, earlier))
             task.add_done_callback(lambda _: self._running.pop(key, None))
         done, _ = await asyncio.wait((task,), timeout=ANSWER_AFTER_S)
@@ -96,6 +100,8 @@ class ClaimService:
             return (
                 f"claim {ref}: {operation} is still under way after {ANSWER_AFTER_S:.0f} s; the next attempt joins it"
             )
+        if task.cancelled():
+            return f"claim {ref}: {operation} was given up, for the claim is unprepared now"
         return task.result()
 
     async def _work(

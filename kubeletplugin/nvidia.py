@@ -44,6 +44,7 @@ class NvidiaDriver:
     """`kubeletplugin.driver.NodeDriver` for NVIDIA GPUs."""
 
     name = NVIDIA_GPU_DRIVER
+    interruptible = False
 
     def __init__(
         self,

@@ -243,6 +243,22 @@ def test_a_call_that_waits_in_vain_ends_before_the_kubelets_patience_and_says_wh
     asyncio.run(scenario())
 
 
+def test_a_pod_that_is_deleted_while_it_waits_need_not_wait_any_longer(cluster: Cluster) -> None:
+    async def scenario() -> None:
+        async with world(cluster) as it:
+            claim = await it.claim("c0")
+            waiting = asyncio.create_task(it.kubelet.prepare(claim))
+            await asyncio.sleep(1)
+            waiting.cancel()  # the kubelet gives the call up when the pod is deleted
+            async with asyncio.timeout(20):
+                await it.kubelet.unprepare(claim)
+            await it.publish(released=True)
+            await asyncio.sleep(1)
+            assert it.specs() == {}
+
+    asyncio.run(scenario())
+
+
 def test_a_daemon_gets_its_directory_programs_and_capability(cluster: Cluster) -> None:
     async def scenario() -> None:
         async with world(cluster) as it:

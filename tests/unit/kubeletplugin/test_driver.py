@@ -36,6 +36,7 @@ class Rack:
     """A driver of one device: what it holds, in which order it was used, and how it is made to fail."""
 
     name = "rack.example.com"
+    interruptible = False
 
     def __init__(self, *failures: Exception) -> None:
         self.held: set[str] = set()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log"
 	"net"
@@ -15,7 +16,11 @@ func (d *daemon) connect(index int) {
 	each := d.peers[index]
 	for {
 		if !d.hanging() {
-			if err := d.hold(index, each); err != nil && each.attempts < 3 {
+			err := d.hold(index, each)
+			if errors.Is(err, errRestart) {
+				continue
+			}
+			if err != nil && each.attempts < 2 {
 				log.Printf("[INFO] Connection to node %d - %s: %v", index, each.node, err)
 			}
 		}
@@ -60,13 +65,18 @@ func (d *daemon) hold(index int, each *peer) error {
 	d.set(each, imex.Connected, address, lines)
 	each.attempts = 0
 	log.Printf("[INFO] Connection established to node %d - %s:%d", index, each.node, d.config.ServerPort)
-	err = d.keepAlive(lines)
+	err = d.keepAlive(each, lines)
+	if errors.Is(err, errRestart) {
+		return err
+	}
 	log.Printf("[ERROR] Node disconnect event detected for node %d - %s: %v", index, each.node, err)
 	d.set(each, imex.Recovering, address, nil)
 	return err
 }
 
-func (d *daemon) keepAlive(lines *imex.Lines) error {
+var errRestart = errors.New("told to restart the connection")
+
+func (d *daemon) keepAlive(each *peer, lines *imex.Lines) error {
 	for {
 		if d.hanging() {
 			return fmt.Errorf("told to hang")
@@ -81,7 +91,11 @@ func (d *daemon) keepAlive(lines *imex.Lines) error {
 		if pong.Bye {
 			return fmt.Errorf("the node shuts down")
 		}
-		time.Sleep(heartbeat)
+		select {
+		case <-each.wake:
+			return errRestart
+		case <-time.After(heartbeat):
+		}
 	}
 }
 

@@ -179,9 +179,6 @@ func (d *daemon) reload() {
 	defer d.mutex.Unlock()
 	d.creds = creds
 	for _, each := range d.peers {
-		if each.lines != nil {
-			each.lines.Close()
-		}
 		select {
 		case each.wake <- struct{}{}:
 		default:
