@@ -1,6 +1,6 @@
 """The models that can be simulated, and how a node of each is laid out.
 
-Figures: AMD's data sheets; memory as amdgpu reports it (the firmware keeps 16 MiB). Rules of modes are in `src/state.c`.
+Figures: AMD's data sheets; memory as amdgpu reports it (the firmware keeps 16 MiB). Rules of modes: `src/state.c`.
 """
 
 import re

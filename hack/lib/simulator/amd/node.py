@@ -9,6 +9,17 @@ from simulator.amd import state as store
 from simulator.amd.build import build_library
 from simulator.amd.models import BUSES, Model, parse_profile
 
+_SHOWN: Final = (
+    "dev/dri",
+    "dev/kfd",
+    "sys/module/amdgpu",
+    "sys/bus/pci/drivers/amdgpu",
+    "sys/class/drm",
+    "sys/class/kfd",
+    "sys/devices/virtual/kfd",
+    "sys/devices/platform",
+)
+"""What amdgpu shows; other vendors' hardware in the same tree stays."""
 FIRST_HIVE_ID: Final = 15188982192727901047  # of a captured MI300X node
 FIRST_UNIQUE_ID: Final = 16404946649897475633  # of its first GPU
 DRIVER_VERSION: Final = "6.12.12"
@@ -32,8 +43,12 @@ def install(
         fresh = library.with_suffix(".fresh")
         shutil.copy2(built, fresh)
         fresh.rename(library)
-    for shown in ("sys", "dev/dri", "dev/kfd"):
+    for shown in _SHOWN:
         _remove(root / shown)
+    for link in (root / "sys/bus/pci/devices").glob("*"):
+        if (link / "vendor").exists() and (link / "vendor").read_text() == "0x1002\n":
+            shutil.rmtree(link.resolve())
+            link.unlink()
     store.create(root, _first_state(model, count, index, driver_version))
 
 
