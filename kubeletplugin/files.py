@@ -195,19 +195,24 @@ class Store:
         wanted = self._appended
         while self._synced < wanted:
             # Everybody waits for the one under way; whoever is not covered by it then waits for the next.
+            under_way = self._syncing
+            if under_way is None or under_way.done():
+                under_way = self._start_sync()
             try:
-                await asyncio.shield(self._syncing or self._start_sync())
+                await asyncio.shield(under_way)
             except OSError as error:
                 raise disk_error(error, self.path) from error
 
     def _start_sync(self) -> asyncio.Future[None]:
         covers, fd = self._appended, os.dup(self._fd)
-        self._syncing = asyncio.get_running_loop().run_in_executor(self._syncer, _sync_and_close, fd)
-        self._syncing.add_done_callback(lambda done: self._end_sync(done, covers))
-        return self._syncing
+        syncing = asyncio.get_running_loop().run_in_executor(self._syncer, _sync_and_close, fd)
+        syncing.add_done_callback(lambda done: self._end_sync(done, covers))
+        self._syncing = syncing
+        return syncing
 
     def _end_sync(self, done: asyncio.Future[None], covers: int) -> None:
-        self._syncing = None
+        if self._syncing is done:
+            self._syncing = None
         if done.cancelled() or done.exception() is not None:
             # The kernel may have dropped the dirty pages: the next append writes the whole file anew.
             self._suspect = True

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import os
 import shutil
 import signal
@@ -70,8 +71,11 @@ class Node:
 
     def find_registration(self, driver: str) -> Path:
         """The newest socket, whose name differs at every start; where there is none, a path that does not exist."""
-        found = sorted(self.registry.glob(f"{driver}-*reg.sock"), key=lambda path: path.stat().st_ctime_ns)
-        return found[-1] if found else self.registry / f"{driver}-reg.sock"
+        found: list[tuple[int, Path]] = []
+        for path in self.registry.glob(f"{driver}-*reg.sock"):
+            with contextlib.suppress(FileNotFoundError):  # a starting plugin removes what a killed one left
+                found.append((path.stat().st_ctime_ns, path))
+        return max(found)[1] if found else self.registry / f"{driver}-reg.sock"
 
     @property
     def journal(self) -> Path:

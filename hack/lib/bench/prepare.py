@@ -97,12 +97,14 @@ async def _measure_start(options: Options, client: Client, account: ServiceAccou
         node.start()
         await node.wait_until_registered()
         up_s = time.perf_counter() - started_s
+        kubelet = await Kubelet.register(node.registration_socket)
         await (await Kubelet.register(node.registration_socket)).close()
         devices = await wait_for_devices(client, NODE)
         published_s = time.perf_counter() - started_s
         show(BENCH, "start-16-gpus", "up", up_s, "s")
         show(BENCH, "start-16-gpus", "published", published_s, "s", devices=len(devices))
         show(BENCH, "start-16-gpus", "rss", node.rss_mib(), "MiB")
+        await kubelet.close()
     finally:
         node.remove()
         await delete_slices(client, NODE)

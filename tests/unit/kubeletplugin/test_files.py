@@ -87,6 +87,28 @@ def test_many_at_once_are_all_durable(tmp_path: Path) -> None:
     run(scenario)
 
 
+def test_waiting_for_the_disk_never_stops_the_loop(tmp_path: Path) -> None:
+    """Many overlapping waits, begun at every moment of the one that is under way."""
+
+    async def scenario() -> None:
+        mine = store(tmp_path)
+
+        async def put(lane: int) -> None:
+            for n in range(100):
+                async with mine.lease():
+                    mine.put(record(f"{lane}-{n}"))
+                    for _ in range((lane + n) % 4):
+                        await asyncio.sleep(0)
+                    await mine.sync()
+                    mine.remove(f"{lane}-{n}")
+                    await mine.sync()
+
+        await asyncio.gather(*(put(lane) for lane in range(8)))
+        assert await read(tmp_path) == set()
+
+    run(scenario)
+
+
 def test_a_torn_last_line_is_cut_off(tmp_path: Path) -> None:
     async def scenario() -> None:
         mine = store(tmp_path)
