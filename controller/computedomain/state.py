@@ -206,9 +206,9 @@ class Members:
     """Claims that came after the domain began to end, or from another namespace."""
 
 
-GATHER_ADDRESSES_S: Final = 1.0
+GATHER_ADDRESSES_S: Final = 2.0
 """How long an address may wait for those of the other members, so that all are told at once."""
-GATHER_READINESS_S: Final = 0.15
+GATHER_READINESS_S: Final = 0.5
 """How long a readiness may wait for those of the other members. The last one never waits."""
 GATHER_WORDS_S: Final = 2.0
 """How long a change of words alone may wait."""
