@@ -19,6 +19,7 @@ from kubeletplugin.imexdaemon.plan import (
     Stop,
     count_crashes,
     plan_imex,
+    poll_interval_s,
     reload_delay_s,
     restart_delay_s,
 )
@@ -30,11 +31,6 @@ from kubeletplugin.imexdaemon.watch import ServiceAccount, watch_object
 
 log = logging.getLogger(__name__)
 
-EAGER_POLL_S: Final = 0.1
-EAGER_FOR_S: Final = 60.0
-"""Ask often for so long after a change; whoever is missing then will not be missed by a second."""
-PATIENT_POLL_S: Final = 1.0
-READY_POLL_S: Final = 3.0
 TLS_CHECK_S: Final = 30.0
 """The kubelet needs a minute or more to bring a renewed certificate into the pod."""
 HANG_LIMIT_S: Final = 30.0
@@ -170,8 +166,7 @@ class Daemon:
             self._poll_now.clear()
             readiness = await self._check()
             self._set(readiness)
-            eager = time.monotonic() - self._changed_at_s < EAGER_FOR_S
-            wait_s = READY_POLL_S if readiness.ready else EAGER_POLL_S if eager else PATIENT_POLL_S
+            wait_s = poll_interval_s(ready=readiness.ready, since_change_s=time.monotonic() - self._changed_at_s)
             try:
                 await asyncio.wait_for(self._poll_now.wait(), wait_s)
             except TimeoutError:

@@ -11,6 +11,12 @@ RELOAD_INTERVAL_S: Final = 5.1
 GATHER_S: Final = 1.0
 """How long to gather further addresses before a signal; nvidia-imex itself tries a missing peer once a second."""
 
+POLL_INTERVALS_S: Final = (0.1, 0.5, 3.0)
+"""Between two questions to nvidia-imex-ctl (10 ms of CPU each): after a change, later, and once all is settled."""
+
+PATIENCE_S: Final = 300.0
+"""Whoever is missing for so long will not be missed by three seconds."""
+
 RESTART_DELAYS_S: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Before the n-th restart in a row after a crash."""
 
@@ -94,3 +100,11 @@ def restart_delay_s(crashes: int) -> float:
 def count_crashes(before: int, lived_s: float) -> int:
     """Crashes in a row, with the one that ended a process after `lived_s`."""
     return 1 if lived_s >= STEADY_S else before + 1
+
+
+def poll_interval_s(*, ready: bool, since_change_s: float) -> float:
+    """Often while something is about to happen; a tenth of the time that it has taken already is not noticed."""
+    first_s, most_s, settled_s = POLL_INTERVALS_S
+    if ready or since_change_s > PATIENCE_S:
+        return settled_s
+    return min(max(first_s, since_change_s / 10), most_s)

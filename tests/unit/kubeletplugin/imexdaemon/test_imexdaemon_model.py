@@ -26,6 +26,7 @@ from kubeletplugin.imexdaemon.plan import (
     Stop,
     count_crashes,
     plan_imex,
+    poll_interval_s,
     reload_delay_s,
     restart_delay_s,
 )
@@ -148,6 +149,11 @@ class TestPlan:
             delays.append(restart_delay_s(crashes))
         assert delays == [0, 1, 2, 4, 8, 16, 30, 30, 30]
         assert restart_delay_s(count_crashes(crashes, lived_s=61.0)) == 0
+
+    def test_questions_are_asked_often_only_while_something_is_about_to_happen(self) -> None:
+        waiting = [poll_interval_s(ready=False, since_change_s=since) for since in (0.0, 2.0, 40.0, 400.0)]
+        assert waiting == [0.1, 0.2, 0.5, 3.0]
+        assert poll_interval_s(ready=True, since_change_s=0.0) == 3.0
 
 
 def report(*rows: tuple[str, list[str]]) -> str:
