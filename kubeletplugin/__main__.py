@@ -108,7 +108,7 @@ def find_drivers(settings: Settings) -> list[str]:
 
 
 _REGISTRATION_PATIENCE_S = 3.0  # the kubelet looks for new sockets every second
-_GC_THRESHOLDS = (10_000, 20, 20)  # a claim makes some thousand short-lived objects, hardly any of them in cycles
+_GC_THRESHOLDS = (2_000, 20, 20)  # a claim makes some thousand short-lived objects, hardly any of them in cycles
 
 
 class Plugin:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 SLICE_API: Final = "resource.k8s.io/v1"
 _QUIET_S: Final = 0.3  # several claims at once change the order of devices once
-_PATIENCE_S: Final = 2.0  # under a steady stream of claims, which never is quiet
+_PATIENCE_S: Final = 5.0  # under a steady stream of claims, which never is quiet
 _FEATURE_FIELDS: Final = {
     "DRAPartitionableDevices": "partitionable",
     "DRADeviceTaints": "taints",
