@@ -10,9 +10,10 @@ from typing import Final, TypeVar
 
 from api.client import ApiError, Client, Json, NotFound, path
 from api.device_config import parse_device_config
-from api.errors import Busy, HardwareError, InvalidObject, PartitaError, StateUnreadable
+from api.errors import Busy, HardwareError, InvalidObject, PartitaError, Retryable, StateUnreadable
 from api.names import AMD_CDI_VENDOR, AMD_GPU_DRIVER
 from api.resources import allocated_devices
+from kubeletplugin.amd_home import HomeModes
 from kubeletplugin.amd_target import NodeTarget
 from kubeletplugin.driver import CLAIM_API
 from kubeletplugin.events import Recorder
@@ -30,6 +31,7 @@ from kubeletplugin.model.amd_prepare import (
     plan_amd_prepare,
     unfinished_claims,
 )
+from kubeletplugin.model.amd_target import plan_target
 from kubeletplugin.model.cdi import cdi_file_name, read_record
 from kubeletplugin.model.checkpoint import Checkpoint, ClaimRecord, ClaimState
 from kubeletplugin.model.claims import parse_claim
@@ -40,6 +42,7 @@ log = logging.getLogger(__name__)
 
 _MISSING_RETRY_S: Final = 5.0
 _SWEEP_INTERVAL_S: Final = 600.0
+_IDLE_S: Final = 15.0  # pods of one application that is being replaced come within that
 _HEALTHY: Final = 1
 
 T = TypeVar("T")
@@ -53,6 +56,7 @@ class AmdDriver:
     """
 
     name = AMD_GPU_DRIVER
+    interruptible = False
 
     def __init__(
         self,
@@ -83,6 +87,7 @@ class AmdDriver:
         self._offered = DeviceSet()
         self._boot_id = ""
         self._target = NodeTarget(node, client)
+        self._home = HomeModes(store.path.with_name("home-modes.json"))
 
     # Start
 
@@ -172,6 +177,7 @@ class AmdDriver:
             self._store.put(plan.record)
             await self._store.sync()
             self._crash("intent")
+            self._home.remember(self._boot_id, self._inventory)
             await self._run_steps(plan.steps)
         self._crash("hardware")
         record = complete_amd(plan)
@@ -260,17 +266,30 @@ class AmdDriver:
         changed()
 
     async def _rescan(self, changed: Callable[[], None]) -> None:
+        idle_s = 0.0
         while True:
             await asyncio.sleep(self._rescan_interval_s)
+            idle_s = 0.0 if self._store.checkpoint.records else idle_s + self._rescan_interval_s
             before = self._inventory
             try:
-                async with self._one_at_a_time:
+                async with self._one_at_a_time, self._store.lease():
                     await self._rescan_once()
+                    if idle_s >= _IDLE_S and self._may_change:
+                        await self._return_home()
+            except (Retryable, StateUnreadable) as error:
+                log.warning("not_looked_after", extra={"driver": self.name, "error": str(error)})
             except HardwareError as error:
                 log.error("rescan_failed", extra={"driver": self.name, "error": str(error)})
                 self._inventory = AmdInventory(unreadable=(str(error),))
             if self._inventory != before:
                 changed()
+
+    async def _return_home(self) -> None:
+        """Undo what claims that are gone did to the memory mode, so that claims for several GPUs find it."""
+        target = self._home.target(self._boot_id, self._inventory)
+        if target and not self._store.checkpoint.records:
+            log.info("returning_home", extra={"driver": self.name, "modes": list(target)})
+            await self._run_steps(plan_target(self._inventory, self._store.checkpoint, target))
 
     async def _sweep_regularly(self, changed: Callable[[], None]) -> None:
         while True:

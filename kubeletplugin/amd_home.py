@@ -1,0 +1,48 @@
+"""The modes that an administrator left the GPUs in, kept over restarts of this program: where an idle node returns to.
+
+A node that claims have brought into another memory mode could otherwise never serve a claim for several GPUs in the
+first one: changing the memory mode is offered to one GPU at a time (`model.amd_devices`).
+"""
+
+import json
+from pathlib import Path
+
+from api.errors import StateUnreadable
+from kubeletplugin.files import write_whole
+from kubeletplugin.model.amd_partitions import AmdInventory
+
+
+class HomeModes:
+    """One file; what it says counts until the node boots again, which resets modes anyway."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def remember(self, boot_id: str, inventory: AmdInventory) -> None:
+        """Before the first change of this boot."""
+        if self.read(boot_id) is None:
+            modes = {gpu.pci_address: gpu.mode.profile for gpu in inventory.gpus if gpu.mode is not None}
+            text = json.dumps({"bootID": boot_id, "modes": modes})
+            write_whole(self._path, text.encode(), durable=True)
+
+    def read(self, boot_id: str) -> dict[str, str] | None:
+        """Mode by PCI address; None where nothing was changed in this boot."""
+        try:
+            kept = json.loads(self._path.read_text())
+            return dict(kept["modes"]) if kept["bootID"] == boot_id else None
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise StateUnreadable(
+                f"{self._path}: {error}; remove it, and the GPUs stay in their present modes"
+            ) from error
+
+    def target(self, boot_id: str, inventory: AmdInventory) -> tuple[str | None, ...]:
+        """For `plan_target`: the modes to return to where a memory mode differs; empty where none does."""
+        home = self.read(boot_id) or {}
+        modes = tuple(home.get(gpu.pci_address) for gpu in inventory.gpus)
+        differs = any(
+            gpu.mode is not None and mode is not None and mode.rpartition("_")[2] != gpu.mode.memory.lower()
+            for gpu, mode in zip(inventory.gpus, modes, strict=True)
+        )
+        return modes if differs else ()
