@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from api.errors import StateUnreadable
-from kubeletplugin.files import write_whole
+from kubeletplugin.files import disk_error, write_whole
 from kubeletplugin.model.amd_partitions import AmdInventory
 
 
@@ -23,7 +23,12 @@ class HomeModes:
         if self.read(boot_id) is None:
             modes = {gpu.pci_address: gpu.mode.profile for gpu in inventory.gpus if gpu.mode is not None}
             text = json.dumps({"bootID": boot_id, "modes": modes})
-            write_whole(self._path, text.encode(), durable=True)
+            fresh = self._path.with_suffix(".fresh")
+            try:
+                write_whole(fresh, text.encode(), durable=True)
+                fresh.rename(self._path)
+            except OSError as error:
+                raise disk_error(error, self._path) from error
 
     def read(self, boot_id: str) -> dict[str, str] | None:
         """Mode by PCI address; None where nothing was changed in this boot."""
@@ -33,9 +38,7 @@ class HomeModes:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
-            raise StateUnreadable(
-                f"{self._path}: {error}; remove it, and the GPUs stay in their present modes"
-            ) from error
+            raise StateUnreadable(f"{self._path}: {error}; without it the GPUs stay in their present modes") from error
 
     def target(self, boot_id: str, inventory: AmdInventory) -> tuple[str | None, ...]:
         """For `plan_target`: the modes to return to where a memory mode differs; empty where none does."""
