@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 
 from api.client import Client
 from api.errors import PartitaError
@@ -29,10 +29,19 @@ def main() -> None:
         asyncio.run(run(settings))
     except* PartitaError as group:
         failed = True
-        for error in group.exceptions:
+        for error in leaves(group):
             log.error("stopped", extra={"error": str(error), "reason": getattr(error, "reason", "")})
     if failed:
         sys.exit(1)
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """The errors themselves, however deep the task groups were."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error
 
 
 async def run(settings: ControllerSettings) -> None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from api.client import Client, Conflict, NotFound, path
-from api.errors import PartitaError, Retryable
+from api.client import ApiError, Client, Conflict, NotFound, path
+from api.errors import PartitaError
 
 log = logging.getLogger(__name__)
 
@@ -134,14 +134,14 @@ class Elector:
                 return True
         except Conflict:
             await self._look_again()
-        except (Retryable, TimeoutError) as error:
+        except (ApiError, TimeoutError) as error:
             log.warning("lease_unreachable", extra={"lease": self._settings.name, "error": str(error)})
         return False
 
     async def _look_again(self) -> None:
         try:
             await self._look()
-        except Retryable as error:
+        except ApiError as error:
             log.warning("lease_unreachable", extra={"lease": self._settings.name, "error": str(error)})
 
     async def _look(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from api.client import Client
+from api.client import Client, Forbidden, NotFound, back_off_s
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,21 @@ class Cache(Generic[T]):
         return len(self._entries)
 
     async def run(self, client: Client, changed: Callable[[T], None]) -> None:
-        """Follow the collection for ever; `changed` gets the value before and the value after each change."""
+        """Follow the collection for ever; `changed` gets the value before and the value after each change.
+
+        An API server that has just started refuses what it will allow once it knows its roles and custom resources; so
+        a refusal is told and tried again, and what is cached stays.
+        """
+        delays = back_off_s()
+        while True:
+            try:
+                await self._follow(client, changed)
+            except (Forbidden, NotFound) as error:
+                delay_s = next(delays)
+                log.warning("watch_refused", extra={"path": self.path, "error": str(error), "retry_in_s": delay_s})
+                await asyncio.sleep(delay_s)
+
+    async def _follow(self, client: Client, changed: Callable[[T], None]) -> None:
         events = client.list_watch(self.path, label_selector=self._label_selector, field_selector=self._field_selector)
         async for kind, payload in events:
             if kind == "SYNC":

@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 PASSES: Final = 8
 """Plans in a row for one key. Each needs what the one before made (its uid, say); a formation needs three."""
 WORKERS: Final = 8
+TOLERATED_S: Final = 2.0
+"""A refusal that lasts no longer than this is not told."""
 
 
 class ComputeDomains:
@@ -57,7 +59,7 @@ class ComputeDomains:
         self._metrics = metrics
         self.queue = WorkQueue()
         self._held: dict[str, dict[str, float]] = {}
-        self._failures: dict[str, tuple[str, ...]] = {}
+        self._failures: dict[str, tuple[float, tuple[str, ...]]] = {}
         self._make_caches(settings.namespace)
         self._executor = Executor(client, self._record, self._drop)
 
@@ -169,8 +171,13 @@ class ComputeDomains:
             secrets=tuple(self.secrets.find("uid", uid)),
             occupied=self._find_occupied(uid, nodes),
             held_since=self._held.get(uid, {}),
-            failures=self._failures.get(uid, ()),
+            failures=self._lasting_failures(uid, now),
         )
+
+    def _lasting_failures(self, uid: str, now: float) -> tuple[str, ...]:
+        """What passes by itself (an API server that has just started knows no roles yet) is not worth a word."""
+        since, refused = self._failures.get(uid, (now, ()))
+        return refused if now - since >= TOLERATED_S else ()
 
     def _is_ours(self, ref: Ref) -> bool:
         """Labels are anybody's to write; the driver's namespace is not."""
@@ -239,10 +246,8 @@ class ComputeDomains:
         if not refused:
             self._failures.pop(uid, None)
             return
-        first = uid not in self._failures
-        self._failures[uid] = refused
-        if first:
-            self.queue.add(uid)  # once more, to say it in the status
+        since = self._failures[uid][0] if uid in self._failures else time.time()
+        self._failures[uid] = (since, refused)
         raise PartlyApplied(refused[0])
 
     async def _execute(self, action: Any) -> None:

@@ -324,3 +324,41 @@ def test_forming_costs_few_writes_and_the_status_goes_one_way(
     told = "\n".join(f"{entry.verb} {entry.uri} {entry.code}" for entry in writes)
     assert 8 <= len(writes) <= 8 + 2 * 2, told
     assert all(entry.code < 300 for entry in writes), f"nothing is refused, nothing conflicts:\n{told}"
+
+
+def test_a_formation_outlives_the_death_of_the_api_server(
+    world: World, prepared: Cluster, kubelets: Kubelets, tmp_path: Path
+) -> None:
+    patient = {"LEASE_DURATION": "2m", "LEASE_RENEW_DEADLINE": "100s"}
+    controller = Controller(prepared, tmp_path / "controller.log", options=patient).start()
+    controller.wait_leading()
+    world.create(build_domain("outage", 2))
+    kubelets.ready = False
+    world.start_workers("cd-a", "cd-b")
+    wait_until("daemons are there", lambda: len(world.daemons()) == 2)
+    prepared.run("kill", "control-plane", "apiserver")
+    kubelets.ready = True
+    prepared.run("start", "control-plane", "apiserver")
+    world.wait_ready(2)
+    world.end_workers()
+    world.wait_reason("Idle")
+    wait_until("nothing of the formation is left", lambda: not world.leftovers())
+    assert controller.stop() == 0
+
+
+def test_what_the_api_server_refuses_is_told_in_its_words_and_tried_again(
+    world: World, controller: Controller, kubelets: Kubelets
+) -> None:
+    quotas = path("v1", "resourcequotas", namespace=NAMESPACE)
+    world.cluster.create(quotas, {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}})
+    try:
+        counted = f"{quotas}/none"
+        world.cluster.wait(counted, "the quota is counted", lambda quota: "hard" in quota.get("status", {}))
+        world.create(build_domain("refused", 1))
+        world.start_workers("cd-a")
+        domain = world.wait_reason("ActionFailed")
+        assert "exceeded quota" in condition(domain, "Degraded")["message"]
+    finally:
+        world.cluster.delete(f"{quotas}/none")
+    domain = world.wait_ready(1)
+    assert condition(domain, "Degraded")["status"] == "False"
