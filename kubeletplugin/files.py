@@ -75,7 +75,7 @@ class Store:
         self._appended = 0
         self._synced = 0
         self._syncing: asyncio.Future[None] | None = None
-        self._reserved: set[str] = set()
+        self._reserved: dict[str, ClaimRecord | None] = {}
 
     # Sharing with other instances
 
@@ -171,23 +171,24 @@ class Store:
 
     def reserve(self, record: ClaimRecord) -> None:
         """Let later plans of this process see what is under way; a crash forgets it."""
-        self._reserved.add(record.uid)
+        self._reserved.setdefault(record.uid, self.checkpoint.get(record.uid))
         self.checkpoint = self.checkpoint.with_record(record)
 
     def release(self, uid: str) -> None:
-        """Undo `reserve`."""
-        self._reserved.discard(uid)
-        self.checkpoint = self.checkpoint.without(uid)
+        """Undo `reserve`, back to what the journal holds; what was put or removed meanwhile stays as it is."""
+        if uid in self._reserved:
+            self.checkpoint = _restored(self.checkpoint, uid, self._reserved.pop(uid))
 
     def put(self, record: ClaimRecord) -> None:
         """Append. Raises DiskFull, after which nothing changed."""
         self._append(encode_record(record))
-        self._reserved.discard(record.uid)
+        self._reserved.pop(record.uid, None)
         self.checkpoint = self.checkpoint.with_record(record)
 
     def remove(self, uid: str) -> None:
         """Append a removal. Raises DiskFull, after which nothing changed."""
         self._append(encode_removal(uid))
+        self._reserved.pop(uid, None)
         self.checkpoint = self.checkpoint.without(uid)
 
     async def sync(self) -> None:
@@ -244,8 +245,8 @@ class Store:
     def _replace(self, checkpoint: Checkpoint) -> None:
         """Write the journal anew beside the old one, and rename: a crash leaves the old or the new, whole."""
         durable = checkpoint
-        for uid in self._reserved:
-            durable = durable.without(uid)
+        for uid, before in self._reserved.items():
+            durable = _restored(durable, uid, before)
         data = encode_checkpoint(self._driver, durable)
         temporary = self.path.with_suffix(".new")
         try:
@@ -260,6 +261,10 @@ class Store:
             raise disk_error(error, self.path) from error
         self.checkpoint, self._size, self._lines = checkpoint, len(data), len(durable.records) + 1
         self._synced, self._suspect = self._appended, False
+
+
+def _restored(checkpoint: Checkpoint, uid: str, before: ClaimRecord | None) -> Checkpoint:
+    return checkpoint.without(uid) if before is None else checkpoint.with_record(before)
 
 
 def write_whole(path: Path, data: bytes, *, durable: bool) -> None:

@@ -6,6 +6,21 @@ from pathlib import Path
 
 from tests.support.cluster import ROOT, Cluster, run
 
+_GPU = re.compile(r"\s*(?P<minor>\d+)  \S+:\S+ +.* (?P<mig>on|off|n/a) ")
+_INSTANCE = re.compile(r"\s+GI (?P<gi>\d+) +(?P<profile>\S+) +at (?P<start>\d+):\d+ +CI (?P<ci>\d+) \S+ (?P<uuid>\S+)")
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A GPU instance with its compute instance."""
+
+    gpu: int
+    gi: int
+    ci: int
+    profile: str
+    start: int
+    uuid: str
+
 
 @dataclass(frozen=True)
 class Simulator:
@@ -24,6 +39,25 @@ class Simulator:
     def instances(self) -> list[str]:
         """One line per GPU instance, with its compute instance."""
         return [line.strip() for line in self.show().splitlines() if re.match(r"\s+GI \d", line)]
+
+    def layout(self) -> list[Instance]:
+        """The finished instances of all GPUs."""
+        gpu, found = -1, []
+        for line in self.show().splitlines():
+            if match := _INSTANCE.match(line):
+                gi, ci, start = (int(match[name]) for name in ("gi", "ci", "start"))
+                found.append(Instance(gpu, gi, ci, match["profile"], start, match["uuid"]))
+            elif match := _GPU.match(line):
+                gpu = int(match["minor"])
+        return found
+
+    def mig_modes(self) -> dict[int, str]:
+        """`on` or `off` by minor number."""
+        return {int(m["minor"]): m["mig"] for line in self.show().splitlines() if (m := _GPU.match(line))}
+
+    def smi(self, *arguments: str) -> str:
+        """What an admin types on the node."""
+        return self.cluster.in_node(self.node, "/run/nvidia/driver/usr/bin/nvidia-smi", *arguments)
 
     def inject(self, *arguments: str) -> None:
         run([ROOT / "hack" / "simulator", "inject", "--root", self.root, *arguments])

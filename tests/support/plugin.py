@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from tests.support.cluster import ROOT, Cluster, wait_until
 
 BARE_NODE = "n1"
+FABRIC_NODE = "n2"
 DRIVER_ROOT = "/run/nvidia/driver"
 PYTHON = ROOT / ".cache" / "venv" / "bin" / "python"
 
@@ -25,6 +24,7 @@ class NodePlugin:
     node: str
     environment: dict[str, str] = field(default_factory=dict)
     _starts: int = 0
+    _mark: int = 0
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -38,11 +38,13 @@ class NodePlugin:
     def start(self, **environment: str) -> None:
         """Begin a run; its log is a file of its own. `environment` is added for this run only."""
         self._starts += 1
+        self._mark = 0
         values = {
             "NODE_NAME": self.node,
             "DRIVER_ROOT": DRIVER_ROOT,
             "KUBECONFIG": str(self.cluster.kubeconfig),
             "PYTHONPATH": str(ROOT),
+            "DRIVERS": "gpu.nvidia.com",
             "LOG_LEVEL": "INFO",
             **self.environment,
             **environment,
@@ -69,6 +71,21 @@ class NodePlugin:
         self._process = None
         return code
 
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def ensure(self) -> None:
+        """Running and registered, whatever happened to it."""
+        if not self.is_running():
+            self.kill()
+            self.start()
+            self.wait_registered()
+
+    def restart(self, **environment: str) -> None:
+        """Kill it, and start it with these variables for this run."""
+        self.kill()
+        self.start(**environment)
+
     def kill(self) -> None:
         """SIGKILL, wherever it is."""
         if self._process is None:
@@ -82,14 +99,23 @@ class NodePlugin:
         self.signal("TERM")
         self.wait_ended()
 
+    def mark(self) -> None:
+        """Forget what this run has logged so far."""
+        self._mark = self.log_file.stat().st_size
+
     def lines(self) -> list[dict[str, Any]]:
-        """The log of the latest run, as far as it is JSON."""
-        text = self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+        """The log of the latest run since `mark`, as far as it is JSON."""
+        if not self.log_file.exists():
+            return []
+        text = self.log_file.read_bytes()[self._mark :].decode(errors="replace")
         return [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
 
-    def wait_logged(self, message: str, patience_s: float = 60.0, count: int = 1) -> dict[str, Any]:
+    def logged(self, message: str, **fields: Any) -> list[dict[str, Any]]:
+        return [line for line in self.lines() if line.get("msg") == message and fields.items() <= line.items()]
+
+    def wait_logged(self, message: str, patience_s: float = 60.0, count: int = 1, **fields: Any) -> dict[str, Any]:
         def found() -> dict[str, Any] | None:
-            hits = [line for line in self.lines() if line.get("msg") == message]
+            hits = self.logged(message, **fields)
             return hits[count - 1] if len(hits) >= count else None
 
         try:
@@ -99,13 +125,3 @@ class NodePlugin:
 
     def wait_registered(self, count: int = 1) -> None:
         self.wait_logged("registered", count=count)
-
-    @contextmanager
-    def running(self, **environment: str) -> Iterator["NodePlugin"]:
-        """Registered within; killed afterwards."""
-        self.start(**environment)
-        try:
-            self.wait_registered()
-            yield self
-        finally:
-            self.kill()

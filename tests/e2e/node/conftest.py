@@ -1,29 +1,54 @@
-"""A cluster of its own for one node's kubelet and plugin.
+"""A cluster of its own for the kubelet and plugin of single nodes.
 
-The plugin runs on `n1` as a plain process, so that it can be killed, paused and started at will.
+The plugins run as plain processes, so that they can be killed, stopped and started at will. One is left running from
+test to test; a test that needs a fresh one restarts it.
 """
 
+import json
 from collections.abc import Iterator
-from uuid import uuid4
 
 import pytest
 
-from tests.support.cluster import Cluster, path, wait_until
+from tests.support.bench import Bench, open_bench
+from tests.support.cluster import Cluster
 from tests.support.fixtures import session_cluster
-from tests.support.plugin import BARE_NODE, NodePlugin
+from tests.support.hardware import Simulator
+from tests.support.plugin import BARE_NODE, FABRIC_NODE, NodePlugin
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes with two simulated H100 each."""
-    yield from session_cluster("node", "--nodes", "2", "--profile", "h100x2")
+    """`n1` with two H100; `n2` with four GPUs on an NVLink fabric."""
+    for cluster in session_cluster("node", "--nodes", "2", "--profile", "h100x2,gb200"):
+        for node in (BARE_NODE, FABRIC_NODE):
+            resync_soon(cluster, node)
+        yield cluster
+
+
+def resync_soon(cluster: Cluster, node: str) -> None:
+    """Kubelets look at a pod that failed again after 60 to 90 s (syncFrequency 1m); here after 5 to 8 s."""
+    file = cluster.state / "nodes" / node / "etc/kubernetes/kubelet.json"
+    config = json.loads(file.read_text())
+    if config.get("syncFrequency") != "5s":
+        file.write_text(json.dumps({**config, "syncFrequency": "5s"}))
+        cluster.run("kill", node, "kubelet")
+        cluster.run("start", node, "kubelet")
+        cluster.wait_node(node)
 
 
 @pytest.fixture(scope="session")
 def device_classes(cluster: Cluster) -> None:
-    """The two of the reference driver; no chart is installed here."""
-    for name, kind in (("gpu.nvidia.com", "gpu"), ("mig.nvidia.com", "mig")):
-        expression = f"device.driver == 'gpu.nvidia.com' && device.attributes['gpu.nvidia.com'].type == '{kind}'"
+    """Those of the chart, which is not installed here."""
+    attributes = {"gpu.nvidia.com": "gpu", "mig.nvidia.com": "mig"}
+    expressions = {
+        name: f"device.driver == 'gpu.nvidia.com' && device.attributes['gpu.nvidia.com'].type == '{kind}'"
+        for name, kind in attributes.items()
+    }
+    channel = "device.attributes['compute-domain.nvidia.com'].type == 'channel'"
+    expressions["compute-domain-default-channel.nvidia.com"] = (
+        f"device.driver == 'compute-domain.nvidia.com' && {channel}"
+    )
+    for name, expression in expressions.items():
         cluster.apply(
             {
                 "apiVersion": "resource.k8s.io/v1",
@@ -34,23 +59,30 @@ def device_classes(cluster: Cluster) -> None:
         )
 
 
-@pytest.fixture
-def namespace(cluster: Cluster) -> Iterator[str]:
-    """A fresh namespace; afterwards all that ran in it is gone, or the test fails."""
-    name = f"test-{uuid4().hex[:8]}"
-    cluster.create(path("v1", "namespaces"), {"metadata": {"name": name}})
-    account = path("v1", "serviceaccounts", namespace=name, name="default")
-    wait_until(f"{name} has its service account", lambda: cluster.find(account))
-    yield name
-    cluster.delete(path("v1", "namespaces", name=name))
-    cluster.wait_gone(path("v1", "namespaces", name=name), 180.0)
-
-
-@pytest.fixture
-def plugin(cluster: Cluster, device_classes: None) -> Iterator[NodePlugin]:
-    """Not started yet; killed afterwards, with its slices removed."""
+@pytest.fixture(scope="session")
+def running_plugin(cluster: Cluster, device_classes: None) -> Iterator[NodePlugin]:
     process = NodePlugin(cluster, BARE_NODE)
     yield process
     process.kill()
-    for piece in cluster.list(path("resource.k8s.io/v1", "resourceslices"), fieldSelector=f"spec.nodeName={BARE_NODE}"):
-        cluster.delete(path("resource.k8s.io/v1", "resourceslices", name=piece["metadata"]["name"]))
+
+
+@pytest.fixture
+def plugin(running_plugin: NodePlugin) -> NodePlugin:
+    """Registered; its log begins with the test."""
+    running_plugin.ensure()
+    running_plugin.mark()
+    return running_plugin
+
+
+@pytest.fixture
+def simulator(cluster: Cluster) -> Simulator:
+    return Simulator(cluster, BARE_NODE)
+
+
+@pytest.fixture
+def bench(cluster: Cluster, plugin: NodePlugin, simulator: Simulator) -> Iterator[Bench]:
+    """A fresh namespace, slices published; afterwards all that ran in it is gone without trace, or the test fails."""
+    it = open_bench(cluster, plugin, simulator)
+    it.wait_published()
+    yield it
+    it.sweep()

@@ -222,3 +222,45 @@ def test_cdi_files_of_others_are_not_ours_and_broken_ones_are_told_apart(tmp_pat
     (tmp_path / "k8s.gpu.nvidia.com-claim_bad.json").write_text("{")
     (tmp_path / "other.json").write_text(json.dumps({"kind": "y"}))
     assert dict(cdi.read_all()) == {"good": {"kind": "x"}, "bad": None}
+
+
+def test_a_released_reservation_leaves_what_the_journal_holds(tmp_path: Path) -> None:
+    """A failed attempt forgets no earlier one's record: an instance without record counts as an admin's."""
+
+    async def scenario() -> None:
+        mine = store(tmp_path)
+        async with mine.lease():
+            mine.put(record("a", ClaimState.STARTED))
+            mine.reserve(record("a"))
+            mine.release("a")
+            assert mine.checkpoint.records["a"].state is ClaimState.STARTED
+            mine.reserve(record("b", ClaimState.STARTED))
+            mine.put(record("b", ClaimState.STARTED))
+            mine.release("b")
+            assert set(mine.checkpoint.records) == {"a", "b"}
+            mine.reserve(record("c"))
+            mine.release("c")
+            assert set(mine.checkpoint.records) == {"a", "b"}
+        assert await read(tmp_path) == {"a", "b"}
+
+    run(scenario)
+
+
+def test_a_journal_written_anew_keeps_the_earlier_record_of_a_claim_under_way(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        mine = store(tmp_path)
+        async with mine.lease():
+            mine.put(record("a", ClaimState.STARTED))
+            mine.reserve(record("a"))
+            mine.path.unlink()
+            mine.refresh()
+            assert last_state(mine.path.read_bytes()) == "started"
+            mine.release("a")
+
+    run(scenario)
+
+
+def last_state(journal: bytes) -> str:
+    """State of the last record in a journal."""
+    entry = json.loads(journal.splitlines()[-1].split(b" ", 2)[2])
+    return str(entry["set"]["state"])

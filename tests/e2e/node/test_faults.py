@@ -1,0 +1,188 @@
+"""What dies in the middle of claims: everything converges, pods run or end, nothing leaks, nothing is held twice."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from kubeletplugin.settings import CRASH_STEPS
+from tests.support.bench import Bench, stays
+from tests.support.cluster import Cluster, wait_until
+from tests.support.hardware import Simulator
+from tests.support.plugin import BARE_NODE
+
+PREPARE_STEPS = CRASH_STEPS[: CRASH_STEPS.index("done") + 1]
+UNPREPARE_STEPS = CRASH_STEPS[len(PREPARE_STEPS) :]
+CREATE = "nvmlDeviceCreateGpuInstanceWithPlacement"
+DESTROY = "nvmlGpuInstanceDestroy"
+SLICE, WHOLE = "slice", "whole"
+
+
+def start_both(bench: Bench) -> None:
+    """A pod with a MIG slice of one GPU, and one with all of the other."""
+    bench.start_mig_pod(SLICE)
+    bench.start_gpu_pod(WHOLE)
+
+
+def check_both(bench: Bench) -> None:
+    """Both run, each sees its device alone, and the node holds that and nothing else."""
+    bench.wait_running(SLICE, WHOLE)
+    assert bench.see(SLICE).count("MIG 1g.10gb") == 1
+    assert "MIG" not in bench.see(WHOLE)
+    assert bench.see(WHOLE).count("GPU ") == 1
+    assert len(bench.simulator.instances()) == 1
+    assert sorted(bench.records().values()) == ["completed", "completed"]
+    assert len(bench.cdi_files()) == 2
+
+
+# The plugin
+
+
+@pytest.mark.parametrize("step", PREPARE_STEPS)
+def test_plugin_that_dies_while_preparing_prepares_after_its_restart(bench: Bench, step: str) -> None:
+    """Killed right after a durable step of preparing, it leaves nothing behind that keeps the pods from running."""
+    bench.plugin.restart(PARTITA_CRASH_AFTER=step)
+    bench.plugin.wait_registered()
+    start_both(bench)
+    assert bench.plugin.wait_ended() == 137
+    bench.plugin.start()
+    check_both(bench)
+    bench.delete_pod(SLICE, WHOLE)
+    bench.wait_clean()
+
+
+@pytest.mark.parametrize("step", UNPREPARE_STEPS)
+def test_plugin_that_dies_while_unpreparing_gives_everything_back_after_its_restart(bench: Bench, step: str) -> None:
+    """Killed right after a durable step of unpreparing, it goes on from there, and the pods end."""
+    bench.plugin.restart(PARTITA_CRASH_AFTER=step)
+    bench.plugin.wait_registered()
+    start_both(bench)
+    check_both(bench)
+    bench.ask_to_delete(SLICE, WHOLE)
+    assert bench.plugin.wait_ended() == 137
+    bench.plugin.start()
+    bench.wait_gone(SLICE, WHOLE)
+    bench.wait_clean()
+
+
+def test_plugin_that_is_killed_in_the_middle_of_a_hardware_call_finishes_after_its_restart(
+    bench: Bench, simulator: Simulator
+) -> None:
+    """A GPU instance without compute instance, which nobody wrote down, is found and undone."""
+    simulator.slow("nvmlGpuInstanceCreateComputeInstance", 20_000)
+    start_both(bench)
+    wait_until("the GPU instance is made", simulator.instances)
+    bench.plugin.kill()
+    simulator.work()
+    bench.plugin.start()
+    check_both(bench)
+    bench.delete_pod(SLICE, WHOLE)
+    bench.wait_clean()
+
+
+# Around it
+
+
+def kubelet(cluster: Cluster) -> None:
+    cluster.run("kill", BARE_NODE, "kubelet")
+    cluster.run("start", BARE_NODE, "kubelet")
+
+
+def containerd(cluster: Cluster) -> None:
+    cluster.run("kill", BARE_NODE, "containerd")
+    cluster.run("start", BARE_NODE, "containerd")
+
+
+def api_server(cluster: Cluster) -> None:
+    cluster.run("kill", "control-plane", "apiserver")
+    cluster.run("start", "control-plane", "apiserver")
+    wait_until("the API server answers", lambda: cluster.get("/version"))
+
+
+def etcd(cluster: Cluster) -> None:
+    cluster.run("kill", "control-plane", "etcd")
+    cluster.run("start", "control-plane", "etcd")
+    wait_until("the API server is ready", lambda: cluster.kubectl("get", "--raw", "/readyz") == "ok")
+
+
+@pytest.mark.parametrize("kill", [kubelet, containerd, api_server, etcd])
+def test_what_dies_around_the_plugin_costs_no_claim(
+    cluster: Cluster, bench: Bench, simulator: Simulator, kill: Callable[[Cluster], None]
+) -> None:
+    """Killed while claims are prepared and again while they are given back: the pods run, then end, without trace."""
+    simulator.slow(CREATE, 3_000)
+    simulator.slow(DESTROY, 3_000)
+    start_both(bench)
+    wait_until("a claim is begun", bench.records)
+    kill(cluster)
+    check_both(bench)
+    bench.ask_to_delete(SLICE, WHOLE)
+    kill(cluster)
+    bench.wait_gone(SLICE, WHOLE)
+    bench.wait_clean()
+
+
+def test_node_that_is_cut_off_during_prepare_prepares_when_it_is_back(cluster: Cluster, bench: Bench) -> None:
+    """Without the API server a claim cannot be read: the call waits for it, and the pod runs once it answers."""
+    bench.plugin.signal("STOP")
+    bench.start_mig_pod()
+    bench.start_gpu_pod("other")
+    bench.wait_bound("user")
+    bench.wait_bound("other")
+    time.sleep(3.0)  # by now the kubelet has read the claims and waits for the plugin, which is about to read them
+    cluster.run("cut", BARE_NODE)
+    try:
+        bench.plugin.signal("CONT")
+        stays("nothing is prepared", lambda: bench.holdings() == {}, 5.0)
+    finally:
+        cluster.run("heal", BARE_NODE)
+    bench.wait_running("user", "other")
+    bench.delete_pod("user", "other")
+
+
+def test_power_cut_takes_the_slices_and_the_pods_come_back_with_theirs(cluster: Cluster, bench: Bench) -> None:
+    """After a reboot, with another boot id, the slices are gone; the claims are rebuilt, and both pods run again."""
+    boot = "/proc/sys/kernel/random/boot_id"
+    before = cluster.in_node(BARE_NODE, "cat", boot)
+    bench.start_mig_pod(SLICE, restartPolicy="Always")
+    bench.start_gpu_pod(WHOLE, restartPolicy="Always")
+    check_both(bench)
+    (old,) = bench.simulator.instances()
+    cluster.run("poweroff", BARE_NODE)
+    assert bench.simulator.instances() == []
+    cluster.run("poweron", BARE_NODE)
+    assert cluster.in_node(BARE_NODE, "cat", boot) != before
+    bench.plugin.kill()
+    bench.plugin.start()
+    bench.plugin.wait_registered()
+    for name in (SLICE, WHOLE):
+        where, what = bench.pods(name), f"{name} was restarted"
+        cluster.wait(where, what, lambda seen: seen["status"]["containerStatuses"][0]["restartCount"] > 0, 180.0)
+    check_both(bench)
+    (new,) = bench.simulator.instances()
+    assert new != old, "an instance's UUID is new at every creation"
+    bench.delete_pod(SLICE, WHOLE)
+    bench.wait_clean()
+
+
+def test_lost_gpu_is_tainted_refused_and_given_back_without_being_asked(bench: Bench, simulator: Simulator) -> None:
+    """Pods on a GPU that falls off the bus can end, no new pod gets it, and it is offered again when it is back."""
+    bench.start_gpu_pod("first", "second")
+    bench.wait_running("first", "second")
+    minor = bench.allocated(bench.claim_of("first"))[0]["device"].removeprefix("gpu-")
+    simulator.inject("lost", "--gpu", minor)
+
+    def taints() -> list[object]:
+        return [
+            device["taints"]
+            for name, device in bench.devices().items()
+            if name == f"gpu-{minor}" and "taints" in device
+        ]
+
+    wait_until("the GPU is tainted", taints)
+    bench.delete_pod("first")
+    bench.start_gpu_pod("third")
+    stays("third waits", lambda: "nodeName" not in bench.cluster.get(bench.pods("third"))["spec"], 4.0)
+    simulator.inject("lost", "--gpu", minor, "--off")
+    bench.wait_running("third")
+    bench.delete_pod("second", "third")
