@@ -4,10 +4,10 @@ from typing import Any
 
 import yaml
 
-from api import compute_domain
+from api import compute_domain, kaiwo
 
 FOLDER = "deployments/helm/partita/crds"
-MODULES = (compute_domain,)  # each has `build_crds()`
+MODULES = (compute_domain, kaiwo)  # each has `build_crds()`
 
 
 def build_outputs() -> dict[str, str]:
