@@ -9,6 +9,7 @@ from simulator.amd import state as store
 from simulator.amd.build import build_library
 from simulator.amd.models import BUSES, Model, parse_profile
 
+Fault = Literal["failing_reloads", "losing_reloads", "change_pause_ms", "reload_pause_ms"]
 _SHOWN: Final = (
     "dev/dri",
     "dev/kfd",
@@ -144,9 +145,7 @@ def hold(root: Path, number: int, pid: int | None) -> None:
         state.gpus[number].holder = 0 if pid is None else pid or store.UNNAMED_HOLDER
 
 
-def set_fault(
-    root: Path, name: Literal["failing_reloads", "losing_reloads", "change_pause_ms", "reload_pause_ms"], value: int
-) -> None:
+def set_fault(root: Path, name: Fault, value: int) -> None:
     with store.change(root) as state:
         setattr(state, name, value)
 

@@ -4,12 +4,13 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from simulator import nvidia
 from simulator.amd import node
 from simulator.amd.models import MODELS, parse_profile
 
-FAULTS = ("failing_reloads", "losing_reloads", "change_pause_ms", "reload_pause_ms")
+FAULTS: tuple[node.Fault, ...] = get_args(node.Fault)
 
 
 def _option(arguments: list[str], name: str) -> str:
