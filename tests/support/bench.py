@@ -108,6 +108,12 @@ class Bench:
     def pod_names(self) -> list[str]:
         return [each["metadata"]["name"] for each in self.cluster.list(self.pods())]
 
+    def restart_kubelet(self, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Kill it, do something, and start it again."""
+        self.cluster.run("kill", self.node, "kubelet")
+        meanwhile()
+        self.cluster.run("start", self.node, "kubelet")
+
     # Slices
 
     def slices(self, node: str = "") -> list[Object]:

@@ -12,6 +12,7 @@ from tests.support.cluster import ROOT, Cluster, wait_until
 
 BARE_NODE = "n1"
 FABRIC_NODE = "n2"
+SPARE_NODES = ("n3", "n4")
 DRIVER_ROOT = "/run/nvidia/driver"
 PYTHON = ROOT / ".cache" / "venv" / "bin" / "python"
 

@@ -13,14 +13,15 @@ from tests.support.bench import Bench, open_bench
 from tests.support.cluster import Cluster
 from tests.support.fixtures import session_cluster
 from tests.support.hardware import Simulator
-from tests.support.plugin import BARE_NODE, FABRIC_NODE, NodePlugin
+from tests.support.plugin import BARE_NODE, FABRIC_NODE, SPARE_NODES, NodePlugin
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """`n1` with two H100; `n2` with four GPUs on an NVLink fabric."""
-    for cluster in session_cluster("node", "--nodes", "2", "--profile", "h100x2,gb200"):
-        for node in (BARE_NODE, FABRIC_NODE):
+    """`n1`, `n3` and `n4` with two H100 each; `n2` with four GPUs on an NVLink fabric."""
+    nodes = (BARE_NODE, FABRIC_NODE, *SPARE_NODES)
+    for cluster in session_cluster("node", "--nodes", str(len(nodes)), "--profile", "h100x2,gb200,h100x2,h100x2"):
+        for node in nodes:
             resync_soon(cluster, node)
         yield cluster
 
