@@ -9,11 +9,11 @@ from collections.abc import Coroutine, Iterator
 
 from api.client import Client
 from api.errors import PartitaError
+from api.logs import configure_logging
 from controller.computedomain.reconcile import ComputeDomains
 from controller.computedomain.state import Settings
 from controller.events import Events
 from controller.leader import Elector, LeaseSettings
-from controller.logs import set_up_logging
 from controller.metrics import Metrics, serve
 from controller.settings import ControllerSettings, parse_settings
 
@@ -25,7 +25,7 @@ def main() -> None:
     failed = False
     try:
         settings = parse_settings(sys.argv[1:], os.environ)
-        set_up_logging(settings.log_level)
+        configure_logging(settings.log_level)
         asyncio.run(run(settings))
     except* PartitaError as group:
         failed = True

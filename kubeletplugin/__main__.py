@@ -12,6 +12,7 @@ from pathlib import Path
 
 from api.client import Client
 from api.errors import InvalidObject, PartitaError
+from api.logs import configure_logging
 from api.names import (
     AMD_CDI_VENDOR,
     AMD_GPU_DRIVER,
@@ -27,7 +28,6 @@ from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles, CrashPoint, Store
 from kubeletplugin.hardware.nvml import NvmlBackend
 from kubeletplugin.hardware.tree import DriverRoot
-from kubeletplugin.logs import configure_logging
 from kubeletplugin.metrics import HttpServer
 from kubeletplugin.nvidia import NvidiaDriver
 from kubeletplugin.publisher import Publisher

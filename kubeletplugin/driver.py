@@ -13,9 +13,9 @@ from typing import Any, Final, Protocol
 
 from api.client import Client, Json, NotFound, back_off_s, path
 from api.errors import Busy, ClaimError, InvalidObject, PartitaError, Retryable
+from api.logs import log_context
 from kubeletplugin.events import Recorder
 from kubeletplugin.hardware.backend import DeviceBusy, LibraryMissing
-from kubeletplugin.logs import log_context
 from kubeletplugin.metrics import RequestMetrics
 from kubeletplugin.model.devices import DeviceSet, Features
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice

@@ -7,10 +7,10 @@ import signal
 import sys
 
 from api.errors import PartitaError
+from api.logs import configure_logging
 from kubeletplugin.imexdaemon.daemon import Daemon
 from kubeletplugin.imexdaemon.probes import Probes, State
 from kubeletplugin.imexdaemon.settings import Settings, read_settings
-from kubeletplugin.logs import configure_logging
 
 log = logging.getLogger(__name__)
 

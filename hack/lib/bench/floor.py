@@ -26,10 +26,10 @@ class RawApi:
         context = ssl.create_default_context(cadata=_read(cluster, "certificate-authority", kubeconfig).decode())
         if token is None:
             with tempfile.TemporaryDirectory() as scratch:
-                pair = [Path(scratch, name) for name in ("crt", "key")]
-                pair[0].write_bytes(_read(user, "client-certificate", kubeconfig))
-                pair[1].write_bytes(_read(user, "client-key", kubeconfig))
-                context.load_cert_chain(*pair)
+                certificate, key = Path(scratch, "crt"), Path(scratch, "key")
+                certificate.write_bytes(_read(user, "client-certificate", kubeconfig))
+                key.write_bytes(_read(user, "client-key", kubeconfig))
+                context.load_cert_chain(certificate, key)
         plain = socket.create_connection((address.hostname, address.port))
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = context.wrap_socket(plain, server_hostname=address.hostname)

@@ -47,7 +47,7 @@ class Kubelet:
         return cls(info.endpoint)
 
     async def close(self) -> None:
-        await self._channel.close()
+        await self._channel.close(None)
 
     async def prepare(self, *claims: Claim) -> dict[str, list[Any]]:
         """Devices by claim UID. Raises PrepareFailed."""

@@ -104,7 +104,11 @@ class Node:
             command = _with_secrets(self.base / "account", command)
         self._output = self.log.open("ab")
         self._process = subprocess.Popen(
-            command, cwd=ROOT, env=_plain_environment() | own | environment, stdout=self._output, stderr=self._output
+            command,
+            cwd=ROOT,
+            env={**_plain_environment(), **own, **environment},
+            stdout=self._output,
+            stderr=self._output,
         )
 
     @property
