@@ -138,29 +138,6 @@ def test_a_sequential_update_changes_no_slice(
     assert identities(release) == published
 
 
-def test_resource_slices_are_managed(cluster: Cluster, release: Release, published: Identities) -> None:
-    """Each node has complete pools of one generation, owned by its Node; and nothing writes them without a reason.
-
-    Twenty seconds here come after the sequential update, so that a kubelet that had given up would show.
-    """
-    uids = {each["metadata"]["name"]: each["metadata"]["uid"] for each in cluster.list(path("v1", "nodes"))}
-    pools: dict[tuple[str, str], list[Object]] = {}
-    for each in release.slices():
-        node = each["spec"]["nodeName"]
-        owner = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": uids[node], "controller": True}
-        assert each["metadata"]["ownerReferences"] == [owner]
-        assert each["spec"]["pool"]["name"] == node
-        pools.setdefault((each["spec"]["driver"], node), []).append(each["spec"]["pool"])
-    assert {key for key in pools if key[0] == "gpu.nvidia.com"} == {("gpu.nvidia.com", node) for node in NODES}
-    for pool in pools.values():
-        assert all(each == pool[0] for each in pool)
-        assert pool[0]["resourceSliceCount"] == len(pool)
-    until = time.monotonic() + STABLE_S
-    while time.monotonic() < until:
-        assert identities(release) == published
-        time.sleep(1.0)
-
-
 def test_a_plugin_may_write_nothing_but_the_slices_of_its_own_node(
     cluster: Cluster, release: Release, space: Workspace
 ) -> None:
@@ -184,6 +161,29 @@ def test_a_plugin_may_write_nothing_but_the_slices_of_its_own_node(
         assert (ask("PUT", where, piece), ask("DELETE", where)) == (code, code), f"a slice of {node}"
     status = f"{space.claims(space.claim_of('user', 't-gpu'))}/status"
     assert ask("PATCH", status, {"status": {"devices": []}}) == 403
+
+
+def test_resource_slices_are_managed(cluster: Cluster, release: Release, published: Identities) -> None:
+    """Each node has complete pools of one generation, owned by its Node; and nothing writes them without a reason.
+
+    They come after the updates, so that a kubelet that removes slices 30 s after an instance left would show here.
+    """
+    uids = {each["metadata"]["name"]: each["metadata"]["uid"] for each in cluster.list(path("v1", "nodes"))}
+    pools: dict[tuple[str, str], list[Object]] = {}
+    for each in release.slices():
+        node = each["spec"]["nodeName"]
+        owner = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": uids[node], "controller": True}
+        assert each["metadata"]["ownerReferences"] == [owner]
+        assert each["spec"]["pool"]["name"] == node
+        pools.setdefault((each["spec"]["driver"], node), []).append(each["spec"]["pool"])
+    assert {key for key in pools if key[0] == "gpu.nvidia.com"} == {("gpu.nvidia.com", node) for node in NODES}
+    for pool in pools.values():
+        assert all(each == pool[0] for each in pool)
+        assert pool[0]["resourceSliceCount"] == len(pool)
+    until = time.monotonic() + STABLE_S
+    while time.monotonic() < until:
+        assert identities(release) == published
+        time.sleep(1.0)
 
 
 @contextmanager
