@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,3 +128,13 @@ class NodePlugin:
 
     def wait_registered(self, count: int = 1) -> None:
         self.wait_logged("registered", count=count)
+
+    @contextmanager
+    def running(self, **environment: str) -> Iterator["NodePlugin"]:
+        """Registered within; killed afterwards."""
+        self.start(**environment)
+        try:
+            self.wait_registered()
+            yield self
+        finally:
+            self.kill()

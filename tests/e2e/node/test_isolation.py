@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tests.support.bench import Bench
 from tests.support.cluster import Cluster, Object, wait_until
 from tests.support.hardware import Simulator
-from tests.support.manifests import claim, claim_template, gpu_request, mig_request, pod, request
+from tests.support.manifests import claim, claim_template, mig_request, pod, request
 from tests.support.plugin import BARE_NODE
 
 NVIDIA_MAJOR = 195  # Linux Documentation/admin-guide/devices.txt
@@ -126,8 +126,8 @@ def test_containers_that_use_different_requests_of_a_claim_see_their_own(cluster
     wanted = mig_request("9g.none", "none")["exactly"], mig_request("2g.20gb", "some")["exactly"]
     listed = {"name": "listed", "firstAvailable": [{"name": f"f{n}", **each} for n, each in enumerate(wanted)]}
     body = pod("user", bench.namespace, templates=("both",), node=BARE_NODE, containers=3)
-    for container, names in zip(body["spec"]["containers"], (["mig"], ["listed"], ["mig", "listed"]), strict=True):
-        container["resources"]["claims"] = [{"name": "t-both", "request": name} for name in names]
+    for container, chosen in zip(body["spec"]["containers"], ("mig", "listed", None), strict=True):
+        container["resources"] = {"claims": [{"name": "t-both", **({"request": chosen} if chosen else {})}]}
     cluster.apply([claim_template("both", bench.namespace, mig_request(), listed), body])
     bench.wait_running()
     name = bench.claim_of()
@@ -167,22 +167,3 @@ def test_static_slice_of_an_admin_is_used_and_never_destroyed(
         simulator.smi("mig", "-i", "0", "-dgi")
         simulator.smi("-i", "0", "-mig", "0")
     wait_until("the instance is not offered any more", lambda: not offered())
-
-
-def test_admin_access_gets_a_gpu_that_is_in_use(cluster: Cluster, bench: Bench) -> None:
-    """In a namespace for admins a claim is prepared beside the one that holds the GPU, and takes nothing from it."""
-    cluster.kubectl("label", "namespace", bench.namespace, "resource.kubernetes.io/admin-access=true")
-    bench.start_gpu_pod("holder", "other")
-    bench.wait_running("holder", "other")
-    everything = gpu_request("all", adminAccess=True, allocationMode="All")
-    cluster.apply(
-        [
-            claim_template("admin", bench.namespace, everything),
-            pod("admin", bench.namespace, templates=("admin",), node=BARE_NODE),
-        ]
-    )
-    bench.wait_running("admin")
-    check_own_claim(bench, "holder", "other", "admin")
-    bench.delete_pod("admin")
-    check_own_claim(bench, "holder", "other")
-    bench.delete_pod("holder", "other")
