@@ -117,7 +117,7 @@ class Workspace:
 
         def told() -> str | None:
             text = str(self.cluster.get(f"{self.pods(pod)}/log?container={container}").get("message", ""))
-            return text if text.endswith("seen\n") else None
+            return text if "seen" in text.splitlines() else None
 
         return parse_view(wait_until(f"{pod}/{container} has told what it sees", told))
 

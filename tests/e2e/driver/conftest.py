@@ -7,7 +7,7 @@ import pytest
 from tests.e2e.driver.helpers import cdi_files
 from tests.support.chart import Release
 from tests.support.cluster import CACHE, Cluster
-from tests.support.fixtures import session_cluster
+from tests.support.fixtures import resync_soon, session_cluster
 from tests.support.hardware import Simulator
 from tests.support.workload import ADMIN_NAMESPACE, Workspace, wait_empty, workspace
 
@@ -20,6 +20,8 @@ def cluster() -> Iterator[Cluster]:
     for cluster in session_cluster("driver", "--nodes", "2", "--profile", "h100x2"):
         for name in ("partita", "busybox"):
             cluster.run("load", CACHE / "images" / f"{name}.tar")
+        for node in NODES:
+            resync_soon(cluster, node)
         yield cluster
 
 

@@ -1,6 +1,6 @@
 """When claims are prepared, and when not: rows of upstream's suite "Cluster".
 
-The kubelet repeats what has failed only after 60 to 90 s, so the pods that have to wait for that are started first.
+The pods that have to wait, be it for the kubelet's next attempt, are started first.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from tests.support.workload import LOOK, START_S, Workspace, sees_exactly, works
 
 CREATE = "nvmlDeviceCreateGpuInstanceWithPlacement"
 NODE = "n1"
-TERMINATION_S = 20
+TERMINATION_S = 10
 PENDING_S = 20.0
 RETRY_S = 180.0
 

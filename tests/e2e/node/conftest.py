@@ -4,14 +4,13 @@ The plugins run as plain processes, so that they can be killed, stopped and star
 test to test; a test that needs a fresh one restarts it.
 """
 
-import json
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.bench import Bench, open_bench
 from tests.support.cluster import Cluster
-from tests.support.fixtures import session_cluster
+from tests.support.fixtures import resync_soon, session_cluster
 from tests.support.hardware import Simulator
 from tests.support.plugin import BARE_NODE, FABRIC_NODE, SPARE_NODES, NodePlugin
 
@@ -24,17 +23,6 @@ def cluster() -> Iterator[Cluster]:
         for node in nodes:
             resync_soon(cluster, node)
         yield cluster
-
-
-def resync_soon(cluster: Cluster, node: str) -> None:
-    """Kubelets look at a pod that failed again after 60 to 90 s (syncFrequency 1m); here after 5 to 8 s."""
-    file = cluster.state / "nodes" / node / "etc/kubernetes/kubelet.json"
-    config = json.loads(file.read_text())
-    if config.get("syncFrequency") != "5s":
-        file.write_text(json.dumps({**config, "syncFrequency": "5s"}))
-        cluster.run("kill", node, "kubelet")
-        cluster.run("start", node, "kubelet")
-        cluster.wait_node(node)
 
 
 @pytest.fixture(scope="session")
