@@ -22,6 +22,7 @@ BASE_IMAGES = ("pause", "busybox")
 DEBIAN_PACKAGES = ("iproute2", "nftables", "util-linux", "mount")
 READY_PATIENCE_S = 180.0
 INOTIFY_INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
+WANTED_INOTIFY_INSTANCES = 4096  # a node holds about a dozen
 
 
 @contextmanager
@@ -82,16 +83,18 @@ def base_archives() -> list[Path]:
     return [IMAGES / f"{name}.tar" for name in BASE_IMAGES]
 
 
-def _raise_inotify_limit(shape: Shape) -> None:
-    """Each node's kubelet and containerd hold inotify instances, of which the kernel grants a user 128 by default."""
-    wanted = 64 + 16 * shape.nodes
-    if int(INOTIFY_INSTANCES.read_text()) < wanted:
-        INOTIFY_INSTANCES.write_text(str(wanted))
-        say(f"raised {INOTIFY_INSTANCES} to {wanted}, until the machine restarts")
+def _raise_inotify_limit() -> None:
+    """Each node's kubelet and containerd hold inotify instances, of which the kernel grants a user 128 by default.
+
+    The limit is one for all clusters of the machine, so it does not depend on the size of this one.
+    """
+    if int(INOTIFY_INSTANCES.read_text()) < WANTED_INOTIFY_INSTANCES:
+        INOTIFY_INSTANCES.write_text(str(WANTED_INOTIFY_INSTANCES))
+        say(f"raised {INOTIFY_INSTANCES} to {WANTED_INOTIFY_INSTANCES}, until the machine restarts")
 
 
 def _create(state: Path, shape: Shape) -> None:
-    _raise_inotify_limit(shape)
+    _raise_inotify_limit()
     write_provider(state, "local")
     with network.choosing_addresses():
         cluster = Cluster(state, network.choose_slot(None), shape)
