@@ -14,7 +14,11 @@ from controller.computedomain.reconcile import ComputeDomains
 from controller.computedomain.state import Settings
 from controller.events import Events
 from controller.leader import Elector, LeaseSettings
+from controller.loop import WorkQueue
 from controller.metrics import Metrics, serve
+from controller.nodepartitioning.reconcile import NodePartitioning
+from controller.nodepartitioning.state import Limits
+from controller.nodepartitioning.state import Settings as PartitioningSettings
 from controller.settings import ControllerSettings, parse_settings
 
 log = logging.getLogger(__name__)
@@ -60,12 +64,19 @@ async def run(settings: ControllerSettings) -> None:
 async def lead(client: Client, settings: ControllerSettings, metrics: Metrics) -> None:
     """What the one that leads does."""
     events = Events(client, settings.identity)
-    domains = ComputeDomains(client, build_domain_settings(settings), events, metrics)
-    metrics.watch_queue(lambda: len(domains.queue))
-    metrics.watch_domains(domains.count)
+    queues: list[WorkQueue] = []
+    metrics.watch_queue(lambda: sum(len(queue) for queue in queues))
     async with asyncio.TaskGroup() as group:
         group.create_task(events.run())
-        group.create_task(domains.run())
+        if settings.compute_domains:
+            domains = ComputeDomains(client, build_domain_settings(settings), events, metrics)
+            metrics.watch_domains(domains.count)
+            queues.append(domains.queue)
+            group.create_task(domains.run())
+        if settings.node_partitioning:
+            nodes = NodePartitioning(client, build_partitioning_settings(settings), events, metrics)
+            queues.append(nodes.queue)
+            group.create_task(nodes.run())
 
 
 def build_lease_settings(settings: ControllerSettings) -> LeaseSettings:
@@ -89,6 +100,18 @@ def build_domain_settings(settings: ControllerSettings) -> Settings:
         priority_class=settings.daemon_priority_class,
         image_pull_policy=settings.image_pull_policy,
         image_pull_secrets=settings.image_pull_secrets,
+    )
+
+
+def build_partitioning_settings(settings: ControllerSettings) -> PartitioningSettings:
+    return PartitioningSettings(
+        limits=Limits(
+            drain_s=settings.partitioning_drain_s,
+            plugin_apply_s=settings.partitioning_apply_s,
+            dcm_apply_s=settings.partitioning_dcm_s,
+        ),
+        max_unavailable=settings.partitioning_max_unavailable,
+        tolerate_kube_system=settings.partitioning_tolerate_kube_system,
     )
 
 

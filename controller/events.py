@@ -34,6 +34,7 @@ _API_VERSIONS: Final = {
     "Node": "v1",
     "ResourceClaim": "resource.k8s.io/v1",
     "ComputeDomain": "resource.nvidia.com/v1beta1",
+    "KaiwoNode": "kaiwo.silogen.ai/v1alpha1",
 }
 
 

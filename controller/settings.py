@@ -29,6 +29,13 @@ class ControllerSettings:
     imex_tls: bool = True
     daemon_service_account: str = "partita-imex-daemon"
     daemon_priority_class: str = ""
+    compute_domains: bool = True
+    node_partitioning: bool = False
+    partitioning_max_unavailable: int = 1
+    partitioning_tolerate_kube_system: bool = True
+    partitioning_drain_s: float = 300.0
+    partitioning_apply_s: float = 300.0
+    partitioning_dcm_s: float = 2100.0
     log_level: str = "INFO"
 
 
@@ -50,6 +57,13 @@ _OPTIONS: Final = {
     "IMEX_TLS": ("true", "encrypt between the IMEX daemons: true or false"),
     "DAEMON_SERVICE_ACCOUNT": ("partita-imex-daemon", "of the IMEX daemons' pods"),
     "DAEMON_PRIORITY_CLASS": ("", "of the IMEX daemons' pods"),
+    "COMPUTE_DOMAINS": ("true", "form and tear down ComputeDomains: true or false"),
+    "NODE_PARTITIONING": ("false", "partition nodes of AMD GPUs as their KaiwoNodes ask: true or false"),
+    "PARTITIONING_MAX_UNAVAILABLE": ("1", "nodes that are partitioned at a time"),
+    "PARTITIONING_TOLERATE_KUBE_SYSTEM": ("true", "add tolerations to workloads in kube-system: true or false"),
+    "PARTITIONING_DRAIN_TIMEOUT": ("5m", "for the pods of a node to leave"),
+    "PARTITIONING_APPLY_TIMEOUT": ("5m", "for the node plugin to change the GPUs"),
+    "PARTITIONING_DCM_TIMEOUT": ("35m", "for the Device Config Manager to do so; it tries for 30 minutes"),
     "LOG_VERBOSITY": ("4", "0 to 3: warnings; 4, 5: what is done; 6 and more: everything"),
 }
 
@@ -70,8 +84,6 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
         flag = "--" + name.lower().replace("_", "-")
         parser.add_argument(flag, dest=name, default=environment.get(name) or default, help=text, metavar="VALUE")
     values: dict[str, Any] = vars(parser.parse_args(arguments))
-    if values["IMEX_TLS"] not in ("true", "false"):
-        raise InvalidObject(f"IMEX_TLS {values['IMEX_TLS']!r}: right would be true or false")
     lease = [parse_duration(values[f"LEASE_{part}"]) for part in ("DURATION", "RENEW_DEADLINE", "RETRY_PERIOD")]
     if sorted(lease, reverse=True) != lease or len(set(lease)) != len(lease):
         raise InvalidObject("LEASE_DURATION must be longer than LEASE_RENEW_DEADLINE, and that than LEASE_RETRY_PERIOD")
@@ -88,11 +100,24 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
         lease_renew_deadline_s=lease[1],
         lease_retry_period_s=lease[2],
         max_nodes_per_imex_domain=_parse_positive("MAX_NODES_PER_IMEX_DOMAIN", values),
-        imex_tls=values["IMEX_TLS"] == "true",
+        imex_tls=_parse_bool("IMEX_TLS", values),
         daemon_service_account=values["DAEMON_SERVICE_ACCOUNT"],
         daemon_priority_class=values["DAEMON_PRIORITY_CLASS"],
+        compute_domains=_parse_bool("COMPUTE_DOMAINS", values),
+        node_partitioning=_parse_bool("NODE_PARTITIONING", values),
+        partitioning_max_unavailable=_parse_positive("PARTITIONING_MAX_UNAVAILABLE", values),
+        partitioning_tolerate_kube_system=_parse_bool("PARTITIONING_TOLERATE_KUBE_SYSTEM", values),
+        partitioning_drain_s=parse_duration(values["PARTITIONING_DRAIN_TIMEOUT"]),
+        partitioning_apply_s=parse_duration(values["PARTITIONING_APPLY_TIMEOUT"]),
+        partitioning_dcm_s=parse_duration(values["PARTITIONING_DCM_TIMEOUT"]),
         log_level=_log_level(values["LOG_VERBOSITY"]),
     )
+
+
+def _parse_bool(name: str, values: Mapping[str, str]) -> bool:
+    if values[name] not in ("true", "false"):
+        raise InvalidObject(f"{name} {values[name]!r}: right would be true or false")
+    return values[name] == "true"
 
 
 def _parse_positive(name: str, values: Mapping[str, str]) -> int:

@@ -33,10 +33,8 @@ from controller.nodepartitioning.actions import Action, EnsureConfigMap, EnsureK
 from controller.nodepartitioning.state import KaiwoNode, Node, Observation, Pod, Settings, Taint
 
 DRAIN_TAINTS: Final = frozenset({Taint(KAIWO_TAINT_KEY, "", "NoSchedule")})
-APPLY_TAINTS: Final = DRAIN_TAINTS | {
-    Taint(DCM_TAINT_KEY, DCM_TAINT_VALUE, "NoExecute"),
-    Taint(KAIWO_TAINT_KEY, "", "NoExecute"),
-}
+DCM_TAINTS: Final = frozenset({Taint(DCM_TAINT_KEY, DCM_TAINT_VALUE, "NoExecute")})
+APPLY_TAINTS: Final = DRAIN_TAINTS | DCM_TAINTS | {Taint(KAIWO_TAINT_KEY, "", "NoExecute")}
 ACTIVE: Final[frozenset[Phase]] = frozenset(
     {"DrainingUntoleratedPods", "ApplyingPartitions", "WaitingForResourceUpdate"}
 )

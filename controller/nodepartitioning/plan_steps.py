@@ -31,6 +31,7 @@ from controller.nodepartitioning.actions import (
 from controller.nodepartitioning.plan import (
     ACTIVE,
     APPLY_TAINTS,
+    DCM_TAINTS,
     DRAIN_TAINTS,
     NEXT,
     Sensed,
@@ -109,7 +110,7 @@ def _phase_actions(seen: Observation, status: PartitioningStatus, settings: Sett
     actions: list[Action] = []
     if status.phase == "Pending" and settings.tolerate_kube_system and seen.is_admitted:
         actions += [AddTolerations(w.kind, w.namespace, w.name) for w in seen.kube_system if not w.tolerates]
-    actions += _taints(seen, status.phase)
+    actions += _taints(seen, status)
     if status.phase == "DrainingUntoleratedPods":
         leaving = [pod for pod in blocking_pods(seen) if not pod.is_terminating]
         actions += [EvictPod(pod.namespace, pod.name, pod.uid) for pod in leaving]
@@ -117,12 +118,13 @@ def _phase_actions(seen: Observation, status: PartitioningStatus, settings: Sett
     return tuple(actions)
 
 
-def _taints(seen: Observation, phase: Phase) -> list[Action]:
+def _taints(seen: Observation, status: PartitioningStatus) -> list[Action]:
     wanted: frozenset[Taint] = frozenset()
-    if phase == "DrainingUntoleratedPods":
+    if status.phase == "DrainingUntoleratedPods":
         wanted = DRAIN_TAINTS
-    elif phase in ACTIVE:
-        wanted = APPLY_TAINTS
+    elif status.phase in ACTIVE:
+        # DCM's own pod tolerates its own taint only, and must be able to start again meanwhile.
+        wanted = DCM_TAINTS if status.applier == "dcm" else APPLY_TAINTS
     ours = seen.node.taints & APPLY_TAINTS
     if ours == wanted:
         return []

@@ -41,7 +41,7 @@ class Pod:
     name: str
     uid: str
     tolerates: bool
-    """Both taints of partitioning."""
+    """Both taints of partitioning, or it is the Device Config Manager itself."""
     is_static: bool = False
     """Run by the kubelet itself: cannot be evicted, is not affected by taints."""
     is_terminating: bool = False
@@ -104,4 +104,4 @@ class Settings:
     """Nodes that are partitioned at a time."""
     tolerate_kube_system: bool = True
     """Add tolerations to the Deployments and DaemonSets in kube-system before the first node is tainted."""
-    poll_s: float = 5.0
+    poll_s: float = 2.0

@@ -1,0 +1,166 @@
+"""Each action of a plan, as requests to the API server. Repeating any of them is harmless."""
+
+from collections.abc import Callable
+from typing import Any, Final, assert_never
+
+from api.client import MERGE_PATCH, Client, Conflict, NotFound, TooManyRequests, path
+from api.kaiwo import (
+    CONFIG_MAP_NAMESPACE,
+    DCM_PROFILE_LABEL,
+    DCM_STATE_LABEL,
+    REPORT_ANNOTATION,
+    TARGET_ANNOTATION,
+    TOLERATIONS,
+    KaiwoNodeStatus,
+    Target,
+    build_default_config_map,
+)
+from api.names import KAIWO_API_VERSION
+from controller.nodepartitioning.actions import (
+    Action,
+    AddTolerations,
+    EnsureConfigMap,
+    EnsureKaiwoNode,
+    EvictPod,
+    SetSpec,
+    SetTaints,
+    SetTarget,
+    StartDcm,
+    StopDcm,
+    WriteStatus,
+)
+from controller.nodepartitioning.parse import tolerates_partitioning
+from controller.nodepartitioning.state import Taint
+
+Json = dict[str, Any]
+
+WORKLOADS: Final = {"Deployment": "deployments", "DaemonSet": "daemonsets"}
+
+
+class Executor:
+    """`record` gets what the API server answered to a write, by kind, before any watch tells of it."""
+
+    def __init__(self, client: Client, record: Callable[[str, Json], None]) -> None:
+        self._client = client
+        self._record = record
+
+    async def execute(self, action: Action) -> None:
+        """Raises ApiError; NotFound and Conflict only where they do not mean that the work is done."""
+        match action:
+            case EnsureKaiwoNode():
+                await self._ensure_kaiwo_node(action)
+            case SetSpec(node=node):
+                fields = {"enabled": action.enabled, "profile": action.profile}
+                changed = {key: value for key, value in fields.items() if value is not None}
+                await self._patch_kaiwo(node, {"spec": {"partitioning": changed}})
+            case WriteStatus(node=node, status=status):
+                await self._patch_kaiwo(node, {"status": _dump(status)}, "status")
+            case EnsureConfigMap():
+                await self._ensure_config_map()
+            case AddTolerations():
+                await self._add_tolerations(action)
+            case EvictPod():
+                await self._evict(action)
+            case SetTaints():
+                await self._set_taints(action)
+            case SetTarget(node=node, target=target):
+                await self._patch_node(node, {"annotations": _annotations(target)})
+            case StartDcm(node=node, profile=profile):
+                await self._patch_node(node, {"labels": {DCM_STATE_LABEL: None, DCM_PROFILE_LABEL: profile}})
+            case StopDcm(node=node):
+                await self._patch_node(node, {"labels": {DCM_STATE_LABEL: None, DCM_PROFILE_LABEL: None}})
+            case _:
+                assert_never(action)
+
+    async def _ensure_kaiwo_node(self, action: EnsureKaiwoNode) -> None:
+        """One that somebody made before, or that an earlier Node of this name left, keeps its spec."""
+        owner = {"apiVersion": "v1", "kind": "Node", "name": action.node, "uid": action.uid}
+        metadata = {"name": action.node, "ownerReferences": [owner]}
+        body = {"apiVersion": KAIWO_API_VERSION, "kind": "KaiwoNode", "metadata": metadata, "spec": {}}
+        try:
+            made = await self._client.create(path(KAIWO_API_VERSION, "kaiwonodes"), body)
+        except Conflict as error:
+            if not error.already_exists:
+                raise
+            await self._patch_kaiwo(action.node, {"metadata": {"ownerReferences": [owner]}})
+        else:
+            self._record("KaiwoNode", made)
+
+    async def _patch_kaiwo(self, node: str, body: Json, subresource: str | None = None) -> None:
+        where = path(KAIWO_API_VERSION, "kaiwonodes", name=node, subresource=subresource)
+        self._record("KaiwoNode", await self._client.patch(where, body, MERGE_PATCH))
+
+    async def _ensure_config_map(self) -> None:
+        where = path("v1", "configmaps", namespace=CONFIG_MAP_NAMESPACE)
+        try:
+            self._record("ConfigMap", await self._client.create(where, build_default_config_map()))
+        except Conflict as error:
+            if not error.already_exists:
+                raise
+
+    async def _add_tolerations(self, action: AddTolerations) -> None:
+        """Conditional on the resource version: tolerations are a list that others write too."""
+        where = path("apps/v1", WORKLOADS[action.kind], namespace=action.namespace, name=action.name)
+        try:
+            raw = await self._client.get(where)
+        except NotFound:
+            return
+        present = list(raw["spec"]["template"]["spec"].get("tolerations") or [])
+        missing = [toleration for toleration in TOLERATIONS if toleration not in present]
+        if tolerates_partitioning(present) or not missing:
+            return
+        spec = {"template": {"spec": {"tolerations": [*present, *missing]}}}
+        version = {"resourceVersion": raw["metadata"]["resourceVersion"]}
+        await self._client.patch(where, {"metadata": version, "spec": spec}, MERGE_PATCH)
+
+    async def _evict(self, action: EvictPod) -> None:
+        where = path("v1", "pods", namespace=action.namespace, name=action.name, subresource="eviction")
+        body = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"namespace": action.namespace, "name": action.name},
+            "deleteOptions": {"preconditions": {"uid": action.uid}},
+        }
+        try:
+            await self._client.create(where, body)
+        except (NotFound, Conflict, TooManyRequests):
+            return  # gone, another one of this name, or a disruption budget that the next plan asks again
+
+    async def _set_taints(self, action: SetTaints) -> None:
+        """Conditional on the resource version: taints are a list that others write too."""
+        where = path("v1", "nodes", name=action.node)
+        raw = await self._client.get(where)
+        present = list((raw.get("spec") or {}).get("taints") or [])
+        kept = [each for each in present if _taint(each) not in action.remove]
+        there = {_taint(each) for each in kept}
+        added = [_build_taint(taint) for taint in sorted(action.add) if taint not in there]
+        if kept + added == present:
+            self._record("Node", raw)
+            return
+        version = {"resourceVersion": raw["metadata"]["resourceVersion"]}
+        body = {"metadata": version, "spec": {"taints": kept + added}}
+        self._record("Node", await self._client.patch(where, body, MERGE_PATCH))
+
+    async def _patch_node(self, node: str, metadata: Json) -> None:
+        self._record(
+            "Node", await self._client.patch(path("v1", "nodes", name=node), {"metadata": metadata}, MERGE_PATCH)
+        )
+
+
+def _dump(status: KaiwoNodeStatus) -> Json:
+    return status.model_dump(mode="json", by_alias=True)
+
+
+def _annotations(target: Target | None) -> Json:
+    """The answer to an earlier target goes with it."""
+    if target is None:
+        return {TARGET_ANNOTATION: None, REPORT_ANNOTATION: None}
+    return {TARGET_ANNOTATION: target.model_dump_json(by_alias=True)}
+
+
+def _taint(raw: Json) -> Taint:
+    return Taint(raw["key"], raw.get("value") or "", raw["effect"])
+
+
+def _build_taint(taint: Taint) -> Json:
+    return {"key": taint.key, "effect": taint.effect, **({"value": taint.value} if taint.value else {})}

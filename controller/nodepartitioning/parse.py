@@ -1,0 +1,217 @@
+"""From objects of the API server to the values that plans are made from. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from api.errors import InvalidObject
+from api.kaiwo import (
+    DCM_TAINT_KEY,
+    DCM_TAINT_VALUE,
+    KAIWO_TAINT_KEY,
+    REPORT_ANNOTATION,
+    TARGET_ANNOTATION,
+    KaiwoNodeSpec,
+    KaiwoNodeStatus,
+    Profile,
+    Target,
+    TargetReport,
+    parse_profiles,
+)
+from api.names import AMD_GPU_DRIVER, PCI_BUS_ID_ATTRIBUTE
+from api.resources import allocated_devices
+from controller.nodepartitioning.state import KaiwoNode, Node, Pod, Taint, Workload
+
+Json = Mapping[str, Any]
+
+CONTROL_PLANE_LABEL: Final = "node-role.kubernetes.io/control-plane"
+DCM_POD_LABEL: Final = ("app.kubernetes.io/name", "device-config-manager")  # as AMD's GPU Operator labels its pods
+MIRROR_ANNOTATION: Final = "kubernetes.io/config.mirror"  # of static pods
+_ENDED: Final = frozenset({"Succeeded", "Failed"})
+_NO_EXECUTE: Final = (Taint(DCM_TAINT_KEY, DCM_TAINT_VALUE, "NoExecute"), Taint(KAIWO_TAINT_KEY, "", "NoExecute"))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKaiwoNode:
+    """`owner` is the UID of the Node that owns it; empty for none."""
+
+    name: str
+    uid: str
+    owner: str
+    kaiwo: KaiwoNode
+
+
+@dataclass(frozen=True, slots=True)
+class StoredProfiles:
+    """The ConfigMap: its profiles, or why they cannot be read."""
+
+    profiles: Mapping[str, Profile] | None
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSlice:
+    """Of `gpu.amd.com`. `devices`: PCI address and partition profile, empty where there is none."""
+
+    node: str
+    pool: str
+    generation: int
+    slice_count: int
+    devices: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A claim with AMD GPUs of a node, and the pods that it is reserved for."""
+
+    label: str
+    nodes: tuple[str, ...]
+    pods: tuple[str, ...]
+
+
+def parse_node(raw: Json) -> Node:
+    metadata, spec = raw["metadata"], raw.get("spec") or {}
+    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    conditions = (raw.get("status") or {}).get("conditions") or ()
+    return Node(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        labels=labels,
+        taints=frozenset(
+            Taint(taint["key"], taint.get("value") or "", taint["effect"]) for taint in spec.get("taints") or ()
+        ),
+        is_control_plane=CONTROL_PLANE_LABEL in labels,
+        is_ready=any(each["type"] == "Ready" and each["status"] == "True" for each in conditions),
+        is_unschedulable=bool(spec.get("unschedulable")),
+        target_id=_target_id(annotations.get(TARGET_ANNOTATION)),
+        report=_report(annotations.get(REPORT_ANNOTATION)),
+    )
+
+
+def _target_id(text: str | None) -> str:
+    try:
+        return Target.model_validate_json(text).id if text else ""
+    except ValidationError:
+        return "unreadable"  # somebody else wrote it: no attempt has this id, so it is written anew
+
+
+def _report(text: str | None) -> TargetReport | None:
+    try:
+        return TargetReport.model_validate_json(text) if text else None
+    except ValidationError:
+        return None  # as if not answered: the phase has a limit, and says so
+
+
+def parse_kaiwo_node(raw: Json) -> StoredKaiwoNode:
+    """The CRD's schema admits nothing that this could not read."""
+    metadata = raw["metadata"]
+    owners = [owner["uid"] for owner in metadata.get("ownerReferences") or () if owner.get("kind") == "Node"]
+    kaiwo = KaiwoNode(
+        spec=KaiwoNodeSpec.model_validate(raw.get("spec") or {}),
+        status=KaiwoNodeStatus.model_validate(raw.get("status") or {}),
+    )
+    return StoredKaiwoNode(metadata["name"], metadata["uid"], owners[0] if owners else "", kaiwo)
+
+
+def parse_config_map(raw: Json) -> StoredProfiles:
+    try:
+        return StoredProfiles(parse_profiles(raw.get("data") or {}))
+    except InvalidObject as error:
+        return StoredProfiles(None, str(error))
+
+
+def parse_slice(raw: Json) -> StoredSlice | None:
+    spec = raw["spec"]
+    if spec["driver"] != AMD_GPU_DRIVER or not spec.get("nodeName"):
+        return None
+    pool = spec["pool"]
+    return StoredSlice(
+        node=spec["nodeName"],
+        pool=pool["name"],
+        generation=int(pool.get("generation", 0)),
+        slice_count=int(pool["resourceSliceCount"]),
+        devices=tuple(_device(device.get("attributes") or {}) for device in spec.get("devices") or ()),
+    )
+
+
+def _device(attributes: Json) -> tuple[str, str]:
+    def text(*names: str) -> str:
+        return next((attributes[name]["string"] for name in names if name in attributes), "")
+
+    return text(PCI_BUS_ID_ATTRIBUTE, "pciAddr", "parentPciAddr"), text("partitionProfile")
+
+
+def parse_holding(raw: Json) -> Holding | None:
+    devices = allocated_devices(raw, AMD_GPU_DRIVER)
+    if not devices:
+        return None
+    metadata = raw["metadata"]
+    reserved = (raw.get("status") or {}).get("reservedFor") or ()
+    return Holding(
+        label=f"{metadata['namespace']}/{metadata['name']}",
+        nodes=tuple(sorted({device["pool"] for device in devices})),  # the driver's pools bear their node's name
+        pods=tuple(consumer["uid"] for consumer in reserved),
+    )
+
+
+def combine_slices(slices: Iterable[StoredSlice]) -> tuple[tuple[str, ...], ...] | None:
+    """`Observation.published` of a node; None while its newest generation is not complete."""
+    found = tuple(slices)
+    if not found:
+        return None
+    newest = max(piece.generation for piece in found)
+    current = [piece for piece in found if piece.generation == newest]
+    if len(current) < current[0].slice_count:
+        return None
+    by_gpu: dict[str, list[str]] = {}
+    for piece in current:
+        for address, profile in piece.devices:
+            by_gpu.setdefault(address, []).append(profile)
+    return tuple(tuple(sorted(by_gpu[address])) for address in sorted(by_gpu))
+
+
+def is_dcm_pod(raw: Json) -> bool:
+    key, value = DCM_POD_LABEL
+    return bool((raw["metadata"].get("labels") or {}).get(key) == value)
+
+
+def parse_pod(raw: Json, holdings: Iterable[Holding]) -> Pod | None:
+    """None for one that has ended. `holdings`: those of the pod's node."""
+    metadata, spec = raw["metadata"], raw["spec"]
+    if (raw.get("status") or {}).get("phase") in _ENDED:
+        return None
+    tolerations = spec.get("tolerations") or ()
+    return Pod(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        # AMD's manager tolerates its own taint only, and is what the drain is for.
+        tolerates=is_dcm_pod(raw) or tolerates_partitioning(tolerations),
+        is_static=MIRROR_ANNOTATION in (metadata.get("annotations") or {}),
+        is_terminating="deletionTimestamp" in metadata,
+        claims=tuple(holding.label for holding in holdings if metadata["uid"] in holding.pods),
+    )
+
+
+def parse_workload(raw: Json, kind: str) -> Workload:
+    metadata = raw["metadata"]
+    tolerations = raw["spec"]["template"]["spec"].get("tolerations") or ()
+    return Workload(kind, metadata["namespace"], metadata["name"], tolerates_partitioning(tolerations))
+
+
+def tolerates_partitioning(tolerations: Sequence[Json]) -> bool:
+    """Both taints, without a limit of time."""
+    return all(any(_tolerates(toleration, taint) for toleration in tolerations) for taint in _NO_EXECUTE)
+
+
+def _tolerates(toleration: Json, taint: Taint) -> bool:
+    """k8s.io/api core/v1 Toleration.ToleratesTaint."""
+    if toleration.get("effect") not in (None, "", taint.effect) or toleration.get("tolerationSeconds") is not None:
+        return False
+    if toleration.get("key") not in (None, "", taint.key):
+        return False
+    if toleration.get("operator") == "Exists":
+        return True
+    return bool(toleration.get("key")) and (toleration.get("value") or "") == taint.value

@@ -1,0 +1,211 @@
+"""Nodes of AMD GPUs: the shell around the planner. Caches in, plans out, and nothing decided here."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from api.client import Client, path
+from api.kaiwo import CONFIG_MAP_NAME, CONFIG_MAP_NAMESPACE, ENABLED_LABEL
+from api.names import AMD_GPU_DRIVER, KAIWO_API_VERSION
+from controller.apply import PartlyApplied, apply_stages
+from controller.events import Events
+from controller.loop import WorkQueue
+from controller.metrics import Metrics
+from controller.nodepartitioning.actions import Plan
+from controller.nodepartitioning.execute import WORKLOADS, Executor
+from controller.nodepartitioning.parse import (
+    Holding,
+    StoredKaiwoNode,
+    StoredProfiles,
+    StoredSlice,
+    combine_slices,
+    is_dcm_pod,
+    parse_config_map,
+    parse_holding,
+    parse_kaiwo_node,
+    parse_node,
+    parse_pod,
+    parse_slice,
+    parse_workload,
+)
+from controller.nodepartitioning.plan import admit
+from controller.nodepartitioning.plan_steps import plan_node
+from controller.nodepartitioning.state import Node, Observation, Pod, Settings, Workload
+from controller.observe import Cache
+
+log = logging.getLogger(__name__)
+
+PASSES: Final = 12
+"""Plans in a row for one node; a partitioning that waits for nobody needs nine."""
+_EMPTYING: Final = frozenset({"Pending", "DrainingUntoleratedPods"})
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """What an Event is about."""
+
+    kind: str
+    name: str
+    uid: str
+    namespace: str = ""
+
+
+class NodePartitioning:
+    """Watches nodes of AMD GPUs and brings each into the mode that is asked for."""
+
+    def __init__(self, client: Client, settings: Settings, events: Events, metrics: Metrics) -> None:
+        self._client = client
+        self._settings = settings
+        self._events = events
+        self._metrics = metrics
+        self._executor = Executor(client, self._record)
+        self.queue = WorkQueue()
+        self.nodes: Cache[Node] = Cache(path("v1", "nodes"), parse_node, {"all": lambda n: [""]})
+        self.kaiwo_nodes: Cache[StoredKaiwoNode] = Cache(
+            path(KAIWO_API_VERSION, "kaiwonodes"), parse_kaiwo_node, {"all": lambda k: [""]}
+        )
+        self.slices: Cache[StoredSlice] = Cache(
+            path("resource.k8s.io/v1", "resourceslices"),
+            parse_slice,
+            {"node": lambda s: [s.node]},
+            field_selector=f"spec.driver={AMD_GPU_DRIVER}",
+        )
+        self.holdings: Cache[Holding] = Cache(
+            path("resource.k8s.io/v1", "resourceclaims"), parse_holding, {"node": lambda h: h.nodes}
+        )
+        self.profiles: Cache[StoredProfiles] = Cache(
+            path("v1", "configmaps", namespace=CONFIG_MAP_NAMESPACE),
+            parse_config_map,
+            {},
+            field_selector=f"metadata.name={CONFIG_MAP_NAME}",
+        )
+
+    @property
+    def caches(self) -> dict[str, tuple[Cache[Any], Callable[[Any], None]]]:
+        """Each cache by the kind it holds, and what a change in it concerns."""
+        return {
+            "Node": (self.nodes, lambda node: self.queue.add(node.name)),
+            "KaiwoNode": (self.kaiwo_nodes, lambda stored: self.queue.add(stored.name)),
+            "ResourceSlice": (self.slices, lambda piece: self.queue.add(piece.node)),
+            "ResourceClaim": (self.holdings, self._holding_changed),
+            "ConfigMap": (self.profiles, self._profiles_changed),
+        }
+
+    def _holding_changed(self, holding: Holding) -> None:
+        for node in holding.nodes:
+            if self._phase(node) in _EMPTYING:
+                self.queue.add(node)
+
+    def _profiles_changed(self, _: StoredProfiles) -> None:
+        for stored in self.kaiwo_nodes.find("all", ""):
+            self.queue.add(stored.name)
+
+    def _record(self, kind: str, obj: dict[str, Any]) -> None:
+        cache, changed = self.caches[kind]
+        cache.record(obj, changed)
+
+    def _phase(self, name: str) -> str:
+        stored = self.kaiwo_nodes.get("", name)
+        return stored.kaiwo.status.partitioning.phase if stored else ""
+
+    async def run(self) -> None:
+        """Work until cancelled; nothing is planned before every cache has been filled once."""
+        async with asyncio.TaskGroup() as group:
+            for cache, changed in self.caches.values():
+                group.create_task(cache.run(self._client, changed))
+            for cache, _ in self.caches.values():
+                await cache.synced.wait()
+            log.info("caches_filled", extra={kind: len(cache) for kind, (cache, _) in self.caches.items()})
+            # One worker: how many nodes may be partitioned at a time is counted over all of them.
+            group.create_task(self.queue.run(self.reconcile, 1))
+
+    async def reconcile(self, name: str) -> float | None:
+        """Bring one node in order; answers when to look again. Raises PartitaError for the queue's back-off."""
+        started = time.monotonic()
+        for _ in range(PASSES):
+            seen = await self._observe(name)
+            if seen is None:
+                return None
+            plan = plan_node(seen, self._settings)
+            await self._carry_out(seen.node, plan)
+            if not plan.actions or plan.wake_after_s:
+                self._metrics.reconciled(time.monotonic() - started)
+                return plan.wake_after_s
+        raise PartlyApplied(f"node {name}: after {PASSES} plans there is still {type(plan.actions[0]).__name__}")
+
+    async def _observe(self, name: str) -> Observation | None:
+        """None for a node that is none of ours."""
+        node = self.nodes.get("", name)
+        stored = self.kaiwo_nodes.get("", name)
+        published = combine_slices(self.slices.find("node", name))
+        if node is None or (stored is None and not published and ENABLED_LABEL not in node.labels):
+            return None
+        config = self.profiles.get(CONFIG_MAP_NAMESPACE, CONFIG_MAP_NAME)
+        phase = self._phase(name)
+        pods, has_dcm = await self._list_pods(name) if phase in _EMPTYING else ((), False)
+        return Observation(
+            now=time.time(),
+            node=node,
+            kaiwo=stored.kaiwo if stored is not None and stored.owner == node.uid else None,
+            profiles=config.profiles if config else None,
+            profiles_fault=config.fault if config else "",
+            pods=pods,
+            kube_system=await self._list_workloads() if phase == "Pending" else (),
+            published=published,
+            dcm_present=has_dcm,
+            is_admitted=name in self._admitted(),
+        )
+
+    def _admitted(self) -> frozenset[str]:
+        nodes = [
+            (node, stored.kaiwo.status.partitioning)
+            for stored in self.kaiwo_nodes.find("all", "")
+            if (node := self.nodes.get("", stored.name)) is not None
+        ]
+        return admit(nodes, self._settings)
+
+    async def _list_pods(self, node: str) -> tuple[tuple[Pod, ...], bool]:
+        """The node's, asked for when they matter: a cluster has more pods than are worth to be remembered."""
+        raw = await self._client.list(path("v1", "pods"), fieldSelector=f"spec.nodeName={node}")
+        holdings = tuple(self.holdings.find("node", node))
+        pods = tuple(pod for each in raw if (pod := parse_pod(each, holdings)) is not None)
+        return pods, any(is_dcm_pod(each) for each in raw)
+
+    async def _list_workloads(self) -> tuple[Workload, ...]:
+        if not self._settings.tolerate_kube_system:
+            return ()
+        found = [
+            parse_workload(each, kind)
+            for kind, plural in WORKLOADS.items()
+            for each in await self._client.list(path("apps/v1", plural, namespace="kube-system"))
+        ]
+        return tuple(found)
+
+    async def _carry_out(self, node: Node, plan: Plan) -> None:
+        for report in plan.reports:
+            stored = self.kaiwo_nodes.get("", node.name)
+            about = [Ref("Node", node.name, node.uid)]
+            about += [Ref("KaiwoNode", node.name, stored.uid)] if stored else []
+            for ref in about:
+                self._events.report(ref, report.kind, report.reason, report.note)
+        if not plan.actions:
+            return
+        started = time.monotonic()
+        refused = await apply_stages([[action] for action in plan.actions], self._executor.execute)
+        for action in plan.actions:
+            self._metrics.acted(type(action).__name__)
+        log.info(
+            "plan_applied",
+            extra={
+                "node": node.name,
+                "phase": self._phase(node.name),
+                "actions": [type(action).__name__ for action in plan.actions],
+                "took_s": round(time.monotonic() - started, 4),
+            },
+        )
+        if refused:
+            self._events.report(Ref("Node", node.name, node.uid), "Warning", "PartitioningRefused", refused[0])
+            raise PartlyApplied(refused[0])
