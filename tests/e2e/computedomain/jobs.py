@@ -1,0 +1,280 @@
+"""What the tests of ComputeDomains work with: the installed driver, a namespace, and jobs in it."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from uuid import uuid4
+
+from tests.support.chart import Release
+from tests.support.cluster import ROOT, ApiError, Cluster, CommandFailed, Object, path, wait_until
+from tests.support.computedomain import DOMAINS, UID_LABEL, build_domain
+
+CLIQUES = {"n1": 1, "n2": 1, "n3": 2, "n4": 2}
+NAMESPACE = "nvidia-dra-driver-gpu"
+PLUGIN = "/var/lib/kubelet/plugins/compute-domain.nvidia.com"
+SETTINGS = {
+    "nvidiaDriverRoot": "/run/nvidia/driver",
+    "resources.computeDomains.enabled": "true",
+    "resources.gpus.extendedResourceName": "nvidia.com/gpu",
+    "controller.enabled": "true",
+}
+FORCE = {"metadata": {"annotations": {"resource.nvidia.com/force-delete": "true"}}}
+PATIENCE_S = 120.0  # others use the machine, too
+
+
+@dataclass
+class Driver:
+    """The chart on the cluster, in one namespace at a time."""
+
+    cluster: Cluster
+    namespace: str = NAMESPACE
+
+    def install(self, **settings: str) -> None:
+        """Install, or upgrade; returns when every node offers channels."""
+        flags = [word for each in {**SETTINGS, **settings}.items() for word in ("--set", "=".join(each))]
+        chart = str(ROOT / "deployments/helm/partita")
+        upgrade = ("upgrade", "--install", "partita", chart, "--create-namespace", "--wait")
+        self.cluster.helm(*upgrade, "--namespace", self.namespace, *flags)
+        wait_until("every node offers channels", lambda: self.offering() == set(CLIQUES), PATIENCE_S)
+
+    def uninstall(self) -> None:
+        Release(self.cluster, namespace=self.namespace).uninstall()
+
+    def offering(self) -> set[str]:
+        """The nodes with channels."""
+        slices = path("resource.k8s.io/v1", "resourceslices")
+        found = self.cluster.list(slices, fieldSelector="spec.driver=compute-domain.nvidia.com")
+        return {each["spec"]["pool"]["name"] for each in found if each["spec"].get("devices")}
+
+    def controllers(self) -> list[Object]:
+        """Their pods."""
+        pods = path("v1", "pods", namespace=self.namespace)
+        return self.cluster.list(pods, labelSelector="app.kubernetes.io/component=controller")
+
+    def scale_controller(self, replicas: int) -> None:
+        """Returns when so many run."""
+        where = ("--namespace", self.namespace, "deployment/partita-controller")
+        self.cluster.kubectl("scale", *where, f"--replicas={replicas}")
+        self.cluster.kubectl("rollout", "status", *where, "--timeout=120s")
+        wait_until("the others are gone", lambda: len(self.controllers()) == replicas, PATIENCE_S)
+
+    def leftovers(self) -> list[str]:
+        """Everything in the cluster and on the nodes that is there for a ComputeDomain."""
+        kinds = "pods,secrets,resourceclaims,resourceclaimtemplates,computedomaincliques.resource.nvidia.com"
+        labelled = ("get", kinds, "--all-namespaces", "--selector", UID_LABEL, "--output", "name")
+        found = self.cluster.kubectl(*labelled).split()
+        script = f"ls {PLUGIN}/domains 2>/dev/null; ls /var/run/cdi | grep compute-domain; true"
+        for node in CLIQUES:
+            found += [f"{node}: {each}" for each in self.cluster.in_node(node, "sh", "-c", script).split()]
+        return found
+
+    def is_clean(self) -> bool:
+        left = self.leftovers()
+        if left:
+            raise ApiError("leftovers", 0, {"message": ", ".join(left)})
+        return True
+
+
+@dataclass
+class Space:
+    """A user's namespace."""
+
+    driver: Driver
+    name: str
+
+    @property
+    def cluster(self) -> Cluster:
+        return self.driver.cluster
+
+    def where(self, api: str, plural: str, name: str | None = None) -> str:
+        return path(api, plural, namespace=self.name, name=name)
+
+    def job(self, name: str, nodes: int = 0, **channel: str) -> "Job":
+        """A ComputeDomain that exists, with its template."""
+        job = Job(self, name)
+        self.cluster.create(self.where(DOMAINS, "computedomains"), build_domain(name, nodes, **channel))
+        template = self.where("resource.k8s.io/v1", "resourceclaimtemplates", job.template)
+        wait_until("the template is there", lambda: self.cluster.find(template), PATIENCE_S)
+        return job
+
+    def told(self, name: str) -> str:
+        """All that Events say about the object of this name."""
+        events = self.cluster.list(self.where("v1", "events"))
+        return "\n".join(
+            f"{each['reason']}: {each['message']}" for each in events if each["involvedObject"]["name"] == name
+        )
+
+    def wait_told(self, name: str, words: str) -> str:
+        """Until an Event about it matches this pattern."""
+
+        def told() -> str | None:
+            said = self.told(name)
+            return said if re.search(words, said) else None
+
+        return wait_until(f"{name} is told {words!r}", told, PATIENCE_S)
+
+    def phase(self, pod: str) -> str:
+        return str(self.cluster.get(self.where("v1", "pods", pod))["status"]["phase"])
+
+    def end(self, *pods: str) -> None:
+        """Delete pods and wait until they are gone."""
+        for pod in pods:
+            self.cluster.delete(self.where("v1", "pods", pod), gracePeriodSeconds=1)
+        for pod in pods:
+            self.cluster.wait_gone(self.where("v1", "pods", pod), PATIENCE_S)
+
+
+@dataclass
+class Job:
+    """A ComputeDomain and its pods, which are named by who runs them."""
+
+    space: Space
+    name: str
+
+    @property
+    def cluster(self) -> Cluster:
+        return self.space.cluster
+
+    @property
+    def template(self) -> str:
+        return f"{self.name}-channel"
+
+    @property
+    def place(self) -> str:
+        return self.space.where(DOMAINS, "computedomains", self.name)
+
+    def domain(self) -> Object:
+        return self.cluster.get(self.place)
+
+    def uid(self) -> str:
+        return str(self.domain()["metadata"]["uid"])
+
+    # Pods
+
+    def start(self, **nodes: str) -> None:
+        """Pod name to node."""
+        for pod, node in nodes.items():
+            self.cluster.create(self.space.where("v1", "pods"), build_peer(pod, self.template, node))
+
+    def wait_running(self, *pods: str) -> None:
+        for pod in pods:
+            where = self.space.where("v1", "pods", pod)
+            self.cluster.wait(where, f"{pod} runs", lambda found: found["status"]["phase"] == "Running", PATIENCE_S)
+
+    def run(self, **nodes: str) -> None:
+        self.start(**nodes)
+        self.wait_running(*nodes)
+
+    # What the containers find
+
+    def share(self, one: str, other: str, wait_s: int = 60) -> str:
+        """What the rank in `one` says about memory of the rank in `other`. Raises CommandFailed when it has none."""
+        address = self.cluster.get(self.space.where("v1", "pods", other))["status"]["podIP"]
+        command = ("/tools/fabric-test", "-wait", f"{wait_s}s", "connect", address)
+        return self.cluster.in_pod(one, *command, namespace=self.space.name)
+
+    def share_all_ways(self, one: str, other: str) -> None:
+        assert "share memory" in self.share(one, other)
+        assert "share memory" in self.share(other, one)
+
+    def check(self, pod: str) -> str:
+        """What the rank finds in its own container; an error's words where something is missing."""
+        try:
+            return self.cluster.in_pod(pod, "/tools/fabric-test", "check", namespace=self.space.name)
+        except CommandFailed as error:
+            return str(error)
+
+    def channels(self, pod: str) -> list[str]:
+        """Channel nodes in the pod's container."""
+        folder = "/dev/nvidia-caps-imex-channels"
+        script = f"cd {folder} 2>/dev/null && find . -type c || true"
+        found = self.cluster.in_pod(pod, "sh", "-c", script, namespace=self.space.name)
+        return sorted(each.removeprefix("./") for each in found.split())
+
+    # What the cluster says
+
+    def wait(self, what: str, holds: Callable[[Object], object]) -> Object:
+        return self.cluster.wait(self.place, what, holds, PATIENCE_S)
+
+    def wait_ready(self, nodes: int) -> Object:
+        """Ready, with so many members, all of them connected."""
+
+        def there(domain: Object) -> bool:
+            status = domain.get("status", {})
+            counts = (status.get("readyNodes"), status.get("memberNodes"))
+            return status.get("status") == "Ready" and counts == (nodes, nodes)
+
+        return self.wait(f"{self.name} is Ready with {nodes} nodes", there)
+
+    def wait_condition(self, kind: str, status: str, reason: str = "") -> str:
+        """The condition's message."""
+
+        def there(domain: Object) -> bool:
+            found = condition(domain, kind)
+            return found["status"] == status and found["reason"].startswith(reason)
+
+        return str(condition(self.wait(f"{kind} is {status} {reason}", there), kind)["message"])
+
+    def indexes(self) -> dict[str, int]:
+        """Index by node."""
+        return {each["name"]: each["index"] for each in self.domain()["status"]["nodes"]}
+
+    def daemons(self) -> dict[str, Object]:
+        """The daemons' pods by node."""
+        pods = path("v1", "pods", namespace=self.space.driver.namespace)
+        found = self.cluster.list(pods, labelSelector=f"{UID_LABEL}={self.uid()}")
+        return {each["spec"].get("nodeName", "?"): each for each in found}
+
+    def delete(self) -> None:
+        self.cluster.delete(self.place)
+
+
+def condition(domain: Object, kind: str) -> Object:
+    found = [each for each in domain.get("status", {}).get("conditions", ()) if each["type"] == kind]
+    return found[0] if found else {"status": "", "reason": "", "message": ""}
+
+
+def build_peer(name: str, template: str, node: str) -> Object:
+    """A pod that answers other peers; the stand-in of a job's rank comes from the node's driver root."""
+    container = {
+        "name": "main",
+        "image": "docker.io/library/busybox:dev",
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["/tools/fabric-test", "serve"],
+        "resources": {"claims": [{"name": "channel"}]},
+        "volumeMounts": [{"name": "tools", "mountPath": "/tools"}],
+    }
+    return {
+        "metadata": {"name": name},
+        "spec": {
+            "nodeSelector": {"kubernetes.io/hostname": node},
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 1,
+            "containers": [container],
+            "volumes": [{"name": "tools", "hostPath": {"path": "/run/nvidia/driver/usr/bin"}}],
+            "resourceClaims": [{"name": "channel", "resourceClaimTemplateName": template}],
+        },
+    }
+
+
+@contextmanager
+def namespace(cluster: Cluster, name: str) -> Iterator[None]:
+    cluster.create(path("v1", "namespaces"), {"metadata": {"name": name}})
+    account = path("v1", "serviceaccounts", namespace=name, name="default")
+    wait_until("the namespace has its service account", lambda: cluster.find(account), PATIENCE_S)
+    try:
+        yield
+    finally:
+        kinds = "pods,jobs,computedomains.resource.nvidia.com"
+        cluster.kubectl("delete", kinds, "--all", "--namespace", name, "--grace-period=1", "--timeout=120s")
+        cluster.delete(path("v1", "namespaces", name=name))
+
+
+@contextmanager
+def space(driver: Driver) -> Iterator[Space]:
+    """A namespace that is gone afterwards, with everything that was made for its domains."""
+    name = f"test-{uuid4().hex[:6]}"
+    with namespace(driver.cluster, name):
+        yield Space(driver, name)
+    wait_until("nothing is left of any domain", driver.is_clean, PATIENCE_S)
