@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench import prepare
+from bench import computedomain, prepare
 
 ROOT = Path(__file__).resolve().parents[3]
 CLUSTER = "bench"
@@ -22,7 +22,12 @@ def main() -> None:
     one.add_argument("--soak", type=int, default=0, help="go on to this many claims and show memory again")
     one.add_argument("--kubeconfig", type=Path, help="of a running cluster; default: start one with hack/cluster")
     one.add_argument("--as-user", action="store_true", help="let the plugin use the kubeconfig, not a service account")
+    domains = benches.add_parser("computedomain", help="ComputeDomains: time to form, API writes, CPU, memory, scale")
+    computedomain.add_options(domains)
     arguments = parser.parse_args()
+    if arguments.bench == "computedomain":
+        computedomain.run(arguments)
+        return
     kubeconfig = arguments.kubeconfig or _start_cluster()
     base = Path("/var/tmp/partita-bench")  # short, for socket paths; on a disk, for durable appends
     try:
