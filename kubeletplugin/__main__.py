@@ -6,9 +6,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 from api.client import Client
 from api.errors import InvalidObject, PartitaError
@@ -98,13 +99,18 @@ BUILDERS: dict[str, Build] = {
 }
 
 
-def find_drivers(settings: Settings) -> list[str]:
-    """Drivers for the hardware that is here; NVIDIA's where nothing is, since its driver container may come later."""
+NVIDIA_DRIVERS: Final = (NVIDIA_GPU_DRIVER, COMPUTE_DOMAIN_DRIVER)
+_LOOK_INTERVAL_S: Final = 10.0
+
+
+def find_drivers(settings: Settings, enabled: Sequence[str]) -> list[str]:
+    """The enabled drivers whose hardware shows itself now. Where only one vendor is enabled, its driver is awaited."""
+    if len({name in NVIDIA_DRIVERS for name in enabled}) == 1:
+        return list(enabled)
     roots = (settings.seen_driver_root, Path("/"))
     has_amd = any((root / "sys/module/amdgpu/drivers/pci:amdgpu").is_dir() for root in roots)
-    has_nvidia = DriverRoot(settings.driver_root, settings.seen_driver_root).find_library("libnvidia-ml.so.1")
-    nvidia = [NVIDIA_GPU_DRIVER, COMPUTE_DOMAIN_DRIVER] if has_nvidia or not has_amd else []
-    return nvidia + ([AMD_GPU_DRIVER] if has_amd else [])
+    has_nvidia = bool(DriverRoot(settings.driver_root, settings.seen_driver_root).find_library("libnvidia-ml.so.1"))
+    return [name for name in enabled if (has_nvidia if name in NVIDIA_DRIVERS else has_amd)]
 
 
 _REGISTRATION_PATIENCE_S = 3.0  # the kubelet looks for new sockets every second
@@ -156,8 +162,8 @@ class Plugin:
 async def run(settings: Settings) -> None:
     """Serve every driver until SIGTERM or SIGINT."""
     is_auto = settings.drivers == "auto"
-    names = find_drivers(settings) if is_auto else [name.strip() for name in settings.drivers.split(",")]
-    unknown = [name for name in names if name not in BUILDERS]
+    enabled = list(BUILDERS) if is_auto else [name.strip() for name in settings.drivers.split(",")]
+    unknown = [name for name in enabled if name not in BUILDERS]
     if unknown:
         raise InvalidObject(f"DRIVERS: {unknown[0]!r} is not a driver; right would be some of {', '.join(BUILDERS)}")
     stopping = asyncio.Event()
@@ -166,18 +172,40 @@ async def run(settings: Settings) -> None:
         loop.add_signal_handler(number, stopping.set)
     syncer = ThreadPoolExecutor(2, thread_name_prefix="sync")
     async with await Client.connect(settings.kubeconfig or None) as client:
-        plugins = [Plugin(name, settings, client, syncer) for name in names]
+        plugins: dict[str, Plugin] = {}
         try:
             async with asyncio.TaskGroup() as tasks:
-                for plugin in plugins:
-                    tasks.create_task(plugin.run())
+
+                def start(name: str) -> None:
+                    plugins[name] = Plugin(name, settings, client, syncer)
+                    tasks.create_task(plugins[name].run())
+
+                for name in find_drivers(settings, enabled):
+                    start(name)
+                if len(plugins) < len(enabled):
+                    tasks.create_task(_start_later(settings, [name for name in enabled if name not in plugins], start))
                 if settings.http_endpoint:
                     host, port = parse_endpoint(settings.http_endpoint)
-                    http = HttpServer(host, port, lambda: all(plugin.is_ready() for plugin in plugins))
+                    http = HttpServer(host, port, lambda: _are_ready(plugins))
                     tasks.create_task(http.run())
                 tasks.create_task(_stop_when(stopping))
         except* _Stopped:
             log.info("stopped")
+
+
+def _are_ready(plugins: Mapping[str, Plugin]) -> bool:
+    return bool(plugins) and all(plugin.is_ready() for plugin in plugins.values())
+
+
+async def _start_later(settings: Settings, missing: list[str], start: Callable[[str], None]) -> None:
+    """Serve hardware whose driver is loaded after we have begun."""
+    while missing:
+        await asyncio.sleep(_LOOK_INTERVAL_S)
+        for name in find_drivers(settings, list(BUILDERS)):
+            if name in missing:
+                log.info("hardware_came", extra={"driver": name})
+                missing.remove(name)
+                start(name)
 
 
 class _Stopped(Exception):

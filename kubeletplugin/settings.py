@@ -35,7 +35,7 @@ class Settings:
     """Set for rolling updates: every instance then has sockets of its own."""
     pod_namespace: str = "default"
     drivers: str = "auto"
-    """Comma list of driver names, or `auto`: those whose hardware may be on the node."""
+    """Comma list of driver names, or `auto`. Of several vendors', those whose hardware is on the node."""
     nvidia_cdi_hook_path: str = ""
     """On the host; empty to look for it under the driver root."""
     additional_xids_to_ignore: str = ""

@@ -60,6 +60,20 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- join "," $drivers }}
 {{- end }}
 
+{{/* Whether nodes of AMD GPUs are repartitioned as a whole. */}}
+{{- define "partita.nodePartitioning" -}}
+{{- if and .Values.controller.enabled .Values.controller.nodePartitioning.enabled }}true{{ end -}}
+{{- end }}
+
+{{/* What lets a pod stay on, and come to, a node that is being repartitioned; added to a list of tolerations. */}}
+{{- define "partita.partitioningTolerations" -}}
+- key: amd-dcm
+  operator: Exists
+  effect: NoExecute
+- key: kaiwo-partitioning
+  operator: Exists
+{{- end }}
+
 {{/* Where the driver tree is on the node; simulated hardware has the place of a driver container's. */}}
 {{- define "partita.driverRoot" -}}
 {{- if .Values.simulator.profile -}}/run/nvidia/driver{{- else -}}{{ .Values.nvidiaDriverRoot }}{{- end -}}
