@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from api.errors import StateUnreadable
-from kubeletplugin.files import disk_error, write_whole
+from kubeletplugin.disk import disk_error, write_whole
 from kubeletplugin.model.amd_partitions import AmdInventory
 
 

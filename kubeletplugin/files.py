@@ -17,7 +17,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from api.errors import Busy, Retryable, StateUnreadable
+from api.errors import Busy, StateUnreadable
+from kubeletplugin.disk import disk_error, sync_and_close, sync_directory, timed_sync, write_whole
 from kubeletplugin.model.checkpoint import (
     Checkpoint,
     ClaimRecord,
@@ -32,24 +33,10 @@ log = logging.getLogger(__name__)
 _COMPACT_ABOVE_LINES: Final = 2000
 _LOCK_POLL_S: Final = 0.02
 LOCK_TIMEOUT_S: Final = 10.0
-
-
-class DiskFull(Retryable):
-    """The file system of our state has no room; nothing was lost, and the same call succeeds once there is."""
-
-    reason = "DiskFull"
-
-
-class DiskFailed(Retryable):
-    """The file system of our state refuses writes."""
-
-    reason = "DiskFailed"
-
-
-def disk_error(error: OSError, path: Path) -> Retryable:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull(f"{path}: the file system is full; free space on it")
-    return DiskFailed(f"{path}: {error.strerror or error}")
+# A sync in the event loop's own thread saves handing it to another and back, which costs more than the sync itself
+# on a fast disk (0.2 ms); on a slow one the loop must not stand still for it.
+_SLOW_SYNC_S: Final = 0.004
+_SYNC_SMOOTHING: Final = 0.2  # weight of the newest duration: one hiccup does not make a disk slow
 
 
 class Store:
@@ -67,14 +54,16 @@ class Store:
         self._syncer = syncer
         self._fd = -1
         self._lock_fd = -1
+        self._inode = 0
         self._size = 0
         self._lines = 0
         self._suspect = False
+        self._sync_s = 0.0
         self._holders = 0
         self._locking: asyncio.Lock = asyncio.Lock()
         self._appended = 0
         self._synced = 0
-        self._syncing: asyncio.Future[None] | None = None
+        self._syncing: asyncio.Future[float] | None = None
         self._reserved: dict[str, ClaimRecord | None] = {}
 
     # Sharing with other instances
@@ -105,16 +94,23 @@ class Store:
                 self._lock_fd = os.open(self._lock_path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             except OSError as error:
                 raise disk_error(error, self._lock_path) from error
+        if self._try_lock():
+            return
         try:
             async with asyncio.timeout(LOCK_TIMEOUT_S):
                 while True:
-                    try:
-                        fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    await asyncio.sleep(_LOCK_POLL_S)
+                    if self._try_lock():
                         return
-                    except BlockingIOError:
-                        await asyncio.sleep(_LOCK_POLL_S)
         except TimeoutError as error:
             raise Busy(f"{self._lock_path}: another instance of this plugin has been working for too long") from error
+
+    def _try_lock(self) -> bool:
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def _unlock(self) -> None:
         fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
@@ -131,7 +127,7 @@ class Store:
             return
         except OSError as error:
             raise disk_error(error, self.path) from error
-        if self._fd >= 0 and status.st_size == self._size and status.st_ino == os.fstat(self._fd).st_ino:
+        if self._fd >= 0 and (status.st_size, status.st_ino) == (self._size, self._inode):
             return
         self._load()
 
@@ -154,6 +150,7 @@ class Store:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self._inode = os.fstat(self._fd).st_ino
 
     def set_aside(self) -> Path:
         """Rename the unreadable journal to `.unreadable-<n>`, so that nothing is lost."""
@@ -192,33 +189,56 @@ class Store:
         self.checkpoint = self.checkpoint.without(uid)
 
     async def sync(self) -> None:
-        """Return once everything appended so far is on the disk. Raises DiskFailed."""
+        """Return once everything appended so far is on the disk. Raises DiskFull, DiskFailed."""
         wanted = self._appended
+        # Whoever is ready to append does so now; the first to come back here then syncs for all of them.
+        await asyncio.sleep(0)
         while self._synced < wanted:
-            # Everybody waits for the one under way; whoever is not covered by it then waits for the next.
-            under_way = self._syncing
-            if under_way is None or under_way.done():
-                under_way = self._start_sync()
-            try:
-                await asyncio.shield(under_way)
-            except OSError as error:
-                raise disk_error(error, self.path) from error
+            if self._suspect:
+                # After a failed sync the kernel takes its pages for clean: another sync would succeed, and be a lie.
+                self._replace(self.checkpoint)
+            elif self._syncing is None and self._sync_s < _SLOW_SYNC_S:
+                self._sync_now()
+            else:
+                await self._sync_aside()
 
-    def _start_sync(self) -> asyncio.Future[None]:
+    def _sync_now(self) -> None:
+        covers = self._appended
+        try:
+            self._note_duration(timed_sync(self._fd))
+        except OSError as error:
+            self._suspect = True
+            raise disk_error(error, self.path) from error
+        self._synced = covers
+
+    async def _sync_aside(self) -> None:
+        """Wait for the sync under way in a thread, which may not cover us; begin one where there is none."""
+        under_way = self._syncing
+        if under_way is None or under_way.done():
+            under_way = self._start_sync()
+        try:
+            await asyncio.shield(under_way)
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+
+    def _start_sync(self) -> asyncio.Future[float]:
         covers, fd = self._appended, os.dup(self._fd)
-        syncing = asyncio.get_running_loop().run_in_executor(self._syncer, _sync_and_close, fd)
+        syncing = asyncio.get_running_loop().run_in_executor(self._syncer, sync_and_close, fd)
         syncing.add_done_callback(lambda done: self._end_sync(done, covers))
         self._syncing = syncing
         return syncing
 
-    def _end_sync(self, done: asyncio.Future[None], covers: int) -> None:
+    def _end_sync(self, done: asyncio.Future[float], covers: int) -> None:
         if self._syncing is done:
             self._syncing = None
         if done.cancelled() or done.exception() is not None:
-            # The kernel may have dropped the dirty pages: the next append writes the whole file anew.
             self._suspect = True
         else:
+            self._note_duration(done.result())
             self._synced = max(self._synced, covers)
+
+    def _note_duration(self, took_s: float) -> None:
+        self._sync_s += _SYNC_SMOOTHING * (took_s - self._sync_s)
 
     def _append(self, line: bytes) -> None:
         if self._suspect or self._lines > _COMPACT_ABOVE_LINES + 4 * len(self.checkpoint.records):
@@ -253,7 +273,7 @@ class Store:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(temporary, data, durable=True)
             temporary.rename(self.path)
-            _sync_directory(self.path.parent)
+            sync_directory(self.path.parent)
             self._open()
         except OSError as error:
             with contextlib.suppress(FileNotFoundError):
@@ -265,33 +285,6 @@ class Store:
 
 def _restored(checkpoint: Checkpoint, uid: str, before: ClaimRecord | None) -> Checkpoint:
     return checkpoint.without(uid) if before is None else checkpoint.with_record(before)
-
-
-def write_whole(path: Path, data: bytes, *, durable: bool) -> None:
-    """Create or replace by writing in place; use with a name nobody reads yet. Raises OSError (ENOSPC when short)."""
-    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        if os.write(fd, data) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if durable:
-            os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_and_close(fd: int) -> None:
-    try:
-        os.fdatasync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class CdiFiles:
@@ -308,18 +301,18 @@ class CdiFiles:
     def exists(self, name: str) -> bool:
         return os.path.lexists(f"{self._directory}/{name}")
 
-    def write(self, name: str, spec: dict[str, Any]) -> None:
-        """Appears whole or not at all. Raises DiskFull, DiskFailed."""
+    def write(self, name: str, spec: dict[str, Any] | bytes) -> None:
+        """`spec` as a value or as JSON. Appears whole or not at all. Raises DiskFull, DiskFailed."""
         final = f"{self._directory}/{name}"
         # Runtimes read every *.json here at any time, so the unfinished file has another ending.
         temporary = f"{final}.tmp"
-        data = json.dumps(spec, separators=(",", ":")).encode()
+        data = spec if isinstance(spec, bytes) else json.dumps(spec, separators=(",", ":")).encode()
         try:
             try:
-                write_whole(Path(temporary), data, durable=False)
+                write_whole(temporary, data, durable=False)
             except FileNotFoundError:
                 Path(self._directory).mkdir(parents=True, exist_ok=True)
-                write_whole(Path(temporary), data, durable=False)
+                write_whole(temporary, data, durable=False)
             Path(temporary).rename(final)
         except OSError as error:
             with contextlib.suppress(OSError):

@@ -18,7 +18,7 @@ from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles, CrashPoint, Store
 from kubeletplugin.hardware.tree import DriverRoot, read_driver_tree
 from kubeletplugin.metrics import show_prepared
-from kubeletplugin.model.cdi import DriverTree, build_cdi_spec, cdi_file_name
+from kubeletplugin.model.cdi import DriverTree, cdi_file_name, encode_cdi_spec
 from kubeletplugin.model.checkpoint import ClaimRecord, MigHolding
 from kubeletplugin.model.claims import ClaimRequest, parse_claim
 from kubeletplugin.model.devices import DeviceSet, Features, build_devices
@@ -204,7 +204,7 @@ class NvidiaDriver:
         results = await self._executor.run(plan.steps) if plan.steps else ()
         self._crash("hardware")
         record = complete(plan, results)
-        spec = build_cdi_spec(record, self._executor.inventory, self._tree)
+        spec = encode_cdi_spec(record, self._executor.inventory, self._tree)
         self._store.put(record)
         try:
             self._cdi.write(cdi_file_name(NVIDIA_CDI_VENDOR, record.uid), spec)
@@ -266,7 +266,7 @@ class NvidiaDriver:
     def _ensure_cdi(self, record: ClaimRecord) -> None:
         name = cdi_file_name(NVIDIA_CDI_VENDOR, record.uid)
         if not self._cdi.exists(name):
-            self._cdi.write(name, build_cdi_spec(record, self._executor.inventory, self._tree))
+            self._cdi.write(name, encode_cdi_spec(record, self._executor.inventory, self._tree))
 
     # Publishing
 

@@ -128,13 +128,10 @@ class Publisher:
     async def _wait_until_quiet(self) -> None:
         await self._wake.wait()
         deadline_s = time.monotonic() + _PATIENCE_S
-        while time.monotonic() < deadline_s:
+        while self._wake.is_set() and time.monotonic() < deadline_s:
             self._wake.clear()
-            try:
-                async with asyncio.timeout(_QUIET_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                return
+            # Sleeping, not waiting: under a stream of claims nobody is woken up for each of them.
+            await asyncio.sleep(_QUIET_S)
 
     async def _read_node(self) -> NodeView:
         delays = back_off_s()

@@ -17,6 +17,7 @@ from kubeletplugin.model.inventory import Placement
 
 FORMAT: Final = 1
 """Of the journal's lines. A program reads its own format and older ones."""
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one at every call
 
 
 class ClaimState(StrEnum):
@@ -202,7 +203,7 @@ def _apply_entry(checkpoint: Checkpoint, entry: dict[str, Any], driver: str, num
 
 
 def _encode_line(entry: dict[str, Any]) -> bytes:
-    body = json.dumps(entry, separators=(",", ":")).encode()
+    body = _ENCODER.encode(entry).encode()
     return b"%d %08x %b\n" % (FORMAT, zlib.crc32(body), body)
 
 

@@ -1,8 +1,10 @@
 """The journal and the CDI files on a real file system."""
 
 import asyncio
+import errno
 import fcntl
 import json
+import os
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from api.errors import Busy, StateUnreadable
 from kubeletplugin import files
+from kubeletplugin.disk import DiskFailed
 from kubeletplugin.files import CdiFiles, Store
 from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState, GpuHolding, PreparedDevice
 
@@ -105,6 +108,43 @@ def test_waiting_for_the_disk_never_stops_the_loop(tmp_path: Path) -> None:
 
         await asyncio.gather(*(put(lane) for lane in range(8)))
         assert await read(tmp_path) == set()
+
+    run(scenario)
+
+
+def test_after_a_failed_sync_the_next_one_writes_everything_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel takes the pages of a failed sync for clean, so that a second one succeeds without having written."""
+
+    def refuse(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def scenario() -> None:
+        mine = store(tmp_path)
+        async with mine.lease():
+            mine.put(record("a"))
+            monkeypatch.setattr(os, "fdatasync", refuse)
+            with pytest.raises(DiskFailed):
+                await mine.sync()
+            monkeypatch.undo()
+            os.truncate(mine.path, 0)  # what a power cut would leave of those pages
+            await mine.sync()
+        assert await read(tmp_path) == {"a"}
+
+    run(scenario)
+
+
+def test_a_slow_disk_is_waited_for_beside_the_loop_and_a_fast_one_again_in_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        mine = store(tmp_path)
+        mine._note_duration(1.0)
+        async with mine.lease():
+            for n in range(40):
+                mine.put(record(str(n)))
+                await mine.sync()
+        assert mine._sync_s < 0.2
+        assert len(await read(tmp_path)) == 40
 
     run(scenario)
 

@@ -12,6 +12,7 @@ from kubeletplugin.model.cdi import (
     DriverTree,
     build_cdi_spec,
     cdi_file_name,
+    encode_cdi_spec,
     parse_character_majors,
     parse_mig_minors,
     read_record,
@@ -47,6 +48,12 @@ def test_a_full_gpu_is_its_node() -> None:
             "permissions": "rw",
         }
     ]
+
+
+def test_the_file_holds_the_spec() -> None:
+    node = Node(Hardware(inventory(h100(0), h100(1))))
+    record, found = node.prepare(claim("c1", "gpu-1", SLICE)), node.hardware.inventory
+    assert json.loads(encode_cdi_spec(record, found, TREE)) == build_cdi_spec(record, found, TREE)
 
 
 def test_a_partition_is_its_parents_node_and_the_two_capabilities() -> None:

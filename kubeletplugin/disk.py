@@ -1,0 +1,60 @@
+"""Writing files so that they last, and what is said when that fails."""
+
+import errno
+import os
+import time
+from pathlib import Path
+
+from api.errors import Retryable
+
+
+class DiskFull(Retryable):
+    """The file system of our state has no room; nothing was lost, and the same call succeeds once there is."""
+
+    reason = "DiskFull"
+
+
+class DiskFailed(Retryable):
+    """The file system of our state refuses writes."""
+
+    reason = "DiskFailed"
+
+
+def disk_error(error: OSError, path: Path) -> Retryable:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"{path}: the file system is full; free space on it")
+    return DiskFailed(f"{path}: {error.strerror or error}")
+
+
+def write_whole(path: Path | str, data: bytes, *, durable: bool) -> None:
+    """Create or replace by writing in place; use with a name nobody reads yet. Raises OSError (ENOSPC when short)."""
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        if os.write(fd, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def timed_sync(fd: int) -> float:
+    """Seconds that it took."""
+    started_s = time.perf_counter()
+    os.fdatasync(fd)
+    return time.perf_counter() - started_s
+
+
+def sync_and_close(fd: int) -> float:
+    try:
+        return timed_sync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
