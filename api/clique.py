@@ -1,9 +1,9 @@
 """ComputeDomainClique: the membership of one IMEX domain, as its readers see it. Standard library only.
 
 A ComputeDomainClique lists the nodes of one ComputeDomain that share one NVLink clique. **The controller is its only
-writer; daemons and node plugins read one such object each and write none.** It lives in the driver's namespace under
-`clique_object_name(uid, clique_id)`, so a reader can watch it with the field selector `metadata.name=...` before it
-exists. A reader needs nothing else:
+writer.** Node plugins read the objects of the domains on their node, and bring each daemon its own one as a file. It
+lives in the driver's namespace under `clique_object_name(uid, clique_id)`, so a reader can watch it with the field
+selector `metadata.name=...` before it exists. A reader needs nothing else:
 
 - the daemon of node N takes everybody's address and index from `members`, its own included. A member without an
   address has no daemon yet: it belongs to no node list;
@@ -26,6 +26,12 @@ DOMAIN_PLURAL: Final = "computedomains"
 
 TLS_DIRECTORY: Final = "/etc/imex/tls"
 """Where a daemon pod has `ca.crt`, `tls.crt` and `tls.key` of its IMEX domain; absent when encryption is off."""
+
+MEMBERSHIP_FILE: Final = "membership/membership.json"
+"""In the domain's directory on a node: the node's ComputeDomainClique, replaced as a whole; no file while there is none.
+
+The node plugin writes it; the daemon sees its folder read-only.
+"""
 
 DAEMON_ENVIRONMENT: Final = (
     "COMPUTE_DOMAIN_UUID",

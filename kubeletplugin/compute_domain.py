@@ -9,21 +9,23 @@ import asyncio
 import logging
 import shutil
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 
 from api.client import Client, Json, NotFound, path
-from api.clique import CLIQUE_PLURAL, Membership, clique_object_name, parse_membership
+from api.clique import CLIQUE_PLURAL, clique_object_name, parse_membership
 from api.device_config import parse_device_config
 from api.errors import HardwareError, PartitaError, Retryable
 from api.names import COMPUTE_DOMAIN_CDI_VENDOR, COMPUTE_DOMAIN_DRIVER, RESOURCE_API_VERSION
+from kubeletplugin.disk import disk_error
 from kubeletplugin.driver import CLAIM_API, RETRY_FOR_S
 from kubeletplugin.executor import Executor
-from kubeletplugin.files import CdiFiles, disk_error
+from kubeletplugin.files import CdiFiles
 from kubeletplugin.hardware.imex import read_imex_nodes
 from kubeletplugin.hardware.tree import DriverRoot, read_driver_tree
+from kubeletplugin.membership import Memberships, follow_clique
 from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.cdi import cdi_file_name
 from kubeletplugin.model.channels import (
@@ -31,6 +33,7 @@ from kubeletplugin.model.channels import (
     CLAIM_ANNOTATION,
     DAEMON_DEVICE,
     DOMAIN_ANNOTATION,
+    DOMAIN_FOLDERS,
     Attached,
     DomainUse,
     NodeFabric,
@@ -90,6 +93,8 @@ class ComputeDomainDriver:
         self._domains = directory / "domains"
         self._wait_s = wait_s
         self._fabric: NodeFabric = Unsettled("the hardware has not been read yet")
+        self._cliques = path(RESOURCE_API_VERSION, CLIQUE_PLURAL, namespace=namespace)
+        self._memberships = Memberships(client, self._cliques)
         self._known: Attached | NoFabric | None = None
         """The last answer that was certain: a fabric that is unwell for a while does not undo running domains."""
 
@@ -104,6 +109,7 @@ class ComputeDomainDriver:
                 log.warning("waiting_for_hardware", extra={"driver": self.name, "error": str(error)})
                 await asyncio.sleep(_MISSING_RETRY_S)
         self._remove_unused_domains()
+        self._follow_memberships()
 
     async def _look(self) -> bool:
         """Read the fabric; whether anything about it changed. Raises HardwareError."""
@@ -119,12 +125,14 @@ class ComputeDomainDriver:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._rescan(changed))
             tasks.create_task(self._sweep_regularly())
+            tasks.create_task(self._memberships.run())
 
     async def _rescan(self, changed: Callable[[], None]) -> None:
         while True:
             await asyncio.sleep(_RESCAN_INTERVAL_S)
             try:
                 if await self._look():
+                    self._follow_memberships()
                     changed()
             except HardwareError as error:
                 log.error("rescan_failed", extra={"driver": self.name, "error": str(error)})
@@ -170,11 +178,14 @@ class ComputeDomainDriver:
     async def _wait_for_release(self, request: ClaimRequest, use: DomainUse, fabric: Attached) -> None:
         """Until the controller releases the channel. Raises ClaimError at once, NotConnectedYet in the end."""
         name = clique_object_name(use.domain_uid, fabric.clique)
-        where = path(RESOURCE_API_VERSION, CLIQUE_PLURAL, namespace=self._namespace)
         reason = f"claim {request.claim}: the API server has not answered yet"
         try:
-            async with asyncio.timeout(self._wait_s), aclosing(_follow(self._client, where, name)) as memberships:
-                async for membership in memberships:
+            async with (
+                asyncio.timeout(self._wait_s),
+                aclosing(follow_clique(self._client, self._cliques, name)) as found,
+            ):
+                async for clique in found:
+                    membership = parse_membership(clique) if clique else None
                     decision = check_release(request, use, membership, self._node)
                     if isinstance(decision, Release):
                         return
@@ -204,20 +215,33 @@ class ComputeDomainDriver:
         tree = read_driver_tree(self._root, self._executor.inventory.driver_version)
         folder = self._make_folder(use.domain_uid)
         self._write(request, build_daemon_spec(request, use, imex, tree, str(folder)))
+        self._follow_memberships()
 
     def _make_folder(self, domain_uid: str) -> Path:
         folder = self._domains / domain_uid
         try:
-            (folder / "status").mkdir(parents=True, exist_ok=True)
+            for each in DOMAIN_FOLDERS:
+                (folder / each).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise disk_error(error, folder) from error
         return folder
+
+    def _follow_memberships(self) -> None:
+        """Of the domains that have a daemon on this node; the CDI files say which."""
+        wanted = {}
+        if isinstance(self._known, Attached):
+            for _, spec in self._cdi.read_all():
+                domain_uid = _annotation(spec, DOMAIN_ANNOTATION)
+                if spec and domain_uid and spec["devices"][0]["name"].endswith("-daemon"):
+                    wanted[clique_object_name(domain_uid, self._known.clique)] = self._make_folder(domain_uid)
+        self._memberships.want(wanted)
 
     def _write(self, request: ClaimRequest, spec: Json) -> None:
         self._cdi.write(cdi_file_name(COMPUTE_DOMAIN_CDI_VENDOR, request.uid), spec)
 
     async def unprepare(self, ref: ClaimRef) -> None:
         self._cdi.remove(cdi_file_name(COMPUTE_DOMAIN_CDI_VENDOR, ref.uid))
+        self._follow_memberships()
         self._remove_unused_domains()
         self._count()
 
@@ -271,14 +295,3 @@ def _ready_devices(request: ClaimRequest, cdi_ids: tuple[str, ...]) -> tuple[Rea
         ReadyDevice((device.request,), device.pool, device.device, cdi_ids, device.share_id)
         for device in request.devices
     )
-
-
-async def _follow(client: Client, where: str, name: str) -> AsyncGenerator[Membership | None, None]:
-    """The membership, and again at every change; None while there is none."""
-    watch = cast(
-        AsyncGenerator[tuple[str, Any], None], client.list_watch(where, field_selector=f"metadata.name={name}")
-    )
-    async with aclosing(watch) as events:
-        async for kind, found in events:
-            objects = found if kind == "SYNC" else () if kind == "DELETED" else (found,)
-            yield parse_membership(objects[0]) if objects else None

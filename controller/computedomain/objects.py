@@ -127,6 +127,7 @@ def build_daemon_pod(domain: Domain, member: Member, clique: Clique, settings: S
     term = {"nodeSelectorTerms": [{"matchFields": [node_name]}]}
     spec: Json = {
         "serviceAccountName": settings.service_account,
+        "automountServiceAccountToken": False,  # the node plugin brings it all that it may know
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": DAEMON_GRACE_S,
         "enableServiceLinks": False,

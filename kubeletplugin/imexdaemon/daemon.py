@@ -5,9 +5,8 @@ import logging
 import time
 from typing import Final, assert_never
 
-from api.clique import CLIQUE_PLURAL, Membership, parse_membership
+from api.clique import MEMBERSHIP_FILE, Membership, parse_membership
 from api.errors import InvalidObject
-from api.names import RESOURCE_API_VERSION
 from kubeletplugin.imexdaemon import files
 from kubeletplugin.imexdaemon.config import NodeTable, TlsFiles, build_node_table
 from kubeletplugin.imexdaemon.plan import (
@@ -27,7 +26,7 @@ from kubeletplugin.imexdaemon.probes import State
 from kubeletplugin.imexdaemon.process import ImexProcess, read_domain
 from kubeletplugin.imexdaemon.readiness import Readiness, check_readiness
 from kubeletplugin.imexdaemon.settings import Settings
-from kubeletplugin.imexdaemon.watch import ServiceAccount, watch_object
+from kubeletplugin.imexdaemon.watch import watch_file
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +70,15 @@ class Daemon:
         if not settings.clique_id:
             self._set(Readiness(True, "this node has no NVLink fabric: there is nothing to connect"))
             return
-        account = ServiceAccount(settings.service_account, settings.api_host, settings.api_port)
-        collection = f"/apis/{RESOURCE_API_VERSION}/namespaces/{settings.namespace}/{CLIQUE_PLURAL}"
-        async for obj in watch_object(account, collection, settings.clique_name):
+        async for obj in watch_file(settings.directory / MEMBERSHIP_FILE):
             try:
-                self._membership = None if obj is None else parse_membership(obj)
+                membership = None if obj is None else parse_membership(obj)
             except (InvalidObject, KeyError, TypeError, ValueError) as error:
                 log.error("membership_unreadable", extra={"object": settings.clique_name, "error": str(error)})
                 continue
+            # A node that moves to another rack has a daemon for each clique until the first one has ended.
+            is_own = membership is not None and membership.name == settings.clique_name
+            self._membership = membership if is_own else None
             self._wake.set()
 
     async def _keep_imex(self) -> None:

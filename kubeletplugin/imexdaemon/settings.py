@@ -30,9 +30,6 @@ class Settings:
     """The domain's directory on this node; mounted by the claim's CDI device."""
     hosts_path: Path = Path("/etc/hosts")
     tls_directory: Path = Path(TLS_DIRECTORY)
-    service_account: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-    api_host: str = ""
-    api_port: int = 443
     http_port: int = DAEMON_HTTP_PORT
     use_names: bool = True
     """Node list of names that /etc/hosts resolves (NVIDIA driver 570.158.01 and later), or of addresses."""
@@ -60,11 +57,6 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         directory=Path(environment.get("IMEX_DIRECTORY", "/imexd")),
         hosts_path=Path(environment.get("HOSTS_PATH", "/etc/hosts")),
         tls_directory=Path(environment.get("TLS_DIRECTORY", TLS_DIRECTORY)),
-        service_account=Path(
-            environment.get("SERVICE_ACCOUNT_DIRECTORY", "/var/run/secrets/kubernetes.io/serviceaccount")
-        ),
-        api_host=_need(environment, "KUBERNETES_SERVICE_HOST"),
-        api_port=_number(environment, "KUBERNETES_SERVICE_PORT", 443),
         http_port=_number(environment, "HTTP_PORT", DAEMON_HTTP_PORT),
         use_names=node_list == "names",
     )

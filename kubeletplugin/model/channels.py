@@ -31,6 +31,12 @@ STATUS_FOLDER: Final = "/run/partita/compute-domain"
 """In a workload's container: `status.json` of its node's daemon, which says who is connected."""
 DAEMON_FOLDER: Final = "/imexd"
 """In a daemon's container, as in NVIDIA's DRA driver: the domain's directory on this node."""
+DOMAIN_FOLDERS: Final = {"work": "rw", "status": "rw", "membership": "ro"}
+"""Of a domain's directory on the node, and how its daemon sees them.
+
+A daemon gets the three, never the directory itself: what the node plugin and other containers are led to through it
+must not be a daemon's to replace by a link.
+"""
 
 _NO_CLUSTER: Final = "00000000-0000-0000-0000-000000000000"
 
@@ -220,8 +226,15 @@ def build_daemon_spec(
     read_only = ["ro", "nosuid", "nodev", "bind"]
     root = tree.root.rstrip("/")
     programs = [{"hostPath": root + path, "containerPath": path, "options": read_only} for path in imex.programs]
-    domain = {"hostPath": folder, "containerPath": DAEMON_FOLDER, "options": ["rw", "nosuid", "nodev", "rbind"]}
-    mounts = [*edits.get("mounts", ()), *programs, domain]
+    folders = [
+        {
+            "hostPath": f"{folder}/{name}",
+            "containerPath": DAEMON_FOLDER if name == "work" else f"{DAEMON_FOLDER}/{name}",
+            "options": [mode, "nosuid", "nodev", "rbind"],
+        }
+        for name, mode in DOMAIN_FOLDERS.items()
+    ]
+    mounts = [*edits.get("mounts", ()), *programs, *folders]
     return _spec(request, use, {**edits, "deviceNodes": nodes, "mounts": mounts})
 
 

@@ -277,6 +277,39 @@ def test_a_daemon_gets_its_directory_programs_and_capability(cluster: Cluster) -
     asyncio.run(scenario())
 
 
+def test_a_daemon_is_brought_the_membership_of_its_own_domain_and_of_no_other(cluster: Cluster) -> None:
+    async def scenario() -> None:
+        async with world(cluster) as it:
+            await it.publish(released=False, message="of another domain")
+            it.domain = str(uuid4())
+            daemon = await it.claim("d0", kind="Daemon", namespace=SYSTEM)
+            await it.kubelet.prepare(daemon)
+            (spec,) = it.specs().values()
+            mounts = {mount["containerPath"]: mount for mount in edits(spec)["mounts"]}
+            folder = Path(mounts["/imexd/membership"]["hostPath"])
+            assert "ro" in mounts["/imexd/membership"]["options"]
+            assert list(folder.iterdir()) == []
+            message = "first"
+
+            def told() -> bool:
+                file = folder / "membership.json"
+                return file.exists() and json.loads(file.read_text())["daemons"][0].get("message") == message
+
+            await it.publish(released=False, message=message)
+            await until(told)
+            assert json.loads((folder / "membership.json").read_text())["metadata"] == {"name": it.clique_name}
+            await it.restart()
+            message = "after a restart"
+            await it.publish(released=False, message=message)
+            await until(told)
+            await it.client.delete(path(API, "computedomaincliques", namespace=SYSTEM, name=it.clique_name))
+            await until(lambda: list(folder.iterdir()) == [])
+            await it.kubelet.unprepare(daemon)
+            assert it.domains() == []
+
+    asyncio.run(scenario())
+
+
 def test_a_node_without_fabric_prepares_at_once_and_gives_no_channel(cluster: Cluster) -> None:
     async def scenario() -> None:
         async with world(cluster, "h100x1") as it:

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.support.cluster import ApiError, Cluster, Object, path, wait_until
+from tests.support.cluster import ApiError, Cluster, CommandFailed, Object, path, wait_until
 from tests.support.computedomain import (
     DOMAINS,
     FABRIC,
@@ -142,6 +142,25 @@ def test_a_domain_forms_around_its_pods_and_goes_with_them(
     world.cluster.wait_gone(f"{world.domains}/train")
     templates = world.cluster.list(path("resource.k8s.io/v1", "resourceclaimtemplates", namespace=world.namespace))
     assert not templates
+
+
+def test_a_daemon_has_no_credentials_and_its_account_may_read_nothing(
+    world: World, controller: Controller, kubelets: Kubelets
+) -> None:
+    world.create(build_domain("bare", 1))
+    world.start_workers("cd-a")
+    world.wait_ready(1)
+    (daemon,) = world.daemons()
+    sources = [name for volume in daemon["spec"]["volumes"] for name in volume if name != "name"]
+    assert sources == ["secret"]
+    account = daemon["spec"]["serviceAccountName"]
+    token = world.cluster.kubectl("create", "token", account, "--namespace", NAMESPACE).strip()
+    (clique,) = world.mine(DOMAINS, "computedomaincliques")
+    ours = f"{path(DOMAINS, 'computedomaincliques', namespace=NAMESPACE)}/{clique['metadata']['name']}"
+    secrets = path("v1", "secrets", namespace=NAMESPACE)
+    for where in (ours, path(DOMAINS, "computedomaincliques", namespace=NAMESPACE), secrets):
+        with pytest.raises(CommandFailed, match="Forbidden"):
+            world.cluster.kubectl(f"--token={token}", "--client-certificate=", "--client-key=", "get", "--raw", where)
 
 
 def test_a_domain_over_two_cliques_and_a_node_without_fabric(

@@ -1,4 +1,4 @@
-"""The IMEX daemon on real namespaces, with the simulated nvidia-imex and an API server that serves one object."""
+"""The IMEX daemon on real namespaces, with the simulated nvidia-imex; the test brings it what the node plugin would."""
 
 import json
 import os
@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from api.clique import MEMBERSHIP_FILE
 from tests.contract.imex.certificates import write_authority
 from tests.contract.imex.imex_hosts import Host, ip, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
-API_ADDRESS = "10.99.0.254"
 DOMAIN = "5b8e2a0c-0000-4000-8000-000000000001"
 CLIQUE = "7a1d9c3e-0000-4000-8000-000000000002.1"
 NAMES = [f"compute-domain-daemon-{index:04d}" for index in range(4)]
@@ -72,11 +72,10 @@ class Member:
 
 @dataclass
 class Cluster:
-    """The members and what the API server says of them."""
+    """The members and what the controller says of them."""
 
     folder: Path
     members: list[Member]
-    version: int = 0
 
     def publish(self, addresses: dict[int, Member | None]) -> None:
         """Make the object: index to member; None in place of a member leaves its address out."""
@@ -87,9 +86,11 @@ class Cluster:
         self.write({"metadata": {"name": f"{DOMAIN}.{CLIQUE}"}, "maxNodes": 4, "daemons": daemons})
 
     def write(self, obj: dict[str, Any]) -> None:
-        temporary = self.folder / "object.json.new"
-        temporary.write_text(json.dumps(obj))
-        temporary.replace(self.folder / "object.json")
+        for member in self.members:
+            path = member.host.folder / "imexd" / MEMBERSHIP_FILE
+            temporary = path.with_name("new")
+            temporary.write_text(json.dumps(obj))
+            temporary.replace(path)
 
     def start(self, *members: Member, **environment: str) -> None:
         for member in members:
@@ -103,12 +104,9 @@ class Cluster:
                 "NODE_NAME": member.name,
                 "POD_IP": member.host.address,
                 "POD_NAMESPACE": "partita-system",
-                "KUBERNETES_SERVICE_HOST": API_ADDRESS,
-                "KUBERNETES_SERVICE_PORT": "6443",
                 "IMEX_DIRECTORY": str(folder / "imexd"),
                 "HOSTS_PATH": str(folder / "hosts"),
                 "TLS_DIRECTORY": str(self.folder / "imex-tls"),
-                "SERVICE_ACCOUNT_DIRECTORY": str(self.folder),
                 **environment,
             }
             command = ["ip", "netns", "exec", member.host.name, sys.executable, "-m", "kubeletplugin.imexdaemon"]
@@ -122,17 +120,9 @@ class Cluster:
 
 @pytest.fixture
 def cluster(hosts: list[Host], tmp_path: Path) -> Iterator[Cluster]:
-    bridge = hosts[0].name.removesuffix("h0") + "br"
-    ip("-n", bridge, "addr", "add", f"{API_ADDRESS}/24", "dev", "br0")
-    ip("-n", bridge, "link", "set", "lo", "up")
-    folder = tmp_path / "api"
-    folder.mkdir()
-    write_authority(folder, API_ADDRESS)
-    (folder / "token").write_text("token-1\n")
-    made = Cluster(folder, [Member(host) for host in hosts])
-    program = Path(__file__).with_name("api_server.py")
-    server = ["ip", "netns", "exec", bridge, sys.executable, str(program), API_ADDRESS, "6443", str(folder)]
-    process = subprocess.Popen(server)
+    made = Cluster(tmp_path, [Member(host) for host in hosts])
+    for host in hosts:
+        (host.folder / "imexd" / MEMBERSHIP_FILE).parent.mkdir(parents=True)
     try:
         yield made
     finally:
@@ -142,8 +132,6 @@ def cluster(hosts: list[Host], tmp_path: Path) -> Iterator[Cluster]:
         for member in made.members:
             if member.process is not None:
                 member.process.wait(30)
-        process.terminate()
-        process.wait(10)
 
 
 def test_members_connect_and_say_so_over_http_and_in_the_status_file(cluster: Cluster) -> None:
@@ -261,20 +249,27 @@ def test_a_probe_of_the_kubelet_is_answered_when_the_state_changes(cluster: Clus
     assert probe.communicate(timeout=20)[0].strip() == b"200"
 
 
-def test_an_api_server_that_ends_or_expires_watches_changes_nothing(cluster: Cluster) -> None:
+def test_a_membership_that_goes_stops_nvidia_imex_until_it_is_back(cluster: Cluster) -> None:
     first, second, _ = cluster.members
-    cluster.publish({0: first})
-    cluster.start(first, second)
-    cluster.wait_ready(first)
-    pid = first.imex_pid()
-    (cluster.folder / "expire").touch()
-    wait_until(lambda: "watch_expired" in first.events() + second.events())
-    (cluster.folder / "cut").touch()
     cluster.publish({0: first, 1: second})
-    (cluster.folder / "cut").unlink()
-    cluster.wait_ready(second)
-    wait_until(lambda: first.status()["connected"] == [1])
-    assert first.imex_pid() == pid
+    cluster.start(first, second)
+    cluster.wait_ready(first, second)
+    (first.host.folder / "imexd" / MEMBERSHIP_FILE).unlink()
+    wait_until(lambda: first.imex_pid() == 0)
+    cluster.publish({0: first, 1: second})
+    cluster.wait_ready(first, second)
+
+
+def test_a_membership_of_another_clique_or_that_cannot_be_read_is_none(cluster: Cluster) -> None:
+    first = cluster.members[0]
+    cluster.start(first)
+    entry = {"nodeName": first.name, "ipAddress": first.host.address, "cliqueID": CLIQUE, "index": 0}
+    cluster.write({"metadata": {"name": f"{DOMAIN}.another.1"}, "daemons": [entry]})
+    wait_until(lambda: "no ComputeDomainClique" in first.status()["message"])
+    (first.host.folder / "imexd" / MEMBERSHIP_FILE).write_text("{")
+    assert first.imex_pid() == 0
+    cluster.publish({0: first})
+    cluster.wait_ready(first)
 
 
 def test_tls_is_used_where_the_pod_has_certificates(cluster: Cluster) -> None:

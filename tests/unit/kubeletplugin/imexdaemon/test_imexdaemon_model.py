@@ -228,7 +228,7 @@ class TestSettings:
         assert settings.clique_name == f"{UID}.{CLIQUE}"
         assert settings.use_names
 
-    @pytest.mark.parametrize("name", ["COMPUTE_DOMAIN_UUID", "NODE_NAME", "POD_IP", "KUBERNETES_SERVICE_HOST"])
+    @pytest.mark.parametrize("name", ["COMPUTE_DOMAIN_UUID", "NODE_NAME", "POD_IP", "POD_NAMESPACE"])
     def test_a_missing_variable_is_named(self, name: str) -> None:
         with pytest.raises(InvalidObject, match=name):
             read_settings({key: value for key, value in self.ENVIRONMENT.items() if key != name})

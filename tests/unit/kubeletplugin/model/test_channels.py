@@ -227,6 +227,10 @@ class TestCdi:
         assert [entry["path"] for entry in edits["deviceNodes"]] == ["/dev/nvidiactl", "/dev/nvidia-caps/nvidia-cap9"]
         mounts = {mount["containerPath"]: mount for mount in edits["mounts"]}
         assert mounts["/usr/bin/nvidia-imex"]["hostPath"] == "/run/nvidia/driver/usr/bin/nvidia-imex"
-        assert mounts["/imexd"]["hostPath"] == "/var/domains/x"
-        assert "rw" in mounts["/imexd"]["options"]
+        folders = {path: (mounts[path]["hostPath"], mounts[path]["options"][0]) for path in mounts if "/imexd" in path}
+        assert folders == {
+            "/imexd": ("/var/domains/x/work", "rw"),
+            "/imexd/status": ("/var/domains/x/status", "rw"),
+            "/imexd/membership": ("/var/domains/x/membership", "ro"),
+        }
         assert library.path in mounts

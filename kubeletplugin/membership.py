@@ -1,0 +1,90 @@
+"""Brings the membership of a ComputeDomain to the daemon on this node: from the API server into one file.
+
+So a daemon needs no access to the API server: it sees the one ComputeDomainClique that is its own, and nothing else.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Final, cast
+
+from api.client import Client, Forbidden, Json, NotFound, back_off_s
+from api.clique import MEMBERSHIP_FILE
+from api.errors import Retryable
+from kubeletplugin.disk import disk_error, write_whole
+
+log = logging.getLogger(__name__)
+
+_FIELDS: Final = ("domainName", "domainNamespace", "maxNodes", "draining", "daemons")
+
+
+async def follow_clique(client: Client, where: str, name: str) -> AsyncGenerator[Json | None, None]:
+    """The ComputeDomainClique, and again at every change; None while there is none. Raises Forbidden, NotFound."""
+    watch = cast(
+        AsyncGenerator[tuple[str, Any], None], client.list_watch(where, field_selector=f"metadata.name={name}")
+    )
+    async with aclosing(watch) as events:
+        async for kind, found in events:
+            objects = found if kind == "SYNC" else () if kind == "DELETED" else (found,)
+            yield objects[0] if objects else None
+
+
+def write_membership(folder: Path, clique: Json | None) -> None:
+    """Replace the file as a whole; without a membership there is no file. Raises DiskFull, DiskFailed."""
+    path = folder / MEMBERSHIP_FILE
+    try:
+        if clique is None:
+            path.unlink(missing_ok=True)
+            return
+        content = {name: clique[name] for name in _FIELDS if name in clique}
+        data = json.dumps({"metadata": {"name": clique["metadata"]["name"]}, **content}, separators=(",", ":")).encode()
+        temporary = path.with_name(f".{path.name}.new")
+        write_whole(temporary, data, durable=False)
+        temporary.replace(path)
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
+class Memberships:
+    """One watch for each domain that has a daemon on this node."""
+
+    def __init__(self, client: Client, where: str) -> None:
+        """`where` is the collection of ComputeDomainCliques in the driver's namespace."""
+        self._client = client
+        self._where = where
+        self._wanted: dict[str, Path] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Follow what is wanted, until cancelled."""
+        async with asyncio.TaskGroup() as self._tasks:
+            self.want(self._wanted)
+            await asyncio.Event().wait()
+
+    def want(self, wanted: Mapping[str, Path]) -> None:
+        """Follow exactly these from now on: folders by name of the ComputeDomainClique."""
+        self._wanted = dict(wanted)
+        for name in [name for name in self._running if name not in wanted]:
+            self._running.pop(name).cancel()
+        if self._tasks is not None:
+            for name, folder in self._wanted.items():
+                if name not in self._running:
+                    self._running[name] = self._tasks.create_task(self._follow(name, folder))
+
+    async def _follow(self, name: str, folder: Path) -> None:
+        """For ever: neither a full disk nor an API server that does not know its roles yet ends it."""
+        delays = back_off_s()
+        while True:
+            try:
+                async with aclosing(follow_clique(self._client, self._where, name)) as cliques:
+                    async for clique in cliques:
+                        write_membership(folder, clique)
+                        delays = back_off_s()
+            except (Forbidden, NotFound, Retryable) as error:
+                delay_s = next(delays)
+                log.warning("membership_not_followed", extra={"object": name, "error": str(error), "in_s": delay_s})
+                await asyncio.sleep(delay_s)
