@@ -43,7 +43,10 @@ from controller.observe import Cache
 log = logging.getLogger(__name__)
 
 PASSES: Final = 8
-"""Plans in a row for one key. Each needs what the one before made (its uid, say); a formation needs three."""
+"""Plans in a row for one key; then others have their turn.
+
+Each needs what the one before made (its uid, say); a formation needs three, and a large one gets news all the while.
+"""
 WORKERS: Final = 8
 TOLERATED_S: Final = 2.0
 """A refusal that lasts no longer than this is not told."""
@@ -207,13 +210,17 @@ class ComputeDomains:
     async def reconcile(self, uid: str) -> float | None:
         """Bring one domain in order; answers when to look again. Raises PartitaError for the queue's back-off."""
         started = time.monotonic()
+        done: tuple[Any, ...] = ()
         for _ in range(PASSES):
             plan = self._plan(uid)
             if not plan.actions:
                 self._metrics.reconciled(time.monotonic() - started)
                 return plan.wake_after_s
+            if plan.actions == done:
+                raise PartlyApplied(f"ComputeDomain {uid}: {_describe(done[0])} was done, and is still to be done")
             await self._carry_out(uid, plan)
-        raise PartlyApplied(f"ComputeDomain {uid}: after {PASSES} plans there is still {_describe(plan.actions[0])}")
+            done = plan.actions
+        return 0.0
 
     def _plan(self, uid: str) -> Plan:
         now = time.time()
