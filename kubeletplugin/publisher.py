@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from api.client import ApiError, Client, Json, NotFound, back_off_s, path
+from api.client import ApiError, Client, Invalid, Json, NotFound, back_off_s, path
 from api.errors import PartitaError
 from api.resources import NodeView, view_node
 from kubeletplugin.driver import NodeDriver
@@ -23,6 +23,7 @@ from kubeletplugin.model.slices import (
     build_slices,
     dropped_features,
     plan_publication,
+    wants_counters_joined,
 )
 from kubeletplugin.server import HealthBoard
 
@@ -151,11 +152,13 @@ class Publisher:
             self._notes = offered.notes
             for note in offered.notes:
                 log.warning("not_offered", extra={"driver": self._driver.name, "note": note})
-        desired = build_slices(self._driver.name, node.name, node.name, offered)
+        desired = build_slices(
+            self._driver.name, node.name, node.name, offered, counters_apart=self._features.counters_apart
+        )
         actions = plan_publication(tuple(self._stored.values()), desired, node)
         for action in actions:
-            if await self._apply(action, node):
-                # The server dropped fields: what was meant is not what it would offer. Begin again without them.
+            if await self._try(action, node):
+                # The server dropped fields, or refused: what was meant is not what it would offer. Begin again.
                 self._wake.set()
                 return
         SLICES.labels(self._driver.name).set(len(desired))
@@ -173,6 +176,17 @@ class Publisher:
                     "took_ms": round(took_s * 1e3, 1),
                 },
             )
+
+    async def _try(self, action: SliceAction, node: NodeView) -> bool:
+        """As `_apply`; also true where the server turned out to want another layout."""
+        try:
+            return await self._apply(action, node)
+        except Invalid as error:
+            if not (self._features.counters_apart and wants_counters_joined(str(error))):
+                raise
+        log.info("counters_joined", extra={"driver": self._driver.name})
+        self._features = replace(self._features, counters_apart=False)
+        return True
 
     async def _apply(self, action: SliceAction, node: NodeView) -> bool:
         """Write, and remember what came of it; true where the server turned out to lack a feature."""

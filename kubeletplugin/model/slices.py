@@ -54,7 +54,9 @@ class DeleteSlice:
 SliceAction = DeleteSlice | UpdateSlice | CreateSlice
 
 
-def build_slices(driver: str, pool: str, node: str, devices: DeviceSet) -> list[SliceSpec]:
+def build_slices(
+    driver: str, pool: str, node: str, devices: DeviceSet, *, counters_apart: bool = True
+) -> list[SliceSpec]:
     """The slices of a node's pool, in the allocator's order: counter sets, then the groups.
 
     Without devices there is one empty slice, which shows that the driver is alive. Raises InvalidObject where a limit
@@ -62,14 +64,55 @@ def build_slices(driver: str, pool: str, node: str, devices: DeviceSet) -> list[
     """
     _check_devices(devices)
     base = {"driver": driver, "nodeName": node, "pool": {"name": pool}}
+    if not counters_apart:
+        return _join_counters(base, devices)
     slices: list[SliceSpec] = [
         {**base, "sharedCounters": list(chunk)} for chunk in _chunks(devices.counter_sets, MAX_COUNTER_SETS)
     ]
-    for group in devices.groups:
-        limited = any("consumesCounters" in device or "taints" in device for device in group.devices)
-        size = MAX_DEVICES_WITH_COUNTERS_OR_TAINTS if limited else MAX_DEVICES
-        slices.extend({**base, "devices": list(chunk)} for chunk in _chunks(group.devices, size))
+    slices.extend(piece for group in devices.groups for piece in _slice_group(base, group.devices))
     return slices or [{**base, "devices": []}]
+
+
+def _slice_group(base: SliceSpec, devices: Sequence[ApiDevice]) -> list[SliceSpec]:
+    limited = any("consumesCounters" in device or "taints" in device for device in devices)
+    size = MAX_DEVICES_WITH_COUNTERS_OR_TAINTS if limited else MAX_DEVICES
+    return [{**base, "devices": list(chunk)} for chunk in _chunks(devices, size)]
+
+
+def _join_counters(base: SliceSpec, devices: DeviceSet) -> list[SliceSpec]:
+    """Slices of what needs no counters, then one for each counter set with all that draws from it.
+
+    Sets from which one device draws are in one slice. The order of profiles and whole GPUs holds within a slice only.
+    """
+    free: list[SliceSpec] = []
+    drawing: dict[str, list[ApiDevice]] = {}
+    place = _place_together(devices)
+    for group in devices.groups:
+        free += _slice_group(base, [device for device in group.devices if not device.get("consumesCounters")])
+        for device in group.devices:
+            if device.get("consumesCounters"):
+                drawing.setdefault(place[device["consumesCounters"][0]["counterSet"]], []).append(device)
+    joined = [
+        {**base, "sharedCounters": [each for each in devices.counter_sets if place[each["name"]] == name], "devices": d}
+        for name, d in drawing.items()
+    ]
+    return free + joined or [{**base, "devices": []}]
+
+
+def _place_together(devices: DeviceSet) -> dict[str, str]:
+    """Counter set -> the one that stands for all that must be in its slice, for a device draws from both."""
+    place = {each["name"]: each["name"] for each in devices.counter_sets}
+    for device in (device for group in devices.groups for device in group.devices):
+        names = [consumption["counterSet"] for consumption in device.get("consumesCounters", ())]
+        for other in names[1:]:
+            joining, stays = place[other], place[names[0]]
+            place = {name: stays if stands == joining else stands for name, stands in place.items()}
+    return place
+
+
+def wants_counters_joined(refusal: str) -> bool:
+    """Whether the API server refused a slice because its counter sets are in another one, as 1.34 does."""
+    return "must reference a counterSet defined in the ResourceSlice sharedCounters" in refusal
 
 
 def plan_publication(

@@ -7,7 +7,7 @@ import pytest
 from api.errors import InvalidObject
 from kubeletplugin.model.checkpoint import Checkpoint
 from kubeletplugin.model.devices import DeviceGroup, DeviceSet, build_devices
-from kubeletplugin.model.slices import build_slices, dropped_features
+from kubeletplugin.model.slices import build_slices, dropped_features, wants_counters_joined
 from tests.scenarios.allocator import first_fit, free_devices, profile, whole_gpu
 from tests.scenarios.hardware import a100, h100, inventory, l40s, rtx
 
@@ -103,6 +103,47 @@ def test_counters_allow_exactly_what_the_hardware_can_hold_together() -> None:
     assert "gpu-0-mig-3g40gb-9-4" in free
     assert not {"gpu-0", "gpu-0-mig-1g10gb-19-3", "gpu-0-mig-7g80gb-0-0"} & free
     assert free_devices(slices, ["gpu-0"]) == []
+
+
+def join(devices: DeviceSet) -> list[dict[str, Any]]:
+    return build_slices("gpu.nvidia.com", "node-1", "node-1", devices, counters_apart=False)
+
+
+def test_joined_slices_hold_what_draws_from_their_counters_within_the_limits_of_kubernetes_1_34() -> None:
+    devices = build_devices(inventory(*(h100(i) for i in range(16)), l40s(16)), Checkpoint())
+    (without, *slices) = join(devices)
+    assert [each["name"] for each in without["devices"]] == ["gpu-16"]
+    assert len(slices) == 16
+    for spec in slices:
+        (counter_set,) = spec["sharedCounters"]
+        assert len(counter_set["counters"]) <= 32  # ResourceSliceMaxSharedCounters
+        draws = [consumption for device in spec["devices"] for consumption in device["consumesCounters"]]
+        assert {each["counterSet"] for each in draws} == {counter_set["name"]}
+        assert sum(len(each["counters"]) for each in draws) <= 1024  # ResourceSliceMaxDeviceCountersPerSlice
+    names = [device["name"] for spec in (without, *slices) for device in spec["devices"]]
+    assert sorted(names) == sorted(device["name"] for spec in build(devices) for device in spec.get("devices", ()))
+    assert join(DeviceSet()) == build(DeviceSet())
+
+
+def test_counter_sets_from_which_one_device_draws_are_joined_in_one_slice() -> None:
+    def drawing(name: str, *sets: str) -> dict[str, Any]:
+        return {"name": name, "consumesCounters": [{"counterSet": s, "counters": {"c": {"value": "1"}}} for s in sets]}
+
+    devices = DeviceSet(
+        (DeviceGroup("g", (drawing("d0", "a"), drawing("d1", "b", "node"), drawing("d2", "a", "node"))),
+         DeviceGroup("h", (drawing("d3", "alone"),))),
+        tuple({"name": name, "counters": {"c": {"value": "1"}}} for name in ("a", "b", "node", "alone")),
+    )  # fmt: skip
+    names = [([s["name"] for s in x["sharedCounters"]], [d["name"] for d in x["devices"]]) for x in join(devices)]
+    assert names == [(["a", "b", "node"], ["d0", "d1", "d2"]), (["alone"], ["d3"])]
+
+
+def test_a_server_that_wants_counters_joined_is_known_by_its_words() -> None:
+    assert wants_counters_joined(
+        'ResourceSlice.resource.k8s.io "x" is invalid: spec.devices[0].consumesCounters[0].counterSet: Invalid value: '
+        '"gpu-0-counter-set": must reference a counterSet defined in the ResourceSlice sharedCounters'
+    )
+    assert not wants_counters_joined("spec.devices[0].name: Invalid value")
 
 
 def test_the_same_hardware_gives_the_same_slices() -> None:
