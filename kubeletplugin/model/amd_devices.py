@@ -195,8 +195,8 @@ def _attributes(one: _Gpu, mode: Mode | None, is_whole: bool) -> dict[str, Any]:
         attributes["driverSrcVersion"] = _string(inventory.driver_source_version)
     if mode is not None:
         attributes["partitionProfile"] = _string(mode.profile)
-        attributes["computePartition"] = _string(mode.compute)
-        attributes["memoryPartition"] = _string(mode.memory)
+        attributes["computePartition"] = _string(mode.compute.lower())
+        attributes["memoryPartition"] = _string(mode.memory.lower())
     if not is_whole and gpu.unique_id:
         attributes["parentDeviceID"] = _string(str(int(gpu.unique_id, 16)))
     if gpu.numa_node is not None:
