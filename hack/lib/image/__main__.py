@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from image import debian, simulated, site, small
-from image.cache import IMAGES
+from image.cache import IMAGES, one_build
 from image.oci import Image, write_archive
 
 PYTHON_ENVIRONMENT = ["PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "PYTHONUNBUFFERED=1"]
@@ -56,9 +56,10 @@ def main(names: list[str]) -> int:
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name in names or IMAGE_BUILDERS:
         started = time.monotonic()
-        image = IMAGE_BUILDERS[name]()
         path = IMAGES / f"{name}.tar"
-        write_archive(image, path)
+        with one_build():
+            image = IMAGE_BUILDERS[name]()
+            write_archive(image, path)
         size = path.stat().st_size / 1e6
         print(f"{path}  {' '.join(image.names)}  {size:.0f} MB  {time.monotonic() - started:.1f} s", flush=True)
     return 0

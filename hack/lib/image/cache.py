@@ -1,9 +1,11 @@
 """Where layers and scratch folders lie, and what makes them stale."""
 
+import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from image.oci import Layer, read_layer
@@ -12,6 +14,15 @@ ROOT = Path(__file__).resolve().parents[3]
 CACHE = Path(os.environ["PARTITA_CACHE"])
 IMAGES = CACHE / "images"
 LAYERS = CACHE / "image-layers"
+
+
+@contextmanager
+def one_build() -> Iterator[None]:
+    """Builds in one cache take turns, for they share its scratch folders; the second finds what the first has made."""
+    LAYERS.mkdir(parents=True, exist_ok=True)
+    with (LAYERS / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def key_of(*inputs: str | bytes | Path) -> str:
