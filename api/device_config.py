@@ -21,7 +21,7 @@ _MIB: Final = 1024**2
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 class TimeSlicingConfig(_Strict):

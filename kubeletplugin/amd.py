@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from api.client import ApiError, Client, Json, NotFound, path
-from api.device_config import parse_device_config
 from api.errors import Busy, HardwareError, InvalidObject, PartitaError, Retryable, StateUnreadable
 from api.names import AMD_CDI_VENDOR, AMD_GPU_DRIVER
 from api.resources import allocated_devices
@@ -34,7 +33,7 @@ from kubeletplugin.model.amd_prepare import (
 from kubeletplugin.model.amd_target import plan_target
 from kubeletplugin.model.cdi import cdi_file_name, read_record
 from kubeletplugin.model.checkpoint import Checkpoint, ClaimRecord, ClaimState
-from kubeletplugin.model.claims import parse_claim
+from kubeletplugin.model.claims import parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
 
@@ -136,7 +135,7 @@ class AmdDriver:
     # Claims
 
     async def prepare(self, claim: Json, ref: ClaimRef) -> tuple[ReadyDevice, ...]:
-        request = parse_claim(claim, self.name, ref.uid, parse_device_config)
+        request = parse_claim(claim, self.name, ref.uid, parse_config)
 
         def plan() -> AmdPreparePlan:
             return plan_amd_prepare(

@@ -16,7 +16,6 @@ from typing import Final
 
 from api.client import Client, Json, NotFound, path
 from api.clique import CLIQUE_PLURAL, clique_object_name, parse_membership
-from api.device_config import parse_device_config
 from api.errors import HardwareError, PartitaError, Retryable
 from api.names import COMPUTE_DOMAIN_CDI_VENDOR, COMPUTE_DOMAIN_DRIVER, RESOURCE_API_VERSION
 from kubeletplugin.disk import disk_error
@@ -48,7 +47,7 @@ from kubeletplugin.model.channels import (
     find_fabric,
     read_use,
 )
-from kubeletplugin.model.claims import ClaimRequest, parse_claim
+from kubeletplugin.model.claims import ClaimRequest, parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
 
@@ -82,8 +81,12 @@ class ComputeDomainDriver:
         root: DriverRoot,
         directory: Path,
         wait_s: float = RETRY_FOR_S,
+        binding: bool = False,
     ) -> None:
-        """`namespace` is the driver's own; `directory` has `domains/<uid>` of every domain on this node."""
+        """`namespace` is the driver's own; `directory` has `domains/<uid>` of every domain on this node.
+
+        `binding`: let the scheduler bind pods only when their domain is formed, where it can.
+        """
         self._node = node
         self._namespace = namespace
         self._client = client
@@ -92,6 +95,7 @@ class ComputeDomainDriver:
         self._root = root
         self._domains = directory / "domains"
         self._wait_s = wait_s
+        self._binding = binding
         self._fabric: NodeFabric = Unsettled("the hardware has not been read yet")
         self._cliques = path(RESOURCE_API_VERSION, CLIQUE_PLURAL, namespace=namespace)
         self._memberships = Memberships(client, self._cliques)
@@ -141,8 +145,8 @@ class ComputeDomainDriver:
 
     def offer(self, features: Features) -> DeviceSet:
         if isinstance(self._fabric, Unsettled) and self._known is not None:
-            return build_domain_devices(self._known, features)
-        return build_domain_devices(self._fabric, features)
+            return build_domain_devices(self._known, features, binding=self._binding)
+        return build_domain_devices(self._fabric, features, binding=self._binding)
 
     def health(self) -> tuple[DeviceHealth, ...]:
         if self._known is None:
@@ -154,7 +158,7 @@ class ComputeDomainDriver:
     # Claims
 
     async def prepare(self, claim: Json, ref: ClaimRef) -> tuple[ReadyDevice, ...]:
-        request = parse_claim(claim, self.name, ref.uid, parse_device_config)
+        request = parse_claim(claim, self.name, ref.uid, parse_config)
         use = read_use(request, self._namespace)
         if self._cdi.exists(cdi_file_name(COMPUTE_DOMAIN_CDI_VENDOR, request.uid)):
             return _ready_devices(request, (domain_cdi_id(request, use),))

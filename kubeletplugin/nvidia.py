@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 from api.client import ApiError, Client, Json, NotFound, path
-from api.device_config import parse_device_config
 from api.errors import Busy, HardwareError, InvalidObject, PartitaError, StateUnreadable
 from api.names import NVIDIA_CDI_VENDOR, NVIDIA_GPU_DRIVER
 from api.resources import allocated_devices
@@ -20,7 +19,7 @@ from kubeletplugin.hardware.tree import DriverRoot, read_driver_tree
 from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.cdi import DriverTree, cdi_file_name, encode_cdi_spec
 from kubeletplugin.model.checkpoint import ClaimRecord, MigHolding
-from kubeletplugin.model.claims import ClaimRequest, parse_claim
+from kubeletplugin.model.claims import ClaimRequest, parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features, build_devices
 from kubeletplugin.model.health import IGNORED_XIDS, NodeHealth, observe_event, observe_inventory
 from kubeletplugin.model.mig import gpu_device_name
@@ -156,7 +155,7 @@ class NvidiaDriver:
     # Claims
 
     async def prepare(self, claim: Json, ref: ClaimRef) -> tuple[ReadyDevice, ...]:
-        request = parse_claim(claim, self.name, ref.uid, parse_device_config)
+        request = parse_claim(claim, self.name, ref.uid, parse_config)
         async with self._store.lease():
             try:
                 plan = self._plan(request)

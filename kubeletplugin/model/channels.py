@@ -10,8 +10,7 @@ one domain is not the scheduler's to know: the node's one daemon is of one domai
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from api.clique import Membership
-from api.device_config import ComputeDomainChannelConfig, ComputeDomainDaemonConfig
+from api.clique import FAILED_CONDITION, FORMED_CONDITION, Membership
 from api.errors import ClaimError
 from api.names import CDI_CLAIM_CLASS, COMPUTE_DOMAIN_CDI_VENDOR
 from kubeletplugin.model.cdi import CDI_VERSION, DeviceNode, DriverTree, common_edits, node_edit
@@ -125,8 +124,11 @@ def _is_on_fabric(gpu: Gpu) -> bool:
     return fabric.state != "completed" or fabric.status != 0 or fabric.cluster_uuid != _NO_CLUSTER
 
 
-def build_domain_devices(fabric: NodeFabric, features: Features) -> DeviceSet:
-    """`channel-0` and `daemon-0`; nothing while the clique is not known, for the controller builds on it."""
+def build_domain_devices(fabric: NodeFabric, features: Features, *, binding: bool = False) -> DeviceSet:
+    """`channel-0` and `daemon-0`; nothing while the clique is not known, for the controller builds on it.
+
+    `binding`: pods shall be bound only when their domain is formed.
+    """
     if isinstance(fabric, Unsettled):
         return DeviceSet(notes=(fabric.reason,))
     where = {}
@@ -138,6 +140,9 @@ def build_domain_devices(fabric: NodeFabric, features: Features) -> DeviceSet:
     }
     if features.shared:
         channel["allowMultipleAllocations"] = True
+    if binding and features.binding:
+        channel["bindingConditions"] = [FORMED_CONDITION]
+        channel["bindingFailureConditions"] = [FAILED_CONDITION]
     daemon: ApiDevice = {
         "name": DAEMON_DEVICE,
         "attributes": {"type": {"string": "daemon"}, "id": {"int": 0}, **where},
@@ -147,6 +152,9 @@ def build_domain_devices(fabric: NodeFabric, features: Features) -> DeviceSet:
 
 def read_use(request: ClaimRequest, driver_namespace: str) -> DomainUse:
     """What the claim is for. Raises ClaimError: no config, two domains at once, or a daemon in a user's namespace."""
+    # Here, for the reason in `kubeletplugin.model.claims.parse_config`.
+    from api.device_config import ComputeDomainChannelConfig, ComputeDomainDaemonConfig
+
     uses = set()
     for device, config in zip(request.devices, request.configs, strict=True):
         match config:

@@ -6,8 +6,8 @@ instances are deleted: an instance that no record speaks of counts as an admin's
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from api.device_config import DeviceConfig, GpuConfig, MigDeviceConfig
 from api.errors import Busy, ClaimError, HardwareError, PartitaError
 from api.names import CDI_CLAIM_CLASS, NVIDIA_CDI_VENDOR
 from kubeletplugin.model.checkpoint import (
@@ -31,6 +31,9 @@ from kubeletplugin.model.steps import (
     SetTimeSlice,
     after_step,
 )
+
+if TYPE_CHECKING:
+    from api.device_config import DeviceConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +209,14 @@ def plan_again(record: ClaimRecord, inventory: Inventory, checkpoint: Checkpoint
     return _plan(claim, wanted, boot_id)
 
 
-def _read_wanted(request: ClaimRequest, device: AllocatedDevice, config: DeviceConfig | None) -> _Wanted:
-    time_slice = None
+def _read_wanted(request: ClaimRequest, device: AllocatedDevice, config: "DeviceConfig | None") -> _Wanted:
+    time_slice = None if config is None else _read_time_slice(request, device, config)
+    return _Wanted(device.request, device.pool, device.device, device.admin_access, device.share_id, time_slice)
+
+
+def _read_time_slice(request: ClaimRequest, device: AllocatedDevice, config: "DeviceConfig") -> int | None:
+    from api.device_config import GpuConfig, MigDeviceConfig  # see `kubeletplugin.model.claims.parse_config`
+
     sharing = config.sharing if isinstance(config, GpuConfig | MigDeviceConfig) else None
     if sharing is not None and sharing.strategy == "MPS":
         raise ClaimError(
@@ -216,8 +225,8 @@ def _read_wanted(request: ClaimRequest, device: AllocatedDevice, config: DeviceC
             reason="InvalidConfig",
         )
     if isinstance(config, GpuConfig) and config.sharing is not None and config.sharing.timeSlicingConfig is not None:
-        time_slice = config.sharing.timeSlicingConfig.nvml_value
-    return _Wanted(device.request, device.pool, device.device, device.admin_access, device.share_id, time_slice)
+        return config.sharing.timeSlicingConfig.nvml_value
+    return None
 
 
 def _is_in_place(record: ClaimRecord, inventory: Inventory, boot_id: str) -> bool:
