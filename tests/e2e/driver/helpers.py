@@ -26,3 +26,13 @@ def time_slices(cluster: Cluster, node: str) -> dict[str, str]:
     uuids = dict(re.findall(r"^GPU (\d+): .*\(UUID: (GPU-\S+)\)", text, re.MULTILINE))
     policies = re.findall(r"^GPU (\d+): timeslice (\w+)", text, re.MULTILINE)
     return {uuids[index]: word for index, word in policies}
+
+
+def create_device_classes(cluster: Cluster) -> None:
+    """Those of the chart, where it is not installed."""
+    for name, kind in (("gpu.nvidia.com", "gpu"), ("mig.nvidia.com", "mig")):
+        expression = f"device.driver == 'gpu.nvidia.com' && device.attributes['gpu.nvidia.com'].type == '{kind}'"
+        spec: Object = {"selectors": [{"cel": {"expression": expression}}]}
+        cluster.apply(
+            {"apiVersion": "resource.k8s.io/v1", "kind": "DeviceClass", "metadata": {"name": name}, "spec": spec}
+        )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.driver.helpers import NVIDIA_SMI
+from tests.e2e.driver.helpers import NVIDIA_SMI, create_device_classes
 from tests.support.cluster import Cluster, Object, path, wait_until
 from tests.support.fixtures import session_cluster
 from tests.support.hardware import Simulator
@@ -25,12 +25,7 @@ def gateless() -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def plugin(gateless: Cluster) -> Iterator[NodePlugin]:
     """On a node where an admin has made two slices of the first GPU; it runs as a plain process."""
-    for name, kind in (("gpu.nvidia.com", "gpu"), ("mig.nvidia.com", "mig")):
-        expression = f"device.driver == 'gpu.nvidia.com' && device.attributes['gpu.nvidia.com'].type == '{kind}'"
-        spec: Object = {"selectors": [{"cel": {"expression": expression}}]}
-        gateless.apply(
-            {"apiVersion": "resource.k8s.io/v1", "kind": "DeviceClass", "metadata": {"name": name}, "spec": spec}
-        )
+    create_device_classes(gateless)
     Simulator(gateless, NODE).reset()
     made = f"{NVIDIA_SMI} -i 0 -mig 1 && {NVIDIA_SMI} mig -i 0 -cgi 19,9 -C"
     gateless.in_node(NODE, "sh", "-c", made)
