@@ -28,7 +28,7 @@ TLS_DIRECTORY: Final = "/etc/imex/tls"
 """Where a daemon pod has `ca.crt`, `tls.crt` and `tls.key` of its IMEX domain; absent when encryption is off."""
 
 MEMBERSHIP_FILE: Final = "membership/membership.json"
-"""In the domain's directory on a node: the node's ComputeDomainClique, replaced as a whole; no file while there is none.
+"""In the domain's directory on a node: its ComputeDomainClique, replaced as a whole; no file while there is none.
 
 The node plugin writes it; the daemon sees its folder read-only.
 """
@@ -54,6 +54,10 @@ of readiness at once instead of at its next probe.
 """
 
 DAEMON_PROBE_TIMEOUT_S: Final = 30
+
+FORMED_CONDITION: Final = "resource.nvidia.com/ComputeDomainFormed"
+FAILED_CONDITION: Final = "resource.nvidia.com/ComputeDomainFailed"
+"""Binding condition and binding failure condition of a channel, where those are wanted (KEP-5007)."""
 
 IMEX_PORT: Final = 50000
 """imexd.cfg SERVER_PORT: daemons talk to each other on it."""

@@ -69,6 +69,7 @@ def build_compute_domain(
         cdi=CdiFiles(Path(settings.cdi_root), COMPUTE_DOMAIN_CDI_VENDOR),
         root=root,
         directory=settings.data_directory(COMPUTE_DOMAIN_DRIVER),
+        binding=settings.binding_conditions == "true",
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -32,10 +32,12 @@ log = logging.getLogger(__name__)
 SLICE_API: Final = "resource.k8s.io/v1"
 _QUIET_S: Final = 0.3  # several claims at once change the order of devices once
 _PATIENCE_S: Final = 5.0  # under a steady stream of claims, which never is quiet
+_CREATES_AT_ONCE: Final = 8  # the slices of a node with 16 GPUs appear in a third of the time
 _FEATURE_FIELDS: Final = {
     "DRAPartitionableDevices": "partitionable",
     "DRADeviceTaints": "taints",
     "DRAConsumableCapacity": "shared",
+    "DRADeviceBindingConditions": "binding",
 }
 
 
@@ -156,11 +158,16 @@ class Publisher:
             self._driver.name, node.name, node.name, offered, counters_apart=self._features.counters_apart
         )
         actions = plan_publication(tuple(self._stored.values()), desired, node)
-        for action in actions:
-            if await self._try(action, node):
+        for batch in _batches(actions):
+            results = await asyncio.gather(*(self._try(action, node) for action in batch), return_exceptions=True)
+            # After all have ended, so that none is under way when the next pass begins.
+            if True in results:
                 # The server dropped fields, or refused: what was meant is not what it would offer. Begin again.
                 self._wake.set()
                 return
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
         SLICES.labels(self._driver.name).set(len(desired))
         DEVICES.labels(self._driver.name).set(sum(len(group.devices) for group in offered.groups))
         self.published.set()
@@ -224,3 +231,13 @@ class Publisher:
         regarding = {"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid}
         self._events.warn(regarding, "FeatureGateOff", "Publish", message)
         return True
+
+
+def _batches(actions: Sequence[SliceAction]) -> Iterator[Sequence[SliceAction]]:
+    """New slices are created several at a time; all else goes in order, and so does the first write, which tells what
+    the server lacks."""
+    creates = [action for action in actions[1:] if isinstance(action, CreateSlice)]
+    in_order = actions[: len(actions) - len(creates)]  # creates come last in every plan
+    yield from ((action,) for action in in_order)
+    for start in range(0, len(creates), _CREATES_AT_ONCE):
+        yield creates[start : start + _CREATES_AT_ONCE]

@@ -42,6 +42,8 @@ class Settings:
     """Comma list of XID numbers."""
     amd_partitioning: str = "on-claim"
     """`on-claim`: a GPU is brought into the mode that a claim asks for; `static`: modes are an administrator's."""
+    binding_conditions: str = "false"
+    """`true`: the scheduler binds a pod only when its ComputeDomain is formed (DRADeviceBindingConditions)."""
     rescan_interval_s: float = DEFAULT_RESCAN_INTERVAL_S
     boot_id_path: str = "/proc/sys/kernel/random/boot_id"
     """File whose content differs after every boot of the node."""
@@ -71,6 +73,7 @@ _HELP = {
     "nvidia_cdi_hook_path": "nvidia-cdi-hook on the host; default: looked for under the driver root",
     "additional_xids_to_ignore": "comma list of XIDs that are no fault of the GPU",
     "amd_partitioning": "on-claim or static: whether claims may change the partition mode of AMD GPUs",
+    "binding_conditions": "true or false: whether pods are bound only when their ComputeDomain is formed",
     "rescan_interval_s": "seconds between two looks at the hardware",
     "boot_id_path": "file with the id of the node's boot",
     "log_level": "DEBUG, INFO, WARNING or ERROR",
@@ -92,6 +95,8 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
         raise InvalidObject(f"PARTITA_CRASH_AFTER={crash_after}: expected one of {', '.join(CRASH_STEPS)}")
     if given.get("amd_partitioning", "on-claim") not in ("on-claim", "static"):
         raise InvalidObject(f"AMD_PARTITIONING={given['amd_partitioning']}: expected on-claim or static")
+    if given.get("binding_conditions", "false") not in ("true", "false"):
+        raise InvalidObject(f"BINDING_CONDITIONS={given['binding_conditions']}: expected true or false")
     try:
         rescan_interval_s = float(given.pop("rescan_interval_s", DEFAULT_RESCAN_INTERVAL_S))
     except ValueError as error:

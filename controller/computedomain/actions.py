@@ -5,7 +5,7 @@ from enum import Enum
 from typing import Any, Final
 
 from controller.computedomain.report import Report
-from controller.computedomain.state import Members, Observation, Ref
+from controller.computedomain.state import Binding, Members, Observation, Ref
 
 Json = dict[str, Any]
 
@@ -61,7 +61,18 @@ class WriteStatus:
     status: Json
 
 
-Action = AddFinalizer | DropFinalizer | Create | Delete | WriteMembership | MakeCertificates | WriteStatus
+@dataclass(frozen=True, slots=True)
+class WriteBinding:
+    """Set the conditions of one allocated channel, in the status of its claim."""
+
+    ref: Ref
+    binding: Binding
+    conditions: tuple[Json, ...]
+
+
+Action = (
+    AddFinalizer | DropFinalizer | Create | Delete | WriteMembership | MakeCertificates | WriteStatus | WriteBinding
+)
 
 
 class Situation(Enum):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, assert_never
 
 from api.client import JSON_PATCH, MERGE_PATCH, Client, Conflict, NotFound, path
-from api.names import COMPUTE_DOMAIN_FINALIZER, COMPUTE_DOMAIN_LABEL, RESOURCE_API_VERSION
+from api.names import COMPUTE_DOMAIN_DRIVER, COMPUTE_DOMAIN_FINALIZER, COMPUTE_DOMAIN_LABEL, RESOURCE_API_VERSION
 from controller.computedomain.actions import (
     Action,
     AddFinalizer,
@@ -15,6 +15,7 @@ from controller.computedomain.actions import (
     Delete,
     DropFinalizer,
     MakeCertificates,
+    WriteBinding,
     WriteMembership,
     WriteStatus,
 )
@@ -67,6 +68,8 @@ class Executor:
                 await self._patch(ref, {"metadata": {"resourceVersion": version}, **fields})
             case WriteStatus(ref=ref, status=status):
                 await self._patch(ref, {"metadata": {"uid": ref.uid}, "status": status}, "status")
+            case WriteBinding():
+                await self._write_binding(action)
             case MakeCertificates():
                 await self._make_certificates(action)
             case _:
@@ -95,6 +98,23 @@ class Executor:
     async def _patch(self, ref: Ref, body: Json, subresource: str | None = None) -> None:
         try:
             self._record(ref.kind, await self._client.patch(object_path(ref, subresource), body, MERGE_PATCH))
+        except NotFound:
+            self._drop(ref)
+
+    async def _write_binding(self, action: WriteBinding) -> None:
+        """Applied, not patched: `status.devices` is a list that drivers share, an entry for each device."""
+        ref, binding = action.ref, action.binding
+        entry: Json = {"driver": COMPUTE_DOMAIN_DRIVER, "pool": binding.pool, "device": binding.device}
+        if binding.share_id:
+            entry["shareID"] = binding.share_id
+        body = {
+            "apiVersion": "resource.k8s.io/v1",
+            "kind": "ResourceClaim",
+            "metadata": {"name": ref.name, "namespace": ref.namespace, "uid": ref.uid},
+            "status": {"devices": [{**entry, "conditions": list(action.conditions)}]},
+        }
+        try:
+            self._record(ref.kind, await self._client.apply(object_path(ref, "status"), body))
         except NotFound:
             self._drop(ref)
 

@@ -4,11 +4,11 @@ What is not ours, or not (yet) of a kind that matters, is None. Malformed config
 of ours: such a claim names no domain.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final, cast
 
-from api.clique import parse_membership
+from api.clique import FAILED_CONDITION, FORMED_CONDITION, parse_membership
 from api.compute_domain import FORCE_DELETE_ANNOTATION
 from api.device_config import ComputeDomainChannelConfig, parse_device_config
 from api.errors import InvalidObject
@@ -20,6 +20,7 @@ from api.names import (
 )
 from controller.computedomain.objects import NODE_ANNOTATION
 from controller.computedomain.state import (
+    Binding,
     ChannelClaim,
     Clique,
     DaemonClaim,
@@ -85,7 +86,19 @@ def parse_claim(raw: Json) -> ChannelClaim | DaemonClaim | None:
     if uid is None:
         return None
     moment = allocation.get("allocationTimestamp") or metadata.get("creationTimestamp")
-    return ChannelClaim(_ref("ResourceClaim", raw), uid, channel["pool"], parse_time(moment), pods)
+    binding = _parse_binding(channel, status.get("devices") or [])
+    return ChannelClaim(_ref("ResourceClaim", raw), uid, channel["pool"], parse_time(moment), pods, binding)
+
+
+def _parse_binding(channel: Json, statuses: Iterable[Json]) -> Binding | None:
+    """None for a channel that was allocated without conditions of ours."""
+    if FORMED_CONDITION not in (channel.get("bindingConditions") or []):
+        return None
+    key = (channel["device"], channel["pool"], channel.get("shareID") or "")
+    mine = (each for each in statuses if each.get("driver") == COMPUTE_DOMAIN_DRIVER)
+    stored = next((each for each in mine if (each["device"], each["pool"], each.get("shareID") or "") == key), {})
+    formed, failed = (_has_condition(stored, kind, "True") for kind in (FORMED_CONDITION, FAILED_CONDITION))
+    return Binding(*key, formed, failed)
 
 
 def _is_channel(result: Json) -> bool:

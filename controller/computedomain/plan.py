@@ -27,6 +27,7 @@ from controller.computedomain.actions import (
     find_situation,
     is_anything_left,
 )
+from controller.computedomain.binding import plan_bindings
 from controller.computedomain.members import plan_members
 from controller.computedomain.objects import (
     build_clique,
@@ -137,6 +138,7 @@ def _plan_upkeep(seen: Observation, domain: Domain, members: Members, situation:
         claims,
         pods,
         *surplus,
+        list(plan_bindings(seen, domain, members)),
     ]
     status, status_held, status_wake = _plan_status(seen, domain, members, busy=any(structure))
     reports, report_wake = plan_reports(seen, domain, members, status.status if status else None)

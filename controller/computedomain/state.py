@@ -44,6 +44,17 @@ class Domain:
 
 
 @dataclass(frozen=True, slots=True)
+class Binding:
+    """Of a channel that was allocated with binding conditions: which device it is, and what its conditions say."""
+
+    device: str
+    pool: str
+    share_id: str = ""
+    formed: bool = False
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelClaim:
     """A ResourceClaim that is allocated, reserved for pods, and whose config names the domain."""
 
@@ -54,6 +65,7 @@ class ChannelClaim:
     allocated_at: float
     pods: tuple[Ref, ...] = ()
     """The pods that hold it (`status.reservedFor`); never empty."""
+    binding: Binding | None = None
 
 
 class Phase(Enum):

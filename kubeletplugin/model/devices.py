@@ -70,6 +70,8 @@ class Features:
     """DRADeviceTaints"""
     shared: bool = True
     """DRAConsumableCapacity: devices that several claims may hold."""
+    binding: bool = True
+    """DRADeviceBindingConditions"""
     counters_apart: bool = True
     """Counter sets have slices of their own. Kubernetes 1.34 wants them in the slice of the devices that use them."""
 

@@ -133,6 +133,11 @@ def edits(spec: Json) -> Json:
     return found
 
 
+def read(file: Path) -> Json:
+    found: Json = json.loads(file.read_text()) if file.exists() else {}
+    return found
+
+
 def test_the_node_offers_a_channel_for_many_claims_and_one_daemon_with_their_clique(cluster: Cluster) -> None:
     async def scenario() -> None:
         async with world(cluster) as it:
@@ -282,28 +287,27 @@ def test_a_daemon_is_brought_the_membership_of_its_own_domain_and_of_no_other(cl
         async with world(cluster) as it:
             await it.publish(released=False, message="of another domain")
             it.domain = str(uuid4())
-            daemon = await it.claim("d0", kind="Daemon", namespace=SYSTEM)
+            daemon = await it.claim("d-told", kind="Daemon", namespace=SYSTEM)
             await it.kubelet.prepare(daemon)
             (spec,) = it.specs().values()
             mounts = {mount["containerPath"]: mount for mount in edits(spec)["mounts"]}
-            folder = Path(mounts["/imexd/membership"]["hostPath"])
+            file = Path(mounts["/imexd/membership"]["hostPath"], "membership.json")
             assert "ro" in mounts["/imexd/membership"]["options"]
-            assert list(folder.iterdir()) == []
+            assert read(file) == {}
             message = "first"
 
             def told() -> bool:
-                file = folder / "membership.json"
-                return file.exists() and json.loads(file.read_text())["daemons"][0].get("message") == message
+                return [entry.get("message") for entry in read(file).get("daemons", ())] == [message]
 
             await it.publish(released=False, message=message)
             await until(told)
-            assert json.loads((folder / "membership.json").read_text())["metadata"] == {"name": it.clique_name}
+            assert read(file)["metadata"] == {"name": it.clique_name}
             await it.restart()
             message = "after a restart"
             await it.publish(released=False, message=message)
             await until(told)
             await it.client.delete(path(API, "computedomaincliques", namespace=SYSTEM, name=it.clique_name))
-            await until(lambda: list(folder.iterdir()) == [])
+            await until(lambda: read(file) == {})
             await it.kubelet.unprepare(daemon)
             assert it.domains() == []
 

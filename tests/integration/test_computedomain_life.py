@@ -21,6 +21,7 @@ from tests.support.computedomain import (
     make_node,
     playing_kubelets,
     publish,
+    write_kubeconfig,
 )
 from tests.support.fixtures import session_cluster
 
@@ -145,7 +146,7 @@ def test_a_domain_forms_around_its_pods_and_goes_with_them(
 
 
 def test_a_daemon_has_no_credentials_and_its_account_may_read_nothing(
-    world: World, controller: Controller, kubelets: Kubelets
+    world: World, controller: Controller, kubelets: Kubelets, tmp_path: Path
 ) -> None:
     world.create(build_domain("bare", 1))
     world.start_workers("cd-a")
@@ -153,14 +154,14 @@ def test_a_daemon_has_no_credentials_and_its_account_may_read_nothing(
     (daemon,) = world.daemons()
     sources = [name for volume in daemon["spec"]["volumes"] for name in volume if name != "name"]
     assert sources == ["secret"]
-    account = daemon["spec"]["serviceAccountName"]
-    token = world.cluster.kubectl("create", "token", account, "--namespace", NAMESPACE).strip()
+    kubeconfig = tmp_path / "daemon.kubeconfig"
+    write_kubeconfig(world.cluster, daemon["spec"]["serviceAccountName"], NAMESPACE, kubeconfig)
     (clique,) = world.mine(DOMAINS, "computedomaincliques")
     ours = f"{path(DOMAINS, 'computedomaincliques', namespace=NAMESPACE)}/{clique['metadata']['name']}"
     secrets = path("v1", "secrets", namespace=NAMESPACE)
     for where in (ours, path(DOMAINS, "computedomaincliques", namespace=NAMESPACE), secrets):
         with pytest.raises(CommandFailed, match="Forbidden"):
-            world.cluster.kubectl(f"--token={token}", "--client-certificate=", "--client-key=", "get", "--raw", where)
+            world.cluster.kubectl("get", "--raw", where, f"--kubeconfig={kubeconfig}")
 
 
 def test_a_domain_over_two_cliques_and_a_node_without_fabric(
@@ -172,6 +173,21 @@ def test_a_domain_over_two_cliques_and_a_node_without_fabric(
     assert {node["name"]: node["index"] for node in domain["status"]["nodes"]} == {"cd-a": 0, "cd-c": 0, "cd-plain": -1}
     assert len(world.mine(DOMAINS, "computedomaincliques")) == 2
     assert len(world.daemons()) == 2
+
+
+def test_with_binding_conditions_a_pod_is_bound_when_its_domain_is_formed(
+    world: World, controller: Controller, kubelets: Kubelets
+) -> None:
+    make_node(world.cluster, "cd-bind", f"{FABRIC}.0", binding=True)
+    world.create(build_domain("bound", 2))
+    kubelets.ready = False
+    world.start_workers("cd-a", "cd-bind")
+    wait_until("both daemons run", lambda: [pod["status"]["phase"] for pod in world.daemons()] == ["Running"] * 2)
+    waiting = f"{world.pods}/bound-cd-bind"
+    assert "nodeName" not in world.cluster.get(waiting)["spec"]
+    kubelets.ready = True
+    world.wait_ready(2)
+    world.cluster.wait(waiting, "it is bound", lambda pod: pod["spec"].get("nodeName") == "cd-bind")
 
 
 def test_a_lost_daemon_comes_back_with_its_index(world: World, controller: Controller, kubelets: Kubelets) -> None:

@@ -20,6 +20,8 @@ from uuid import uuid4
 
 import yaml
 
+from kubeletplugin.model.channels import Attached, NoFabric, build_domain_devices
+from kubeletplugin.model.devices import Features
 from tests.support.cluster import ROOT, ApiError, Cluster, Object, path, wait_until
 
 CHART = ROOT / "deployments" / "helm" / "partita"
@@ -37,14 +39,19 @@ def install(cluster: Cluster, namespace: str = NAMESPACE) -> None:
         cluster.apply(file.read_text())
     names = ("controller-rbac", "controller-imexdaemon", "deviceclasses", "admission-configs")
     shown = [word for name in names for word in ("--show-only", f"templates/{name}.yaml")]
-    enabled = ["resources.computeDomains.enabled=true", "resources.amd.enabled=true", "controller.enabled=true"]
+    enabled = [
+        "resources.computeDomains.enabled=true",
+        "resources.computeDomains.bindingConditions=true",
+        "resources.amd.enabled=true",
+        "controller.enabled=true",
+    ]
     flags = [word for value in enabled for word in ("--set", value)]
     rendered = cluster.helm("template", RELEASE, str(CHART), "--namespace", namespace, *shown, *flags)
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
     cluster.apply(rendered)
 
 
-def make_node(cluster: Cluster, name: str, clique: str | None) -> None:
+def make_node(cluster: Cluster, name: str, clique: str | None, *, binding: bool = False) -> None:
     """A Node with what the plugin of `compute-domain.nvidia.com` publishes for it; None: no NVLink fabric."""
     node = {"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}}
     if cluster.find(path("v1", "nodes", name=name)) is None:
@@ -54,18 +61,14 @@ def make_node(cluster: Cluster, name: str, clique: str | None) -> None:
     ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": now}
     status = {"capacity": resources, "allocatable": resources, "conditions": [ready]}
     cluster.patch(path("v1", "nodes", name=name) + "/status", {"status": status})
-    publish(cluster, name, clique)
+    publish(cluster, name, clique, binding=binding)
 
 
-def publish(cluster: Cluster, node: str, clique: str | None) -> None:
+def publish(cluster: Cluster, node: str, clique: str | None, *, binding: bool = False) -> None:
     """Replace the node's ResourceSlice."""
-    fabric = {"cliqueID": {"string": clique}} if clique else {}
-    channel = {"type": {"string": "channel"}, "id": {"int": 0}, **fabric}
-    daemon = {"type": {"string": "daemon"}, "id": {"int": 0}, **fabric}
-    devices = [
-        {"name": "channel-0", "attributes": channel, "allowMultipleAllocations": True},
-        {"name": "daemon-0", "attributes": daemon},
-    ]
+    fabric = Attached(clique, FABRIC) if clique else NoFabric()
+    offered = build_domain_devices(fabric, Features(), binding=binding)
+    devices = [device for group in offered.groups for device in group.devices]
     body = {
         "apiVersion": "resource.k8s.io/v1",
         "kind": "ResourceSlice",
@@ -185,6 +188,14 @@ def playing_kubelets(cluster: Cluster) -> Iterator[Kubelets]:
         thread.join()
 
 
+def write_kubeconfig(cluster: Cluster, account: str, namespace: str, file: Path) -> None:
+    """For the identity of a service account."""
+    token = cluster.kubectl("create", "token", account, "--namespace", namespace).strip()
+    config = yaml.safe_load(cluster.kubeconfig.read_text())
+    config["users"][0]["user"] = {"token": token}
+    file.write_text(yaml.safe_dump(config))
+
+
 @dataclass(frozen=True)
 class Write:
     """One request, as the API server logged it."""
@@ -206,12 +217,8 @@ class Controller:
     _process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Controller":
-        account = f"{RELEASE}-partita-controller"
-        token = self.cluster.kubectl("create", "token", account, "--namespace", self.namespace).strip()
-        config = yaml.safe_load(self.cluster.kubeconfig.read_text())
-        config["users"][0]["user"] = {"token": token}
         kubeconfig = self.log.with_suffix(".kubeconfig")
-        kubeconfig.write_text(yaml.safe_dump(config))
+        write_kubeconfig(self.cluster, f"{RELEASE}-partita-controller", self.namespace, kubeconfig)
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -250,4 +257,4 @@ class Controller:
         return found
 
     def wait_leading(self) -> None:
-        wait_until("the controller leads", lambda: '"event": "caches_filled"' in self.log.read_text())
+        wait_until("the controller leads", lambda: '"caches_filled"' in self.log.read_text())

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ CONTROLLER = f"system:serviceaccount:{NAMESPACE}:{RELEASE}-controller"
 OURS = f"system:serviceaccount:{NAMESPACE}:"
 WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 _TICKS = os.sysconf("SC_CLK_TCK")
+_COMPONENTS = ("etcd", "kube-apiserver", "kube-scheduler", "kube-controller-manager")
 _RIGHTS = ("controller-rbac", "controller-imexdaemon", "deviceclasses", "admission-configs")
 
 
@@ -84,6 +86,16 @@ class BenchCluster:
         """A simulated driver root with IMEX."""
         install = [sys.executable, "-m", "simulator", "install", "--root", str(root), "--profile", "gb200"]
         subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
+
+    def cpu_s(self) -> dict[str, float]:
+        """Of each component of the control plane, since it started."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if any(str(self.state) in word for word in words[1:]) and Path(words[0]).name in _COMPONENTS:
+                    found[Path(words[0]).name] = cpu_s(int(folder.name))
+        return found
 
     @property
     def audit_log(self) -> Path:

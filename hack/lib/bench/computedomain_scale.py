@@ -23,6 +23,7 @@ from bench.computedomain_cluster import (
     Controller,
     Request,
     count_refused,
+    cpu_s,
     short_user,
 )
 from bench.computedomain_nodes import RACK, node_name
@@ -108,6 +109,10 @@ class Nodes:
             self._readers.append(asyncio.create_task(self._read(process)))
         await self.told.wait("published", self._count, 300.0)
 
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
         async for line in process.stdout:
@@ -168,7 +173,7 @@ class Trial:
             await nodes.start()
             offset = self._cluster.audit_offset()
             await self._make_domains()
-            await self._measure(nodes.told, placements, offset)
+            await self._measure(nodes, placements, offset)
             await self._tear_down(nodes.told, len(placements))
         finally:
             await nodes.stop()
@@ -201,15 +206,20 @@ class Trial:
             except Conflict:
                 return
 
-    async def _measure(self, told: Told, placements: list[tuple[str, str]], offset: int) -> None:
+    def _cpu_s(self, nodes: Nodes) -> dict[str, float]:
+        simulated = sum(cpu_s(pid) for pid in nodes.pids)
+        return {**self._cluster.cpu_s(), "controller": self._controller.cpu_s(), "simulated nodes": simulated}
+
+    async def _measure(self, nodes: Nodes, placements: list[tuple[str, str]], offset: int) -> None:
         """`offset`: where the audit log tells of the ComputeDomains' creation."""
-        cpu_s = self._controller.cpu_s()
+        told = nodes.told
+        before = self._cpu_s(nodes)
         started = time.time()
         pods = [_worker(f"w{index}", domain, node) for index, (domain, node) in enumerate(placements)]
         await asyncio.gather(*(self._create(self._pods, pod) for pod in pods))
         prepared = await told.wait("channel", len(pods), self._timeout_s)
         await asyncio.sleep(SETTLE_S)
-        cpu_s = self._controller.cpu_s() - cpu_s
+        spent_s = {name: round(value - before[name], 2) for name, value in self._cpu_s(nodes).items()}
         requests = self._cluster.requests(offset)
         allocated = max(each.at for each in requests if self._allocates(each))
         daemons = max(told.times["daemon-ready"])
@@ -219,7 +229,7 @@ class Trial:
         show(BENCH, case, "created_to_all_prepared", prepared - started, "s")
         show(BENCH, case, "created_to_last_allocated", allocated - started, "s")
         _show_writes(case, requests, len(pods), told)
-        show(BENCH, case, "controller_cpu", cpu_s, "s")
+        show(BENCH, case, "cpu_until_settled", sum(spent_s.values()), "s", **spent_s)
         show(BENCH, case, "controller_rss", self._controller.rss_mib(), "MiB", peak=round(self._controller.peak_mib()))
         idle_s = self._controller.cpu_s()
         await asyncio.sleep(IDLE_S)

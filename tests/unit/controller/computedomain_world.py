@@ -15,6 +15,7 @@ from controller.computedomain.actions import (
     DropFinalizer,
     MakeCertificates,
     Plan,
+    WriteBinding,
     WriteMembership,
     WriteStatus,
 )
@@ -104,6 +105,11 @@ class World:
             case MakeCertificates(ref=ref, clique=clique_ref):
                 made = Ref("Secret", ref.namespace, ref.name, self._uid())
                 self.secrets[ref.name] = TlsSecret(made, UID, clique_ref.uid, renew_at=self.now + 1e6)
+            case WriteBinding(ref=ref, conditions=conditions):
+                formed, failed = (condition["status"] == "True" for condition in conditions)
+                claim = self.claims[ref.name]
+                assert claim.binding is not None
+                self.claims[ref.name] = replace(claim, binding=replace(claim.binding, formed=formed, failed=failed))
             case WriteStatus(status=status):
                 self.domain = self.domain and replace(self.domain, status=status)
                 self.statuses.append(status["status"])

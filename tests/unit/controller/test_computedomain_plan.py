@@ -14,11 +14,12 @@ from controller.computedomain.actions import (
     MakeCertificates,
     Plan,
     Situation,
+    WriteBinding,
     WriteMembership,
 )
 from controller.computedomain.check import UnsafePlan, check_plan
 from controller.computedomain.plan import plan_domain
-from controller.computedomain.state import Clique, Phase, Ref, Template
+from controller.computedomain.state import Binding, Clique, Phase, Ref, Template
 from controller.computedomain.status import find_condition
 
 
@@ -462,3 +463,42 @@ def test_an_index_is_kept_for_as_long_as_its_node_is_a_member(events: list[tuple
         for node, position in now.items():
             assert known.get(node, position) == position
         known = now
+
+
+class TestBinding:
+    """Channels that were allocated with binding conditions: what the scheduler is told."""
+
+    def bindings(self, world: World) -> dict[str, tuple[bool, bool]]:
+        found = {claim.node: claim.binding for claim in world.claims.values()}
+        return {node: (binding.formed, binding.failed) for node, binding in found.items() if binding}
+
+    def add(self, world: World, *nodes: str) -> None:
+        for node in nodes:
+            world.add_claim(node, f"claim-{node}")
+            claim = world.claims[f"claim-{node}"]
+            world.claims[f"claim-{node}"] = replace(claim, binding=Binding("channel-0", node))
+
+    def test_formed_when_the_whole_domain_is_connected_and_for_good(self) -> None:
+        world = World()
+        self.add(world, "n0")
+        world.converge()
+        assert self.bindings(world) == {"n0": (False, False)}
+        self.add(world, "n1")
+        world.converge()
+        assert self.bindings(world) == {"n0": (True, False), "n1": (True, False)}
+        world.end_claims("n1")
+        world.converge()
+        assert self.bindings(world) == {"n0": (True, False)}
+
+    def test_a_node_for_which_there_is_no_place_is_a_failure(self) -> None:
+        world = World(domain=make_domain(num_nodes=3))
+        self.add(world, "n0", "n1", "n2", "n3")
+        world.converge()
+        assert self.bindings(world) == {node: (node != "n3", node == "n3") for node in ("n0", "n1", "n2", "n3")}
+
+    def test_a_claim_without_binding_conditions_is_left_alone(self) -> None:
+        world = World()
+        world.add_claim("n0")
+        world.add_claim("n1")
+        world.converge()
+        assert not [action for action in world.writes if isinstance(action, WriteBinding)]
