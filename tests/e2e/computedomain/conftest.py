@@ -22,6 +22,7 @@ def cluster() -> Iterator[Cluster]:
 def driver(cluster: Cluster) -> Driver:
     """The chart; a test that takes it away puts it back."""
     driver = Driver(cluster)
+    driver.uninstall()  # an earlier session's, whose pods have an earlier image
     driver.install()
     return driver
 

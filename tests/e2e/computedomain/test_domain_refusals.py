@@ -3,49 +3,46 @@
 import pytest
 
 from tests.e2e.computedomain.jobs import PATIENCE_S, Job, Space, namespace
-from tests.support.cluster import Cluster, CommandFailed, Object, wait_until
+from tests.support.cluster import ApiError, Cluster, Object, wait_until
 from tests.support.manifests import claim, config, pod, request
 
+DRIVER = "compute-domain.nvidia.com"
+CHANNEL = {"apiVersion": "resource.nvidia.com/v1beta1", "kind": "ComputeDomainChannelConfig"}
+CHANNEL_REQUEST = request("channel", "compute-domain-default-channel.nvidia.com")
 
-def stolen(job: Job, kind: str = "ComputeDomainChannelConfig", device_class: str = "channel") -> Object:
+
+def stolen(job: Job) -> Object:
     """A claim with the domain's ID, as somebody else would write it."""
-    parameters = {"apiVersion": "resource.nvidia.com/v1beta1", "kind": kind, "domainID": job.uid()}
-    classes = {
-        "channel": "compute-domain-default-channel.nvidia.com",
-        "daemon": "compute-domain-daemon.nvidia.com",
-    }
-    wanted = request(device_class, classes[device_class])
-    found: Object = claim("stolen", "", wanted, configs=(config("compute-domain.nvidia.com", parameters),))
+    parameters = {**CHANNEL, "domainID": job.uid()}
+    found: Object = claim("stolen", "", CHANNEL_REQUEST, configs=(config(DRIVER, parameters),))
     return found
 
 
 @pytest.mark.parametrize(
-    ("kind", "device_class", "node", "reason"),
-    [
-        ("ComputeDomainChannelConfig", "channel", "n1", "in another namespace"),
-        ("ComputeDomainChannelConfig", "channel", "n3", "ForeignComputeDomain: .*of another namespace"),
-        ("ComputeDomainDaemonConfig", "daemon", "n3", "IMEX daemons are the controller's"),
-    ],
-    ids=["channel on a member", "channel elsewhere", "daemon"],
+    ("node", "reason"),
+    [("n1", "in another namespace"), ("n3", "ForeignComputeDomain: .*of another namespace")],
+    ids=["member node", "other node"],
 )
 def test_a_claim_in_another_namespace_with_the_domains_id_gets_nothing_and_is_told_why(
-    here: Space, kind: str, device_class: str, node: str, reason: str
+    here: Space, node: str, reason: str
 ) -> None:
     job = here.job("train", 1)
     job.run(a="n1")
+    job.wait_ready(1)
     before = cdi_files(here.cluster)
     evil = Space(here.driver, f"{here.name}-evil")
     with namespace(here.cluster, evil.name):
-        theft = stolen(job, kind, device_class)
+        theft = stolen(job)
         theft["metadata"]["namespace"] = evil.name
         here.cluster.create(evil.where("resource.k8s.io/v1", "resourceclaims"), theft)
-        thief = pod("thief", evil.name, claims=("stolen",), node=node)
-        here.cluster.create(evil.where("v1", "pods"), thief)
+        here.cluster.create(evil.where("v1", "pods"), pod("thief", evil.name, claims=("stolen",), node=node))
         evil.wait_told("thief", reason)
         assert evil.phase("thief") == "Pending"
         assert cdi_files(here.cluster) == before
         assert set(job.indexes()) == {"n1"}
         assert set(job.daemons()) == {"n1"}
+        # Not to wait for the kubelet's call for its claim, which may go on for most of a minute.
+        here.cluster.delete(evil.where("v1", "pods", "thief"), gracePeriodSeconds=0)
     assert "OK" in job.check("a")
 
 
@@ -57,19 +54,28 @@ def cdi_files(cluster: Cluster) -> list[str]:
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
-        ({"kind": "ComputeDomainChannelConfig", "domainID": ""}, "domainID"),
-        ({"kind": "ComputeDomainChannelConfig", "domainID": "x", "allocationMode": "Some"}, "allocationMode"),
-        ({"kind": "ComputeDomainChannelConfig", "domainID": "x", "domain": "y"}, "domain"),
-        ({"kind": "ComputeDomainConfig", "domainID": "x"}, "kind"),
-        ({"kind": "ComputeDomainDaemonConfig"}, "domainID"),
+        ({**CHANNEL, "domainID": ""}, "domainID must be the uid"),
+        ({**CHANNEL, "domainID": "x", "allocationMode": "Some"}, "allocationMode: right would be Single or All"),
+        ({**CHANNEL, "domainID": "x", "domain": "y"}, r"unknown field ComputeDomainChannelConfig\.domain"),
+        ({**CHANNEL, "kind": "ComputeDomainConfig"}, "kind"),
+        ({**CHANNEL, "kind": "ComputeDomainDaemonConfig", "domainID": "x"}, "in the driver's namespace"),
     ],
-    ids=["empty domain", "unknown mode", "unknown field", "unknown kind", "daemon without domain"],
+    ids=["no domain", "unknown mode", "unknown field", "unknown kind", "daemon of a user"],
 )
-def test_a_malformed_config_is_refused_when_it_is_created(here: Space, parameters: Object, words: str) -> None:
-    entry = config("compute-domain.nvidia.com", {"apiVersion": "resource.nvidia.com/v1beta1", **parameters})
-    wanted = request("channel", "compute-domain-default-channel.nvidia.com")
-    with pytest.raises(CommandFailed, match=rf"denied the request.*{words}"):
-        here.cluster.apply(claim("malformed", here.name, wanted, configs=(entry,)))
+def test_a_malformed_config_is_refused_when_it_is_created(shared: Space, parameters: Object, words: str) -> None:
+    body = claim("malformed", shared.name, CHANNEL_REQUEST, configs=(config(DRIVER, parameters),))
+    with pytest.raises(ApiError, match=f"denied request: .*{words}"):
+        shared.cluster.create(shared.where("resource.k8s.io/v1", "resourceclaims"), body)
+    assert not shared.cluster.list(shared.where("resource.k8s.io/v1", "resourceclaims"))
+
+
+def test_a_claim_without_a_config_is_refused_by_the_node_with_what_would_be_right(shared: Space) -> None:
+    """It cannot be refused earlier: that a class has no config of its own is not in the claim."""
+    cluster = shared.cluster
+    cluster.apply(claim("bare", shared.name, CHANNEL_REQUEST))
+    cluster.create(shared.where("v1", "pods"), pod("bare", shared.name, claims=("bare",), node="n2"))
+    shared.wait_told("bare", "right would be the ResourceClaimTemplate that the ComputeDomain names")
+    assert shared.phase("bare") == "Pending"
 
 
 def test_a_second_domain_on_a_node_is_told_who_is_there_and_gets_its_turn(here: Space) -> None:

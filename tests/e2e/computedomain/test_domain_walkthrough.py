@@ -50,7 +50,7 @@ def mpi(shared: Space) -> Space:
 def play_operator(space: Space) -> None:
     """Make the workers' pods of the stored MPIJob, as Kubeflow's operator names and labels them.
 
-    Their program is exchanged: nvbandwidth needs real GPUs, its stand-in needs the same channel and the same connections.
+    Their program is exchanged: nvbandwidth needs real GPUs, its stand-in the same channel and the same connections.
     """
     job = space.cluster.get(space.where("kubeflow.org/v2beta1", "mpijobs", NAME))
     worker = job["spec"]["mpiReplicaSpecs"]["Worker"]
