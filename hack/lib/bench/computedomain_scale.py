@@ -281,6 +281,8 @@ def _show_writes(case: str, requests: list[Request], count: int, told: Told) -> 
     total = sum(each.writes for each in requests)
     # Simulated kubelets write as the cluster's administrator.
     show(BENCH, case, "all_writes", total, "", a_node=round(total / count, 2), **dict(by_user.most_common(8)))
+    reads = Counter(f"{each.verb} {each.resource}" for each in requests if not each.writes)
+    show(BENCH, case, "all_reads", sum(reads.values()), "", **dict(reads.most_common(8)))
     refused = count_refused(requests)
     show(BENCH, case, "refused_409_429", sum(refused.values()), "", **refused)
     if told.troubles:
