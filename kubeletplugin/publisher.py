@@ -37,7 +37,6 @@ _FEATURE_FIELDS: Final = {
     "DRAPartitionableDevices": "partitionable",
     "DRADeviceTaints": "taints",
     "DRAConsumableCapacity": "shared",
-    "DRADeviceBindingConditions": "binding",
 }
 
 
