@@ -68,7 +68,6 @@ MALFORMED: dict[str, tuple[Object, tuple[str, ...]]] = {
     "unknown-field": ({"kind": "MigDeviceConfig", "sharingg": {}}, ("sharingg",)),
     "wrong-kind": ({"kind": "MigConfiguration"}, ("MigConfiguration",)),
     "wrong-value": ({"kind": "MigDeviceConfig", "sharing": {"strategy": "Luck"}}, ("strategy", "Luck")),
-    "other-device": ({"kind": "GpuConfig"}, ("GpuConfig", "request mig", "another kind")),
     "wrong-version": ({"apiVersion": "resource.nvidia.com/v9", "kind": "MigDeviceConfig"}, ("resource.nvidia.com/v9",)),
 }
 
@@ -76,7 +75,7 @@ MALFORMED: dict[str, tuple[Object, tuple[str, ...]]] = {
 def test_malformed_configs_are_refused_with_field_and_claim_in_an_event(cluster: Cluster, bench: Bench) -> None:
     """What no retry mends says so on the claim: which claim, which field. Nothing is made for it."""
     for name, (parameters, _) in MALFORMED.items():
-        wrong = config(DRIVER, {"apiVersion": API, **parameters}, ("mig",))
+        wrong = config(DRIVER, {"apiVersion": API, **parameters})
         cluster.apply(
             [
                 claim(name, bench.namespace, mig_request(), configs=(wrong,)),
