@@ -9,10 +9,11 @@ from uuid import uuid4
 
 from tests.support.chart import Release
 from tests.support.cluster import ROOT, ApiError, Cluster, CommandFailed, Object, path, wait_until
-from tests.support.computedomain import DOMAINS, UID_LABEL, build_domain
+from tests.support.computedomain import DOMAINS, RELEASE, UID_LABEL, build_domain
 
 CLIQUES = {"n1": 1, "n2": 1, "n3": 2, "n4": 2}
 NAMESPACE = "nvidia-dra-driver-gpu"
+CONTROLLER = f"{RELEASE}-partita-controller"  # Deployment and Lease
 PLUGIN = "/var/lib/kubelet/plugins/compute-domain.nvidia.com"
 SETTINGS = {
     "nvidiaDriverRoot": "/run/nvidia/driver",
@@ -35,18 +36,23 @@ class Driver:
         """Install, or upgrade; returns when every node offers channels."""
         flags = [word for each in {**SETTINGS, **settings}.items() for word in ("--set", "=".join(each))]
         chart = str(ROOT / "deployments/helm/partita")
-        upgrade = ("upgrade", "--install", "partita", chart, "--create-namespace", "--wait")
+        upgrade = ("upgrade", "--install", RELEASE, chart, "--create-namespace", "--wait")
         self.cluster.helm(*upgrade, "--namespace", self.namespace, *flags)
         wait_until("every node offers channels", lambda: self.offering() == set(CLIQUES), PATIENCE_S)
 
     def uninstall(self) -> None:
-        Release(self.cluster, namespace=self.namespace).uninstall()
+        Release(self.cluster, RELEASE, self.namespace).uninstall()
 
     def offering(self) -> set[str]:
         """The nodes with channels."""
+        return set(self.cliques())
+
+    def cliques(self) -> dict[str, str]:
+        """What each node with channels says about its clique; "": it has no fabric."""
         slices = path("resource.k8s.io/v1", "resourceslices")
         found = self.cluster.list(slices, fieldSelector="spec.driver=compute-domain.nvidia.com")
-        return {each["spec"]["pool"]["name"] for each in found if each["spec"].get("devices")}
+        devices = {each["spec"]["pool"]["name"]: each["spec"]["devices"][0] for each in found}
+        return {node: device["attributes"].get("cliqueID", {}).get("string", "") for node, device in devices.items()}
 
     def controllers(self) -> list[Object]:
         """Their pods."""
@@ -55,7 +61,7 @@ class Driver:
 
     def scale_controller(self, replicas: int) -> None:
         """Returns when so many run."""
-        where = ("--namespace", self.namespace, "deployment/partita-controller")
+        where = ("--namespace", self.namespace, f"deployment/{CONTROLLER}")
         self.cluster.kubectl("scale", *where, f"--replicas={replicas}")
         self.cluster.kubectl("rollout", "status", *where, "--timeout=120s")
         wait_until("the others are gone", lambda: len(self.controllers()) == replicas, PATIENCE_S)
@@ -93,11 +99,15 @@ class Space:
 
     def job(self, name: str, nodes: int = 0, **channel: str) -> "Job":
         """A ComputeDomain that exists, with its template."""
-        job = Job(self, name)
-        self.cluster.create(self.where(DOMAINS, "computedomains"), build_domain(name, nodes, **channel))
+        job = self.declare(name, nodes, **channel)
         template = self.where("resource.k8s.io/v1", "resourceclaimtemplates", job.template)
         wait_until("the template is there", lambda: self.cluster.find(template), PATIENCE_S)
         return job
+
+    def declare(self, name: str, nodes: int = 0, **channel: str) -> "Job":
+        """A ComputeDomain that nobody has looked at yet."""
+        self.cluster.create(self.where(DOMAINS, "computedomains"), build_domain(name, nodes, **channel))
+        return Job(self, name)
 
     def told(self, name: str) -> str:
         """All that Events say about the object of this name."""
@@ -158,10 +168,10 @@ class Job:
         for pod, node in nodes.items():
             self.cluster.create(self.space.where("v1", "pods"), build_peer(pod, self.template, node))
 
-    def wait_running(self, *pods: str) -> None:
+    def wait_running(self, *pods: str, patience_s: float = PATIENCE_S) -> None:
         for pod in pods:
             where = self.space.where("v1", "pods", pod)
-            self.cluster.wait(where, f"{pod} runs", lambda found: found["status"]["phase"] == "Running", PATIENCE_S)
+            self.cluster.wait(where, f"{pod} runs", lambda found: found["status"]["phase"] == "Running", patience_s)
 
     def run(self, **nodes: str) -> None:
         self.start(**nodes)

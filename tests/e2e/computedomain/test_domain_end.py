@@ -1,0 +1,132 @@
+"""How domains grow, shrink and end, and what happens to running jobs meanwhile."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.e2e.computedomain.jobs import FORCE, PATIENCE_S, Driver, Space, condition
+from tests.support.cluster import CommandFailed, wait_until
+from tests.support.hardware import Simulator
+
+ELSEWHERE = "nvidia-dra-driver-gpu-2"
+
+
+def test_a_deleted_domain_drains_its_jobs_keep_it_until_they_end_and_no_new_pod_gets_in(here: Space) -> None:
+    job = here.job("train", 2)
+    job.run(a="n1", b="n2")
+    job.wait_ready(2)
+    job.delete()
+    message = job.wait_condition("Draining", "True", "ClaimsInUse")
+    assert "(pod a)" in message
+    assert "(pod b)" in message
+    job.start(late="n3")
+    here.wait_told("late", "resourceclaimtemplate .*not found|FailedResourceClaimCreation")
+    job.share_all_ways("a", "b")
+    here.end("a")
+    job.wait("it waits for b alone", lambda domain: "(pod a)" not in condition(domain, "Draining")["message"])
+    assert "OK" in job.check("b")
+    here.end("b")
+    here.cluster.wait_gone(job.place, PATIENCE_S)
+    assert here.phase("late") == "Pending"
+
+
+def test_the_force_annotation_ends_a_domain_under_its_pods(here: Space) -> None:
+    job = here.job("train", 1)
+    job.run(a="n1")
+    job.wait_ready(1)
+    job.delete()
+    job.wait_condition("Draining", "True", "ClaimsInUse")
+    here.cluster.patch(job.place, FORCE)
+    here.cluster.wait_gone(job.place, PATIENCE_S)
+    assert here.phase("a") == "Running"
+    wait_until("the job can see it", lambda: "FAIL" in job.check("a"), PATIENCE_S)
+
+
+def test_an_elastic_domain_grows_and_shrinks_and_members_keep_their_indexes(here: Space) -> None:
+    job = here.job("elastic")
+    domain = job.wait_ready(0)
+    assert condition(domain, "MembersKnown")["reason"] == "Elastic"
+    job.run(a="n1")
+    job.wait_ready(1)
+    job.run(b="n2", c="n3")
+    job.wait_ready(3)
+    assert job.indexes() == {"n1": 0, "n2": 1, "n3": 0}
+    job.share_all_ways("a", "b")
+    here.end("a")
+    job.wait_ready(2)
+    assert job.indexes() == {"n2": 1, "n3": 0}
+    assert set(job.daemons()) >= {"n2", "n3"}
+    job.run(e="n1", d="n4")
+    job.wait_ready(4)
+    assert job.indexes() == {"n1": 0, "n2": 1, "n3": 0, "n4": 1}
+    job.share_all_ways("e", "b")
+    job.share_all_ways("c", "d")
+    here.end("b", "c", "d", "e")
+    job.wait_ready(0)
+    wait_until("no daemon is left", lambda: not job.daemons(), PATIENCE_S)
+
+
+def test_upgrades_do_not_touch_a_running_domain(here: Space) -> None:
+    job = here.job("train", 2)
+    job.run(a="n1", b="n2")
+    job.wait_ready(2)
+    before = {node: pod["metadata"]["uid"] for node, pod in job.daemons().items()}
+    here.driver.install(**{"kubeletPlugin.podAnnotations.version": "b", "controller.podAnnotations.version": "b"})
+    job.share_all_ways("a", "b")
+    after = job.daemons()
+    assert {node: pod["metadata"]["uid"] for node, pod in after.items()} == before
+    assert all(pod["status"]["containerStatuses"][0]["restartCount"] == 0 for pod in after.values())
+    job.run(c="n3")
+    job.wait_ready(3)
+
+
+def test_a_driver_that_is_installed_anew_elsewhere_takes_over_the_running_domain(here: Space) -> None:
+    job = here.job("train", 2)
+    job.run(a="n1", b="n2")
+    job.wait_ready(2)
+    first, second = here.driver, Driver(here.cluster, ELSEWHERE)
+    first.uninstall()
+    second.install()
+    here.driver = second
+    try:
+        wait_until("it has daemons there", lambda: len(job.daemons()) == 2, PATIENCE_S)
+        job.wait_ready(2)
+        job.share_all_ways("a", "b")
+        pods = here.cluster.kubectl("get", "pods,secrets,computedomaincliques", "--namespace", first.namespace)
+        assert pods.strip() == "", pods
+    finally:
+        here.end("a", "b")
+        job.delete()
+        here.cluster.wait_gone(job.place, PATIENCE_S)
+        second.uninstall()
+        here.driver = first
+        first.install()
+
+
+@contextmanager
+def without_fabric(driver: Driver, node: str) -> Iterator[None]:
+    """Its GPUs have no NVLink to other machines, and its plugin has found out."""
+    hardware = Simulator(driver.cluster, node)
+    try:
+        hardware.inject("fabric", "--state", "not-supported")
+        wait_until("the node offers channels of no clique", lambda: driver.cliques()[node] == "", PATIENCE_S)
+        yield
+    finally:
+        hardware.inject("fabric", "--state", "completed")
+        wait_until("it is in its clique again", lambda: driver.cliques()[node] != "", PATIENCE_S)
+
+
+def test_on_a_node_without_fabric_pods_run_without_a_channel_and_the_domain_says_so(here: Space) -> None:
+    with without_fabric(here.driver, "n4"):
+        job = here.job("mixed", 2)
+        job.run(c="n3", d="n4")
+        domain = job.wait_ready(2)
+        assert job.indexes() == {"n3": 0, "n4": -1}
+        assert "1 nodes have no NVLink fabric" in condition(domain, "DaemonsReady")["message"]
+        assert set(job.daemons()) == {"n3"}
+        assert job.channels("c") == ["channel0"]
+        assert job.channels("d") == []
+        with pytest.raises(CommandFailed, match="there is no IMEX channel"):
+            job.share("d", "c", wait_s=0)
+        here.end("c", "d")

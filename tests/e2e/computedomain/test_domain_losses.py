@@ -1,0 +1,144 @@
+"""A running domain loses a worker, a daemon, its network, its controller, the API server: it repairs itself."""
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.e2e.computedomain.jobs import CONTROLLER, PATIENCE_S, Job, Space, condition
+from tests.support.cluster import Cluster, path, wait_until
+
+
+@pytest.fixture(scope="module")
+def train(shared: Space) -> Job:
+    """Two workers on the two nodes of a clique; every test leaves them connected."""
+    job = shared.job("train", 2)
+    job.run(a="n1", b="n2")
+    job.wait_ready(2)
+    job.share_all_ways("a", "b")
+    return job
+
+
+def test_a_daemon_that_is_force_deleted_comes_back_as_it_was_and_the_others_are_told(train: Job) -> None:
+    indexes, before = train.indexes(), train.daemons()
+    victim = before["n1"]["metadata"]
+    where = path("v1", "pods", namespace=victim["namespace"], name=victim["name"])
+    train.cluster.delete(where, gracePeriodSeconds=0)
+    train.cluster.wait(where, "it is made again", lambda pod: pod["metadata"]["uid"] != victim["uid"], PATIENCE_S)
+    address = before["n1"]["status"]["podIP"]
+    train.wait(
+        "the domain is connected by the new address",
+        lambda domain: (
+            domain["status"]["status"] == "Ready"
+            and domain["status"]["readyNodes"] == 2
+            and address not in [node["ipAddress"] for node in domain["status"]["nodes"]]
+        ),
+    )
+    train.share_all_ways("a", "b")
+    assert train.indexes() == indexes
+    after = train.daemons()
+    assert after["n2"]["metadata"]["uid"] == before["n2"]["metadata"]["uid"]
+    assert all(pod["status"]["containerStatuses"][0]["restartCount"] == 0 for pod in after.values())
+
+
+def test_a_worker_that_is_force_deleted_and_made_again_finds_its_peer(train: Job) -> None:
+    space, where = train.space, train.space.where("v1", "pods", "a")
+    space.cluster.delete(where, gracePeriodSeconds=0)
+    space.cluster.wait_gone(where)
+    train.start(a="n1")
+    train.wait_running("a")
+    train.wait_ready(2)
+    train.share_all_ways("a", "b")
+
+
+@contextmanager
+def cut_between(cluster: Cluster, one: str, other: str) -> Iterator[None]:
+    """`one` has no way to pods on `other` any more; both reach everybody else."""
+    routes = cluster.in_node(one, "ip", "-4", "route", "show")
+    address = cluster.get(path("v1", "nodes", name=other))["status"]["addresses"][0]["address"]
+    route = next(line for line in routes.splitlines() if f" via {address} " in line)
+    network = route.split()[0]
+    cluster.in_node(one, "ip", "route", "replace", "blackhole", network)
+    try:
+        yield
+    finally:
+        cluster.in_node(one, "ip", "route", "del", "blackhole", network)
+        cluster.in_node(one, "ip", "route", "replace", *route.split())
+
+
+def test_a_cut_between_two_nodes_is_told_while_it_lasts_and_mends_when_it_is_healed(train: Job) -> None:
+    daemons = {node: pod["metadata"]["uid"] for node, pod in train.daemons().items()}
+    with cut_between(train.cluster, "n1", "n2"):
+        assert "n1" in train.wait_condition("PeersConnected", "False", "Connecting")
+        message = train.wait_condition("Degraded", "True", "MemberLost")
+        assert "not connected to all its peers" in message
+        wait_until("the job can see it", lambda: "is not ready: not connected to node" in train.check("a"), PATIENCE_S)
+        for worker in ("a", "b"):
+            assert train.space.phase(worker) == "Running"
+    domain = train.wait_ready(2)
+    assert [condition(domain, kind)["status"] for kind in ("PeersConnected", "Degraded")] == ["True", "False"]
+    train.share_all_ways("a", "b")
+    assert {node: pod["metadata"]["uid"] for node, pod in train.daemons().items()} == daemons
+
+
+def kill_controller(train: Job) -> None:
+    """SIGKILL to the program, found on its node among that node's processes."""
+    node = train.space.driver.controllers()[0]["spec"]["nodeName"]
+    script = "for p in /proc/[0-9]*; do grep -qs '[p]artita-controller' $p/cmdline && kill -9 ${p#/proc/}; done; true"
+    train.cluster.in_node(node, "sh", "-c", script)
+
+
+def test_what_happens_while_the_controller_is_dead_is_made_good_by_the_next(train: Job) -> None:
+    driver, daemons = train.space.driver, {node: pod["metadata"]["uid"] for node, pod in train.daemons().items()}
+    kill_controller(train)
+    wait_until(
+        "the controller was started again",
+        lambda: driver.controllers()[0]["status"]["containerStatuses"][0]["restartCount"] > 0,
+        PATIENCE_S,
+    )
+    train.start(c="n3")
+    train.wait_running("c")
+    train.wait_ready(3)
+    assert {node: train.daemons()[node]["metadata"]["uid"] for node in daemons} == daemons
+    train.space.end("c")
+    train.wait_ready(2)
+
+
+def test_a_standby_controller_takes_over_from_a_leader_that_is_deleted(train: Job) -> None:
+    driver = train.space.driver
+    driver.scale_controller(2)
+    lease = path("coordination.k8s.io/v1", "leases", namespace=driver.namespace, name=CONTROLLER)
+    leader = train.cluster.get(lease)["spec"]["holderIdentity"]
+    pod = leader.partition("_")[0]
+    train.cluster.delete(path("v1", "pods", namespace=driver.namespace, name=pod))
+    train.start(c="n4")
+    train.wait_running("c")
+    train.wait_ready(3)
+    assert train.cluster.get(lease)["spec"]["holderIdentity"] != leader
+    train.space.end("c")
+    train.wait_ready(2)
+    driver.scale_controller(1)
+
+
+def test_a_domain_forms_across_an_outage_of_the_api_server_and_a_running_one_outlives_it(train: Job) -> None:
+    cluster = train.cluster
+    later = train.space.job("later", 2)
+    later.start(c="n3", d="n4")
+    wait_until("its daemons are there", lambda: len(later.daemons()) == 2, PATIENCE_S)
+    peer = cluster.get(train.space.where("v1", "pods", "b"))["status"]["podIP"]
+    cluster.run("kill", "control-plane", "apiserver")
+    try:
+        script = "for p in /proc/[0-9]*; do grep -qs '[f]abric-test' $p/cmdline && echo ${p#/proc/} && break; done"
+        pid = cluster.in_node("n1", "sh", "-c", script).strip()
+        shared = cluster.in_node("n1", "nsenter", "-t", pid, "-a", "/tools/fabric-test", "connect", peer)
+        assert "share memory" in shared
+    finally:
+        cluster.run("start", "control-plane", "apiserver")
+    with contextlib.suppress(AssertionError):
+        wait_until("the API server answers", lambda: cluster.get("/readyz") or True, PATIENCE_S)
+    later.wait_running("c", "d")
+    later.wait_ready(2)
+    later.share_all_ways("c", "d")
+    train.share_all_ways("a", "b")
+    assert all(pod["status"]["containerStatuses"][0]["restartCount"] == 0 for pod in train.daemons().values())
