@@ -23,6 +23,7 @@ SETTINGS = {
 }
 FORCE = {"metadata": {"annotations": {"resource.nvidia.com/force-delete": "true"}}}
 PATIENCE_S = 90.0  # others use the machine, too
+RETRY_S = 180.0  # a kubelet whose call has ended asks again only after a minute or more
 
 
 @dataclass

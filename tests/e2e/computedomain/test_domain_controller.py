@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.computedomain.jobs import Driver, Job, Space
+from tests.e2e.computedomain.jobs import RETRY_S, Driver, Job, Space
 from tests.support.cluster import Object, path, wait_until
 from tests.support.computedomain import DOMAINS, UID_LABEL, Controller
 
-RETRY_S = 180.0  # a kubelet whose call has ended asks again after a minute or more
 LOOK_S = 0.005
 
 Steps = dict[str, Callable[[], bool]]
