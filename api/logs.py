@@ -7,9 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, Final
 
 _CONTEXT: ContextVar[dict[str, Any] | None] = ContextVar("log_context", default=None)
+_ENCODER: Final = json.JSONEncoder(default=str)  # json.dumps would make one at every line
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -17,7 +19,7 @@ class JsonFormatter(logging.Formatter):
     """`{"ts": ..., "level": ..., "msg": <event>, <context and extra fields>}`"""
 
     def format(self, record: logging.LogRecord) -> str:
-        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        seconds = _format_second(int(record.created))
         line: dict[str, Any] = {
             "ts": f"{seconds}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
@@ -27,7 +29,12 @@ class JsonFormatter(logging.Formatter):
         line.update((key, value) for key, value in vars(record).items() if key not in _STANDARD)
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return _ENCODER.encode(line)
+
+
+@lru_cache(maxsize=1)  # many lines fall into one second
+def _format_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def configure_logging(level: str) -> None:

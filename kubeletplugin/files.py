@@ -35,7 +35,7 @@ _LOCK_POLL_S: Final = 0.02
 LOCK_TIMEOUT_S: Final = 10.0
 # A sync in the event loop's own thread saves handing it to another and back, which costs more than the sync itself
 # on a fast disk (0.2 ms); on a slow one the loop must not stand still for it.
-_SLOW_SYNC_S: Final = 0.004
+_SLOW_SYNC_S: Final = 0.01
 _SYNC_SMOOTHING: Final = 0.2  # weight of the newest duration: one hiccup does not make a disk slow
 
 
@@ -191,8 +191,9 @@ class Store:
     async def sync(self) -> None:
         """Return once everything appended so far is on the disk. Raises DiskFull, DiskFailed."""
         wanted = self._appended
-        # Whoever is ready to append does so now; the first to come back here then syncs for all of them.
-        await asyncio.sleep(0)
+        if self._holders > 1:
+            # Whoever is ready to append does so now; the first to come back here then syncs for all of them.
+            await asyncio.sleep(0)
         while self._synced < wanted:
             if self._suspect:
                 # After a failed sync the kernel takes its pages for clean: another sync would succeed, and be a lie.
