@@ -7,7 +7,7 @@ from tests.support.cluster import Cluster, Object, path, wait_until
 from tests.support.manifests import claim_template, gpu_request, mig_request, pod
 from tests.support.plugin import BARE_NODE
 
-ROUNDS = {"small": (120, 5), "half": (40, 1), "whole": (40, 1)}
+ROUNDS = {"small": (150, 5), "half": (30, 1), "whole": (20, 1)}
 """Pods of each kind, and how many of them at once."""
 PATIENCE_S = 900.0
 
