@@ -1,0 +1,215 @@
+"""AMD nodes of a cluster, from outside: what the hardware is, what a container sees of it, what is asked of a node."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support.cluster import ROOT, Cluster, CommandFailed, Object, path, run, wait_until
+from tests.support.manifests import pod, request
+from tests.support.workload import RESOURCE, Device, Workspace
+
+SYSTEM = "partita-system"
+CLASS = "gpu.amd.com"
+KAIWO = "kaiwo.silogen.ai/v1alpha1"
+ENABLED = "kaiwo.silogen.ai/node.amd.partitioning.enabled"
+PROFILE = "kaiwo.silogen.ai/node.amd.partitioning.profile"
+DCM_PROFILE = "dcm.amd.com/gpu-config-profile"
+DCM_STATE = "dcm.amd.com/gpu-config-profile-state"
+MODES = ("spx_nps1", "dpx_nps1", "qpx_nps1", "cpx_nps1", "dpx_nps2", "qpx_nps4", "cpx_nps4")  # of an MI300X
+PATIENCE_S = 120.0
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One partition, as KFD has it."""
+
+    pci: str
+    index: int
+    simd_units: int
+
+
+@dataclass(frozen=True)
+class AmdNode:
+    cluster: Cluster
+    name: str
+
+    @property
+    def root(self) -> Path:
+        return self.cluster.state / "nodes" / self.name / "driver"
+
+    @property
+    def where(self) -> str:
+        return path("v1", "nodes", name=self.name)
+
+    @property
+    def kaiwo(self) -> str:
+        return path(KAIWO, "kaiwonodes", name=self.name)
+
+    def simulate(self, *arguments: str) -> None:
+        """`hack/simulator amd`."""
+        run([ROOT / "hack" / "simulator", "amd", "--root", self.root, *arguments])
+
+    def slots(self) -> dict[int, Slot]:
+        """By render minor, from KFD's topology."""
+        found = {}
+        for file in (self.root / "sys/class/kfd/kfd/topology/nodes").glob("*/properties"):
+            lines = (line.split() for line in file.read_text().splitlines())
+            values = {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
+            if values.get("simd_count"):
+                place = values["location_id"]
+                pci = f"{values['domain']:04x}:{place >> 8 & 0xFF:02x}:00.0"
+                found[values["drm_render_minor"]] = Slot(pci, place & 7, values["simd_count"])
+        return found
+
+    def modes(self) -> dict[str, str]:
+        """`cpx_nps4` by PCI address, from sysfs."""
+        found = {}
+        for folder in (self.root / "sys/bus/pci/devices").glob("*"):
+            compute, memory = folder / "current_compute_partition", folder / "current_memory_partition"
+            if compute.exists():
+                found[folder.name] = f"{compute.read_text().strip()}_{memory.read_text().strip()}".lower()
+        return found
+
+    def label(self, **labels: str | None) -> None:
+        """`enabled`, `profile`; None takes one away."""
+        names = {"enabled": ENABLED, "profile": PROFILE}
+        body = {"metadata": {"labels": {names.get(key, key): value for key, value in labels.items()}}}
+        self.cluster.patch(self.where, body)
+
+    def ask(self, profile: str) -> None:
+        self.label(enabled="true", profile=profile)
+
+    def partitioning(self) -> Object:
+        found = self.cluster.find(self.kaiwo) or {}
+        status: Object = found.get("status", {}).get("partitioning", {})
+        return status
+
+    def message(self) -> str:
+        conditions = (self.cluster.find(self.kaiwo) or {}).get("status", {}).get("conditions", ())
+        return next((str(each["message"]) for each in conditions if each["type"] == "PartitioningCompleted"), "")
+
+    def taints(self) -> set[str]:
+        """`key:effect` of those of partitioning."""
+        taints = self.cluster.get(self.where)["spec"].get("taints", ())
+        return {f"{t['key']}:{t['effect']}" for t in taints if t["key"] in ("amd-dcm", "kaiwo-partitioning")}
+
+    def wait_phase(self, *phases: str, profile: str | None = None, patience_s: float = PATIENCE_S) -> Object:
+        """Of the KaiwoNode; `profile` is the one that has been, or is being, applied."""
+
+        def there(kaiwo: Object) -> bool:
+            status = kaiwo.get("status", {}).get("partitioning", {})
+            key = "appliedProfile" if status.get("phase") == "Completed" else "targetProfile"
+            return status.get("phase", "") in phases and profile in (None, status.get(key))
+
+        what = f"{self.name} is {' or '.join(phases)} {profile or ''}"
+        return self.cluster.wait(self.kaiwo, what, there, patience_s)
+
+    def wait_partitioned(self, profile: str, patience_s: float = PATIENCE_S) -> None:
+        """Completed, the hardware is so, no taint is left."""
+        self.wait_phase("Completed", profile=profile, patience_s=patience_s)
+        mode = {"cpx": "cpx_nps4", "spx": "spx_nps1"}.get(profile, profile)
+        assert set(self.modes().values()) == {mode}
+        wait_until(f"{self.name} is untainted", lambda: not self.taints())
+        assert set(self.published()) == {mode}
+
+    def published(self) -> list[str]:
+        """Partition profiles of the devices in the node's slices."""
+        slices = self.cluster.list(path(RESOURCE, "resourceslices"), fieldSelector=f"spec.driver={CLASS}")
+        own = [piece for piece in slices if piece["spec"].get("nodeName") == self.name]
+        newest = max((piece["spec"]["pool"]["generation"] for piece in own), default=0)
+        return [
+            str(device["attributes"].get("partitionProfile", {}).get("string", ""))
+            for piece in own
+            if piece["spec"]["pool"]["generation"] == newest
+            for device in piece["spec"].get("devices", ())
+        ]
+
+    def kill_plugin(self) -> None:
+        """SIGKILL to the node plugin, wherever it is; the kubelet starts it again."""
+        find = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q 'partita-kubelet-plugin'"
+        try:
+            self.cluster.in_node(self.name, "sh", "-c", f"{find} && kill -9 ${{p#/proc/}}; done; true")
+        except CommandFailed as error:
+            raise AssertionError(f"the plugin on {self.name} could not be killed: {error}") from error
+
+
+def end_partitioning(node: AmdNode) -> None:
+    """Nothing is asked of the node any more; its KaiwoNode begins anew, and the GPUs are in SPX again."""
+    node.simulate("--reload-pause-ms", "0", "--change-pause-ms", "0")
+    node.cluster.patch(node.where, {"metadata": {"labels": dict.fromkeys((ENABLED, PROFILE, DCM_PROFILE, DCM_STATE))}})
+    if node.cluster.find(node.kaiwo):
+        node.cluster.patch(node.kaiwo, {"spec": {"partitioning": {"enabled": False, "profile": ""}}})
+        node.wait_phase("", "Completed", "Error")
+        node.cluster.delete(node.kaiwo)
+    node.wait_phase("")
+    wait_until(f"{node.name} is untainted", lambda: not node.taints())
+    node.simulate("--set-modes", "spx_nps1")
+    wait_until(f"{node.name} partitions on claim", lambda: len(set(node.published())) == len(MODES), 60.0)
+
+
+def amd_request(profile: str | None = None, name: str = "gpu", **fields: Any) -> Object:
+    cel = f"device.attributes['{CLASS}'].partitionProfile == '{profile}'" if profile else None
+    return request(name, CLASS, cel=cel, **fields)
+
+
+def claiming_pod(space: Workspace, name: str, node: str | None, template: str, **spec: Any) -> Object:
+    return pod(name, space.namespace, templates=(template,), node=node, **spec)
+
+
+def nodes_seen(space: Workspace, name: str, container: str = "c0") -> set[str]:
+    """Paths of the AMD device nodes in the container."""
+
+    text = space.cluster.in_pod(name, "find", "/dev", "-type", "c", namespace=space.namespace, container=container)
+    return set(re.findall(r"^/dev/(?:kfd|dri/\S+)$", text, re.MULTILINE))
+
+
+def check_view(node: AmdNode, seen: set[str], devices: Sequence[Device]) -> set[int]:
+    """Asserts that a container sees exactly partitions of the GPUs and in the modes that it was allocated.
+
+    Returns the render minors, which no other claim may have.
+    """
+    renders = {int(name.rpartition("renderD")[2]) for name in seen if "renderD" in name}
+    cards = [name for name in seen if "/card" in name]
+    slots, modes = node.slots(), node.modes()
+    assert "/dev/kfd" in seen
+    assert len(cards) == len(renders) == len(devices)
+    got = sorted((slots[render].pci, modes[slots[render].pci]) for render in renders)
+    attribute = "resource.kubernetes.io/pciBusID"
+    assert got == sorted((device.text(attribute), device.text("partitionProfile")) for device in devices)
+    return renders
+
+
+def event_reasons(node: AmdNode) -> list[str]:
+    """Of the Events about the Node."""
+    events = node.cluster.list(path("events.k8s.io/v1", "events"))
+    return [
+        str(each["reason"])
+        for each in events
+        if each.get("regarding", {}).get("kind") == "Node" and each["regarding"]["name"] == node.name
+    ]
+
+
+def profiles_config(**profiles: tuple[str, str, int | None]) -> Object:
+    """The ConfigMap with these profiles: compute mode, memory mode, number of GPUs."""
+    content = {
+        name: {
+            "skippedGPUs": {"ids": []},
+            "profiles": [
+                {
+                    "computePartition": compute,
+                    "memoryPartition": memory,
+                    **({} if count is None else {"numGPUsAssigned": count}),
+                }
+            ],
+        }
+        for name, (compute, memory, count) in profiles.items()
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "config-manager-config", "namespace": "kube-amd-gpu"},
+        "data": {"config.json": json.dumps({"gpu-config-profiles": content})},
+    }

@@ -1,0 +1,130 @@
+"""Claims for AMD GPUs and partitions in a mixed cluster: each container has exactly its own."""
+
+import pytest
+import yaml
+
+from tests.e2e.amd.helpers import (
+    CLASS,
+    MODES,
+    AmdNode,
+    amd_request,
+    check_view,
+    claiming_pod,
+    nodes_seen,
+)
+from tests.support.cluster import ROOT, Cluster, path, wait_until
+from tests.support.manifests import claim_template, gpu_request, request
+from tests.support.workload import Workspace
+
+SAMPLES = ROOT / "deployments/samples/amd"
+
+
+def test_every_node_publishes_the_devices_of_its_own_vendors(cluster: Cluster, n3: AmdNode) -> None:
+    slices = cluster.list(path("resource.k8s.io/v1", "resourceslices"))
+    drivers = {
+        name: {piece["spec"]["driver"] for piece in slices if piece["spec"].get("nodeName") == name}
+        for name in ("n1", "n2", "n3")
+    }
+    nvidia = {"gpu.nvidia.com", "compute-domain.nvidia.com"}
+    assert drivers == {"n1": nvidia, "n2": {CLASS}, "n3": {CLASS, *nvidia}}
+
+
+def test_every_sample_runs_and_its_containers_see_their_claims_devices(cluster: Cluster, space: Workspace) -> None:
+    samples = sorted(SAMPLES.glob("*.yaml"))
+    for sample in samples:
+        cluster.kubectl("apply", "--namespace", space.namespace, "--filename", str(sample))
+    by_claim: dict[str, set[int]] = {}
+    for sample in samples:
+        documents = yaml.safe_load_all(sample.read_text())
+        for name in [document["metadata"]["name"] for document in documents if document["kind"] == "Pod"]:
+            space.wait_running(name)
+            pod = cluster.get(space.pods(name))
+            claim = space.claim_of(name, pod["spec"]["resourceClaims"][0]["name"])
+            devices = space.devices(claim)
+            for container in pod["spec"]["containers"]:
+                node = AmdNode(cluster, pod["spec"]["nodeName"])
+                renders = check_view(node, nodes_seen(space, name, container["name"]), devices)
+                assert by_claim.setdefault(claim, renders) == renders
+            parents = {device.text("resource.kubernetes.io/pciBusID") for device in devices}
+            assert len(parents) == (2 if "distinct" in sample.name else 1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_claim_brings_a_free_gpu_into_its_mode(mode: str, cluster: Cluster, space: Workspace, n3: AmdNode) -> None:
+    space.apply(claim_template("gpu", space.namespace, amd_request(mode)))
+    space.apply(claiming_pod(space, "w", "n3", "gpu"))
+    space.wait_running("w")
+    devices = space.devices(space.claim_of("w", "t-gpu"))
+    (render,) = check_view(n3, nodes_seen(space, "w"), devices)
+    published = next(iter(devices)).attributes
+    assert n3.slots()[render].simd_units == 1216 // {"s": 1, "d": 2, "q": 4, "c": 8}[mode[0]]
+    assert published["partitionProfile"]["string"] == mode
+
+
+def test_partitions_are_never_given_twice_and_another_mode_waits_its_turn(
+    cluster: Cluster, space: Workspace, n3: AmdNode
+) -> None:
+    space.apply(
+        claim_template("eighth", space.namespace, amd_request("cpx_nps1")),
+        claim_template("whole", space.namespace, amd_request("spx_nps1")),
+    )
+    eighths = [f"e{number}" for number in range(8)]
+    space.apply(*(claiming_pod(space, name, "n3", "eighth") for name in eighths))
+    space.wait_running(*eighths)
+    space.apply(claiming_pod(space, "whole", "n3", "whole"), claiming_pod(space, "ninth", "n3", "eighth"))
+    space.wait_unschedulable("whole")
+    space.wait_unschedulable("ninth")
+    taken: set[int] = set()
+    for name in eighths:
+        renders = check_view(n3, nodes_seen(space, name), space.devices(space.claim_of(name, "t-eighth")))
+        assert not renders & taken
+        taken |= renders
+    space.delete("ninth")
+    space.delete(*eighths)
+    space.wait_running("whole")
+    assert set(n3.modes().values()) == {"spx_nps1"}
+    assert check_view(n3, nodes_seen(space, "whole"), space.devices(space.claim_of("whole", "t-whole")))
+
+
+def test_selectors_and_capacity_of_the_reference_drivers_partition_on_claim_work(
+    cluster: Cluster, space: Workspace, n3: AmdNode
+) -> None:
+    attributes = f"device.attributes['{CLASS}']"
+    cel = f"{attributes}.computePartition == 'cpx' && {attributes}.memoryPartition == 'nps4'"
+    wanted = request("gpu", CLASS, cel=cel, capacity={"requests": {"partitions": "1"}})
+    space.apply(claim_template("gpu", space.namespace, wanted), claiming_pod(space, "w", "n3", "gpu"))
+    space.wait_running("w")
+    check_view(n3, nodes_seen(space, "w"), space.devices(space.claim_of("w", "t-gpu")))
+
+
+def test_a_pod_may_have_gpus_of_both_vendors(cluster: Cluster, space: Workspace, n3: AmdNode) -> None:
+    space.apply(
+        claim_template("both", space.namespace, amd_request("spx_nps1", name="amd"), gpu_request("nvidia")),
+        claiming_pod(space, "w", None, "both"),
+    )
+    space.wait_running("w")
+    assert cluster.get(space.pods("w"))["spec"]["nodeName"] == "n3"
+    devices = [each for each in space.devices(space.claim_of("w", "t-both")) if each.request == "amd"]
+    check_view(n3, nodes_seen(space, "w"), devices)
+    assert cluster.in_pod("w", "ls", "/dev/nvidia0", namespace=space.namespace)
+
+
+def test_a_plugin_killed_while_the_driver_reloads_finishes_it_for_the_claim(
+    cluster: Cluster, space: Workspace, n3: AmdNode
+) -> None:
+    n3.simulate("--reload-pause-ms", "3000")
+    try:
+        space.apply(
+            claim_template("gpu", space.namespace, amd_request("cpx_nps4")), claiming_pod(space, "w", "n3", "gpu")
+        )
+        journal = "/var/lib/kubelet/plugins/gpu.amd.com/claims.journal"
+
+        def intends() -> bool:
+            return "cpx" in cluster.in_node("n3", "sh", "-c", f"tail -n 1 {journal}")
+
+        wait_until("the plugin has written what it intends", intends, 60.0)
+        n3.kill_plugin()
+        space.wait_running("w")
+    finally:
+        n3.simulate("--reload-pause-ms", "0")
+    check_view(n3, nodes_seen(space, "w"), space.devices(space.claim_of("w", "t-gpu")))
