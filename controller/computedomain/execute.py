@@ -102,21 +102,24 @@ class Executor:
             self._drop(ref)
 
     async def _write_binding(self, action: WriteBinding) -> None:
-        """Applied, not patched: `status.devices` is a list that drivers share, an entry for each device."""
+        """Conditional on the resource version: `status.devices` has entries of other drivers too."""
         ref, binding = action.ref, action.binding
+        try:
+            raw = await self._client.get(object_path(ref))
+        except NotFound:
+            self._drop(ref)
+            return
         entry: Json = {"driver": COMPUTE_DOMAIN_DRIVER, "pool": binding.pool, "device": binding.device}
         if binding.share_id:
             entry["shareID"] = binding.share_id
-        body = {
-            "apiVersion": "resource.k8s.io/v1",
-            "kind": "ResourceClaim",
-            "metadata": {"name": ref.name, "namespace": ref.namespace, "uid": ref.uid},
-            "status": {"devices": [{**entry, "conditions": list(action.conditions)}]},
-        }
-        try:
-            self._record(ref.kind, await self._client.apply(object_path(ref, "status"), body))
-        except NotFound:
-            self._drop(ref)
+        stored = (raw.get("status") or {}).get("devices") or []
+        others = [each for each in stored if {key: each.get(key) for key in entry} != entry]
+        change: list[Json] = [
+            {"op": "test", "path": "/metadata/uid", "value": ref.uid},
+            {"op": "test", "path": "/metadata/resourceVersion", "value": raw["metadata"]["resourceVersion"]},
+            {"op": "add", "path": "/status/devices", "value": [*others, {**entry, "conditions": action.conditions}]},
+        ]
+        self._record(ref.kind, await self._client.patch(object_path(ref, "status"), change, JSON_PATCH))
 
     async def _finalizers(self, ref: Ref, *, add: bool) -> None:
         """Conditional on the resource version: finalizers are a list that others write too."""
