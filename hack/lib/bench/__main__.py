@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench import computedomain, prepare
+from bench import computedomain, prepare, prepare_amd
 
 ROOT = Path(__file__).resolve().parents[3]
 CLUSTER = "bench"
@@ -19,6 +19,7 @@ def main() -> None:
     benches = parser.add_subparsers(dest="bench", required=True)
     one = benches.add_parser("prepare", help="the node plugin: latency, throughput, CPU, memory")
     one.add_argument("--claims", type=int, default=400, help="claims per case")
+    one.add_argument("--driver", choices=("gpu.nvidia.com", "gpu.amd.com"), default="gpu.nvidia.com")
     one.add_argument("--soak", type=int, default=0, help="go on to this many claims and show memory again")
     one.add_argument("--kubeconfig", type=Path, help="of a running cluster; default: start one with hack/cluster")
     one.add_argument("--as-user", action="store_true", help="let the plugin use the kubeconfig, not a service account")
@@ -34,7 +35,8 @@ def main() -> None:
         options = prepare.Options(
             kubeconfig.resolve(), base, arguments.claims, arguments.soak, as_pod=_is_root() and not arguments.as_user
         )
-        asyncio.run(prepare.run(options))
+        run = prepare_amd.run if arguments.driver == "gpu.amd.com" else prepare.run
+        asyncio.run(run(options))
     finally:
         shutil.rmtree(base, ignore_errors=True)
         if arguments.kubeconfig is None:

@@ -47,7 +47,15 @@ class ServiceAccount:
 class Node:
     """`base` is a short directory with a name of its own, on a real disk: socket paths are limited, appends cost."""
 
-    def __init__(self, name: str, base: Path, profile: str, kubeconfig: Path, account: ServiceAccount | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        base: Path,
+        profile: str,
+        kubeconfig: Path,
+        account: ServiceAccount | None,
+        driver: str = DRIVER,
+    ) -> None:
         self.name = name
         self.base = base
         self.driver_root = base / "driver"
@@ -56,6 +64,7 @@ class Node:
         self.cdi = Path("/run") / base.name / "cdi"  # in memory, as /var/run/cdi is
         self.log = base / "plugin.log"
         self.http_port = _free_port()
+        self.driver = driver
         self._kubeconfig = kubeconfig
         self._account = account
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,7 +76,7 @@ class Node:
 
     @property
     def registration_socket(self) -> Path:
-        return self.find_registration(DRIVER)
+        return self.find_registration(self.driver)
 
     def find_registration(self, driver: str) -> Path:
         """The newest socket, whose name differs at every start; where there is none, a path that does not exist."""
@@ -79,7 +88,7 @@ class Node:
 
     @property
     def journal(self) -> Path:
-        return self.plugins / DRIVER / "claims.journal"
+        return self.plugins / self.driver / "claims.journal"
 
     def start(self, **environment: str) -> None:
         """Start the plugin; returns at once."""
@@ -93,7 +102,7 @@ class Node:
             "KUBELET_REGISTRAR_DIRECTORY_PATH": str(self.registry),
             "KUBELET_PLUGINS_DIRECTORY_PATH": str(self.plugins),
             "HTTP_ENDPOINT": f"127.0.0.1:{self.http_port}",
-            "DRIVERS": DRIVER,
+            "DRIVERS": self.driver,
             "PYTHONPATH": str(ROOT),
         }
         command = [sys.executable, "-m", "kubeletplugin"]

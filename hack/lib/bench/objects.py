@@ -80,14 +80,14 @@ def _admin(result: Json) -> Json:
 
 
 async def make_claims(
-    client: Client, namespace: str, prefix: str, node: str, devices: Sequence[Sequence[str]]
+    client: Client, namespace: str, prefix: str, node: str, devices: Sequence[Sequence[str]], driver: str = DRIVER
 ) -> list[Claim]:
     """One claim for each list of devices, a few at a time."""
     gate = asyncio.Semaphore(4)
 
     async def make(index: int, names: Sequence[str]) -> Claim:
         async with gate:
-            return await make_claim(client, namespace, f"{prefix}-{index}", node, names)
+            return await make_claim(client, namespace, f"{prefix}-{index}", node, names, driver=driver)
 
     return list(await asyncio.gather(*(make(index, names) for index, names in enumerate(devices))))
 

@@ -128,10 +128,10 @@ async def _measure_claims(options: Options, client: Client, account: ServiceAcco
         floor = Floor(options, token, kubelet, node.plugins)
         for case, devices_of in cases:
             claims = await _make(client, case, options.claims, devices_of)
-            times = await _one_at_a_time(kubelet, node, floor, claims)
-            _show_times(case, times)
+            times = await measure_one_at_a_time(kubelet, node, floor, claims)
+            show_one(case, times)
             if case != "8-devices":
-                _show_parallel(f"{case}-{AT_ONCE}-at-once", await _at_once(kubelet, node, claims))
+                show_together(f"{case}-{AT_ONCE}-at-once", await measure_together(kubelet, node, claims))
             await delete_claims(client, NAMESPACE)
         floor.close()
         await _measure_burst(client, kubelet, small)
@@ -145,7 +145,7 @@ async def _make(client: Client, case: str, count: int, devices_of: Callable[[int
     return await make_claims(client, NAMESPACE, case, NODE, [devices_of(index) for index in range(count)])
 
 
-async def _one_at_a_time(kubelet: Kubelet, node: Node, floor: Floor, claims: Sequence[Claim]) -> Times:
+async def measure_one_at_a_time(kubelet: Kubelet, node: Node, floor: Floor, claims: Sequence[Claim]) -> Times:
     times = Times([], [], [])
     for claim in claims[:10]:  # connections, caches
         await kubelet.prepare(claim)
@@ -167,7 +167,7 @@ async def _one_at_a_time(kubelet: Kubelet, node: Node, floor: Floor, claims: Seq
     return times
 
 
-async def _at_once(kubelet: Kubelet, node: Node, claims: Sequence[Claim]) -> Times:
+async def measure_together(kubelet: Kubelet, node: Node, claims: Sequence[Claim]) -> Times:
     times = Times([], [], [])
 
     async def cycle(lane: Sequence[Claim]) -> None:
@@ -206,7 +206,7 @@ async def _measure_burst(client: Client, kubelet: Kubelet, small: Sequence[str])
     await delete_claims(client, NAMESPACE)
 
 
-def _show_times(case: str, times: Times) -> None:
+def show_one(case: str, times: Times) -> None:
     floor_ms = median(times.floor_ms)
     show(BENCH, case, "floor_p50", floor_ms, "ms")
     p50 = median(times.prepare_ms)
@@ -217,7 +217,7 @@ def _show_times(case: str, times: Times) -> None:
     _show_rates(case, times)
 
 
-def _show_parallel(case: str, times: Times) -> None:
+def show_together(case: str, times: Times) -> None:
     show(BENCH, case, "p50", median(times.prepare_ms), "ms")
     show(BENCH, case, "p99", percentile(times.prepare_ms, 99), "ms")
     _show_rates(case, times)

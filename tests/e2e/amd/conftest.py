@@ -33,6 +33,7 @@ def cluster() -> Iterator[Cluster]:
 def release(cluster: Cluster) -> Release:
     release = Release(cluster, namespace=SYSTEM)
     release.install(**SETTINGS)
+    end_partitioning(AmdNode(cluster, "n2"))  # what a session that was ended has left
     return release
 
 

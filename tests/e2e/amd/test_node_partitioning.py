@@ -1,0 +1,188 @@
+"""A node of eight GPUs that is repartitioned as a whole, with pods on it, while things go wrong."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.e2e.amd.helpers import (
+    DCM_PROFILE,
+    DCM_STATE,
+    AmdNode,
+    amd_request,
+    check_view,
+    claiming_pod,
+    event_reasons,
+    nodes_seen,
+    profiles_config,
+)
+from tests.support.cluster import Cluster, path, wait_until
+from tests.support.manifests import claim_template, pod
+from tests.support.workload import Workspace
+
+
+def test_a_node_goes_from_spx_to_cpx_and_back_with_pods_running(
+    cluster: Cluster, space: Workspace, n2: AmdNode
+) -> None:
+    space.apply(claim_template("whole", space.namespace, amd_request("spx_nps1")))
+    space.apply(pod("plain", space.namespace, node="n2"), claiming_pod(space, "claiming", "n2", "whole"))
+    space.wait_running("plain", "claiming")
+    n2.ask("cpx")
+    n2.wait_partitioned("cpx")
+    for name in ("plain", "claiming"):
+        assert cluster.find(space.pods(name)) is None, "evicted pods without an owner are gone"
+    config = cluster.get(path("v1", "configmaps", namespace="kube-amd-gpu", name="config-manager-config"))
+    assert '"CPX"' in config["data"]["config.json"]
+
+    space.apply(claim_template("part", space.namespace, amd_request("cpx_nps4", count=2)))
+    space.apply(claiming_pod(space, "part", "n2", "part"))
+    space.wait_running("part")
+    assert len(check_view(n2, nodes_seen(space, "part"), space.devices(space.claim_of("part", "t-part")))) == 2
+    n2.ask("spx")
+    n2.wait_partitioned("spx")
+    reasons = event_reasons(n2)
+    for reason in ("PartitioningStarted", "NodeDrained", "PartitionsApplied", "PartitioningCompleted"):
+        assert reason in reasons
+
+
+def test_a_disruption_budget_holds_the_node_until_it_allows_the_eviction(
+    cluster: Cluster, space: Workspace, n2: AmdNode
+) -> None:
+    guarded = pod("guarded", space.namespace, node="n2")
+    guarded["metadata"]["labels"] = {"app": "guarded"}
+    budget = {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": "guarded", "namespace": space.namespace},
+        "spec": {"maxUnavailable": 0, "selector": {"matchLabels": {"app": "guarded"}}},
+    }
+    space.apply(budget, guarded)
+    space.wait_running("guarded")
+    n2.ask("cpx")
+    wait_until("the KaiwoNode names who it waits for", lambda: "guarded" in n2.message())
+    assert n2.taints() == {"kaiwo-partitioning:NoSchedule"}, "no taint kills what a budget guards"
+    assert space.phase("guarded") == "Running"
+    cluster.delete(path("policy/v1", "poddisruptionbudgets", namespace=space.namespace, name="guarded"))
+    n2.wait_partitioned("cpx")
+
+
+def test_a_spec_is_honoured_until_a_label_says_otherwise(cluster: Cluster, n2: AmdNode) -> None:
+    cluster.patch(n2.kaiwo, {"spec": {"partitioning": {"enabled": True, "profile": "cpx"}}})
+    n2.wait_partitioned("cpx")
+    n2.ask("spx")
+    n2.wait_partitioned("spx")
+    assert cluster.get(n2.kaiwo)["spec"]["partitioning"] == {"enabled": True, "profile": "spx"}
+
+
+def test_an_unknown_profile_is_an_error_that_names_the_known_ones(n2: AmdNode) -> None:
+    n2.ask("tpx")
+    n2.wait_phase("Error")
+    assert "'tpx'" in n2.message() and "cpx, spx" in n2.message()
+    assert not n2.taints()
+    n2.ask("cpx")
+    n2.wait_partitioned("cpx")
+
+
+def test_a_mode_that_the_hardware_lacks_fails_untainted_with_the_reason(cluster: Cluster, n2: AmdNode) -> None:
+    where = path("v1", "configmaps", namespace="kube-amd-gpu", name="config-manager-config")
+    cluster.apply(profiles_config(spx=("SPX", "NPS1", 8), cpx=("CPX", "NPS4", 8), tpx=("TPX", "NPS1", None)))
+    try:
+        n2.ask("tpx")
+        n2.wait_phase("Error")
+        assert "has no mode tpx_nps1" in n2.message()
+        wait_until("no taint is left", lambda: not n2.taints())
+        assert "PartitioningFailed" in event_reasons(n2)
+    finally:
+        cluster.delete(where)
+
+
+def test_a_killed_plugin_goes_on_where_it_was(n2: AmdNode) -> None:
+    n2.simulate("--reload-pause-ms", "2000")
+    n2.ask("cpx")
+    n2.wait_phase("ApplyingPartitions")
+    n2.kill_plugin()
+    n2.wait_partitioned("cpx")
+    n2.ask("spx")
+    n2.wait_phase("DrainingUntoleratedPods", "ApplyingPartitions")
+    n2.kill_plugin()
+    n2.wait_phase("WaitingForResourceUpdate", "Completed")
+    n2.kill_plugin()
+    n2.wait_partitioned("spx")
+
+
+def test_an_api_server_that_is_away_in_between_only_delays_it(cluster: Cluster, n2: AmdNode) -> None:
+    n2.simulate("--reload-pause-ms", "2000")
+    n2.ask("cpx")
+    n2.wait_phase("ApplyingPartitions")
+    cluster.run("kill", "control-plane", "apiserver")
+    wait_until("the hardware is changed meanwhile", lambda: set(n2.modes().values()) == {"cpx_nps4"}, 60.0)
+    cluster.run("start", "control-plane", "apiserver")
+    n2.wait_partitioned("cpx")
+
+
+# With AMD's Device Config Manager on the node: the test says and does what it does.
+
+
+@dataclass
+class Dcm:
+    node: AmdNode
+
+    def wait_asked(self, profile: str) -> None:
+        def asked(raw: dict[str, dict[str, dict[str, str]]]) -> bool:
+            labels = raw["metadata"]["labels"]
+            return labels.get(DCM_PROFILE) == profile and DCM_STATE not in labels
+
+        self.node.cluster.wait(self.node.where, f"DCM is asked for {profile}", asked)
+        assert self.node.taints() == {"amd-dcm:NoExecute"}, "the taint that DCM tolerates, and no other"
+
+    def answer(self, state: str) -> None:
+        self.node.label(**{DCM_STATE: state})
+
+
+@pytest.fixture
+def dcm(space: Workspace, n2: AmdNode) -> Iterator[Dcm]:
+    """Its pod, labelled and tolerating as AMD's GPU Operator has it."""
+    toleration = {"effect": "NoExecute", "key": "amd-dcm", "operator": "Equal", "value": "up"}
+    manager = pod("dcm", space.namespace, node="n2", tolerations=[toleration])
+    manager["metadata"]["labels"] = {"app.kubernetes.io/name": "device-config-manager"}
+    space.apply(manager)
+    space.wait_running("dcm")
+    yield Dcm(n2)
+    assert space.phase("dcm") == "Running", "it was not driven away"
+
+
+def test_dcm_applies_where_it_runs(dcm: Dcm, n2: AmdNode) -> None:
+    n2.ask("cpx")
+    dcm.wait_asked("cpx")
+    n2.simulate("--set-modes", "cpx_nps4")
+    dcm.answer("success")
+    n2.wait_partitioned("cpx")
+    assert n2.partitioning()["applier"] == "dcm"
+
+
+def test_dcm_that_fails_first_may_succeed_late(dcm: Dcm, n2: AmdNode) -> None:
+    n2.ask("cpx")
+    dcm.wait_asked("cpx")
+    dcm.answer("failure")
+    wait_until("the failure is told", lambda: "failure" in n2.message())
+    n2.simulate("--set-modes", "cpx_nps4")
+    dcm.answer("success")
+    n2.wait_partitioned("cpx")
+
+
+def test_dcm_that_hangs_ends_in_an_error_without_taints(dcm: Dcm, n2: AmdNode) -> None:
+    n2.ask("cpx")
+    dcm.wait_asked("cpx")
+    n2.wait_phase("Error")
+    assert "Device Config Manager says nothing yet" in n2.message()
+    wait_until("no taint is left", lambda: not n2.taints())
+
+
+def test_success_is_believed_when_the_hardware_shows_it(dcm: Dcm, n2: AmdNode) -> None:
+    n2.ask("cpx")
+    dcm.wait_asked("cpx")
+    dcm.answer("success")
+    wait_until("it waits for the ResourceSlices", lambda: "do not show it" in n2.message())
+    assert n2.partitioning()["phase"] == "WaitingForResourceUpdate"
+    n2.simulate("--set-modes", "cpx_nps4")
+    n2.wait_partitioned("cpx")
