@@ -37,6 +37,7 @@ _FEATURE_FIELDS: Final = {
     "DRAPartitionableDevices": "partitionable",
     "DRADeviceTaints": "taints",
     "DRAConsumableCapacity": "shared",
+    "DRADeviceBindingConditions": "binding",
 }
 
 
