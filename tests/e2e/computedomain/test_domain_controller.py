@@ -34,7 +34,6 @@ class Mortal:
 
     def live_through(self, steps: Steps) -> None:
         """Die after each step, and live on after the last."""
-        self.controller.start()
         for name, seen in steps.items():
             if seen():
                 continue  # taken in the same breath as the step before
@@ -98,6 +97,7 @@ def test_a_controller_that_dies_after_each_step_still_forms_the_domain_and_takes
     mortal, view = Mortal(stopped, tmp_path / "controller.log"), View(job, job.uid())
     try:
         job.start(a="n1", b="n2")
+        mortal.controller.start()
         mortal.live_through(view.forming(stopped.namespace))
         job.wait_running("a", "b", patience_s=RETRY_S)
         job.wait_ready(2)
@@ -105,7 +105,8 @@ def test_a_controller_that_dies_after_each_step_still_forms_the_domain_and_takes
         assert sorted(job.indexes().values()) == [0, 1]
         assert set(job.daemons()) == {"n1", "n2"}
         formed = len(mortal.killed_at)
-        here.end("a", "b")
+        for pod in ("a", "b"):
+            here.cluster.delete(here.where("v1", "pods", pod))
         mortal.live_through(view.ending(stopped.namespace))
         wait_until("no daemon is left", lambda: not job.daemons(), RETRY_S)
         assert formed >= 4, mortal.killed_at
