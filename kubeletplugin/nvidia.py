@@ -199,7 +199,13 @@ class NvidiaDriver:
                 raise
 
     async def _carry_out(self, plan: PreparePlan) -> ClaimRecord:
-        """Hardware, record, CDI file: the record is in the file before the CDI file is, so that none is without one."""
+        """Hardware, record, CDI file: the record is in the journal before the CDI file is, so that none is without one.
+
+        The caller syncs afterwards and only then replies. A process killed after the record leaves it in the kernel's
+        cache, and recovery writes the CDI file again (`keep`). A power cut before the sync may take the record: the CDI
+        directory is in memory and goes with it, and where it is on a disk, a file without record makes recovery rebuild
+        the journal from the record inside that file (`unrecorded_claims`). Hardware changes only after a synced intent.
+        """
         results = await self._executor.run(plan.steps) if plan.steps else ()
         self._crash("hardware")
         record = complete(plan, results)
