@@ -1,7 +1,8 @@
 """Many nodes in one process: our node plugin's own code on each, kubelets played, the daemons' start simulated.
 
 What is real: `ComputeDomainDriver` and `ClaimService` (the claim is read from the API server, the channel is awaited by
-a watch of the membership, CDI files are written), and every request to the API server. What is played: the kubelet
+a watch of the membership, CDI files are written, daemons are brought their membership), and every request to the API
+server. What is played: the kubelet
 calls the plugin without its socket, and patches what it would say of its pods; a daemon's pod has its address and is
 connected as soon as its claim is prepared.
 
@@ -110,6 +111,7 @@ class Kubelets:
         await driver.recover()
         recorder = Recorder(self._client, driver.name, name)
         self._tasks.create_task(recorder.run())
+        self._tasks.create_task(driver.run(lambda: None))
         claims = ClaimService(driver, self._client, recorder, self._tasks, lambda: None)
         self._nodes[name] = SimulatedNode(name, number, driver, claims)
         async with self._gate:
