@@ -143,8 +143,8 @@ def _apply(seen: Observation, status: PartitioningStatus) -> list[Action]:
         if status.phase == "ApplyingPartitions" and node.target_id != status.attempt_id:
             modes = tuple(None if mode == "-" else mode for mode in status.target_modes)
             return [SetTarget(node.name, Target(id=status.attempt_id, modes=modes))]
-        if status.phase == "" and node.target_id:
-            return [SetTarget(node.name, None)]
+    if status.phase == "" and node.target_id:  # left by a KaiwoNode that was deleted, too
+        return [SetTarget(node.name, None)]
     return []
 
 
