@@ -48,10 +48,13 @@ def kubelets(prepared: Cluster) -> Iterator[Kubelets]:
 def controller(prepared: Cluster, tmp_path: Path) -> Iterator[Controller]:
     controller = Controller(prepared, tmp_path / "controller.log")
     controller.start()
-    controller.wait_leading()
-    yield controller
-    assert controller.stop() == 0
-    assert '"level": "error"' not in controller.log.read_text()
+    try:
+        controller.wait_leading()
+        yield controller
+        assert controller.stop() == 0
+        assert '"level": "error"' not in controller.log.read_text()
+    finally:
+        controller.stop(signal.SIGKILL)
 
 
 class World:
