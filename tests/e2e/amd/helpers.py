@@ -129,7 +129,7 @@ class AmdNode:
 
     def kill_plugin(self) -> None:
         """SIGKILL to the node plugin, wherever it is; the kubelet starts it again."""
-        find = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q 'partita-kubelet-plugin'"
+        find = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q '[p]artita-kubelet-plugin'"
         try:
             self.cluster.in_node(self.name, "sh", "-c", f"{find} && kill -9 ${{p#/proc/}}; done; true")
         except CommandFailed as error:
