@@ -82,11 +82,13 @@ class Daemon:
             self._wake.set()
 
     async def _keep_imex(self) -> None:
+        # Nowhere here asyncio.wait_for: in Python 3.11 it loses a cancellation that comes together with a result.
         while True:
             self._wake.clear()
             delay_s = await self._reconcile()
             try:
-                await asyncio.wait_for(self._wake.wait(), delay_s)
+                async with asyncio.timeout(delay_s):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
 
@@ -168,7 +170,8 @@ class Daemon:
             self._set(readiness)
             wait_s = poll_interval_s(ready=readiness.ready, since_change_s=time.monotonic() - self._changed_at_s)
             try:
-                await asyncio.wait_for(self._poll_now.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._poll_now.wait()
             except TimeoutError:
                 continue
 

@@ -42,7 +42,8 @@ class State:
     async def wait_for_change(self, limit_s: float) -> None:
         """Returns when `ready` flips, or after `limit_s`."""
         try:
-            await asyncio.wait_for(self._changed.wait(), limit_s)
+            async with asyncio.timeout(limit_s):
+                await self._changed.wait()
         except TimeoutError:
             return
 
@@ -61,7 +62,8 @@ class Probes:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _REQUEST_TIMEOUT_S)
+            async with asyncio.timeout(_REQUEST_TIMEOUT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
             status, text = await self._find(head, reader)
             body = f"{text}\n".encode()
             phrase = {200: "OK", 404: "Not Found", 503: "Service Unavailable"}[status]

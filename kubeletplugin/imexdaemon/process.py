@@ -61,7 +61,8 @@ class ImexProcess:
             return
         self._signal(process, signal.SIGTERM)
         try:
-            await asyncio.wait_for(process.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                await process.wait()
         except TimeoutError:
             log.warning("imex_killed", extra={"pid": process.pid, "grace_s": grace_s})
             self._signal(process, signal.SIGKILL)
@@ -79,7 +80,8 @@ async def read_domain(config_path: Path) -> str:
     """What `nvidia-imex-ctl -N -j` prints; "" when it fails or hangs. Raises ProgramMissing."""
     process = await _execute(CONTROL_PROGRAM, "-c", str(config_path), "-N", "-j", capture=True)
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), CONTROL_TIMEOUT_S)
+        async with asyncio.timeout(CONTROL_TIMEOUT_S):
+            output, _ = await process.communicate()
     except TimeoutError:
         process.kill()
         await process.wait()

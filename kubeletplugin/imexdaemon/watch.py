@@ -38,7 +38,8 @@ async def watch_file(path: Path) -> AsyncIterator[Json | None]:
                 previous = content
                 yield content
             try:
-                await asyncio.wait_for(changed.wait(), LOOK_AGAIN_S)
+                async with asyncio.timeout(LOOK_AGAIN_S):
+                    await changed.wait()
             except TimeoutError:
                 continue
 
