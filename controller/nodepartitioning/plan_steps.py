@@ -139,10 +139,9 @@ def _apply(seen: Observation, status: PartitioningStatus) -> list[Action]:
         is_left = DCM_PROFILE_LABEL in labels or DCM_STATE_LABEL in labels
         if status.phase in ("DrainingUntoleratedPods", "Error") and is_left:
             return [StopDcm(node.name)]
-    if status.applier == "plugin":
-        if status.phase == "ApplyingPartitions" and node.target_id != status.attempt_id:
-            modes = tuple(None if mode == "-" else mode for mode in status.target_modes)
-            return [SetTarget(node.name, Target(id=status.attempt_id, modes=modes))]
+    if status.applier == "plugin" and status.phase == "ApplyingPartitions" and node.target_id != status.attempt_id:
+        modes = tuple(None if mode == "-" else mode for mode in status.target_modes)
+        return [SetTarget(node.name, Target(id=status.attempt_id, modes=modes))]
     if status.phase == "" and node.target_id:  # left by a KaiwoNode that was deleted, too
         return [SetTarget(node.name, None)]
     return []
