@@ -39,7 +39,8 @@ def test_every_sample_runs_and_its_containers_see_their_claims_devices(cluster: 
         for name in [document["metadata"]["name"] for document in documents if document["kind"] == "Pod"]:
             space.wait_running(name)
             pod = cluster.get(space.pods(name))
-            claim = space.claim_of(name, pod["spec"]["resourceClaims"][0]["name"])
+            (entry,) = pod["spec"]["resourceClaims"]
+            claim = entry.get("resourceClaimName") or space.claim_of(name, entry["name"])
             devices = space.devices(claim)
             for container in pod["spec"]["containers"]:
                 node = AmdNode(cluster, pod["spec"]["nodeName"])
