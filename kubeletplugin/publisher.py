@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 SLICE_API: Final = "resource.k8s.io/v1"
 _QUIET_S: Final = 0.3  # several claims at once change the order of devices once
 _PATIENCE_S: Final = 5.0  # under a steady stream of claims, which never is quiet
-_CREATES_AT_ONCE: Final = 8  # the slices of a node with 16 GPUs appear in a third of the time
+_CREATES_AT_ONCE: Final = 8  # round trips overlap; more at once would only queue in the API server
 _FEATURE_FIELDS: Final = {
     "DRAPartitionableDevices": "partitionable",
     "DRADeviceTaints": "taints",
