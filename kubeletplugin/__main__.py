@@ -109,7 +109,10 @@ def find_drivers(settings: Settings, enabled: Sequence[str]) -> list[str]:
     if len({name in NVIDIA_DRIVERS for name in enabled}) == 1:
         return list(enabled)
     roots = (settings.seen_driver_root, Path("/"))
-    has_amd = any((root / "sys/module/amdgpu/drivers/pci:amdgpu").is_dir() for root in roots)
+    # Where it was served before, its driver may be away because we were killed while reloading it.
+    has_amd = settings.data_directory(AMD_GPU_DRIVER).is_dir() or any(
+        (root / "sys/module/amdgpu/drivers/pci:amdgpu").is_dir() for root in roots
+    )
     has_nvidia = bool(DriverRoot(settings.driver_root, settings.seen_driver_root).find_library("libnvidia-ml.so.1"))
     return [name for name in enabled if (has_nvidia if name in NVIDIA_DRIVERS else has_amd)]
 
