@@ -1,7 +1,6 @@
 """Claims for AMD GPUs and partitions in a mixed cluster: each container has exactly its own."""
 
 import pytest
-import yaml
 
 from tests.e2e.amd.helpers import (
     CLASS,
@@ -27,27 +26,6 @@ def test_every_node_publishes_the_devices_of_its_own_vendors(cluster: Cluster, n
     }
     nvidia = {"gpu.nvidia.com", "compute-domain.nvidia.com"}
     assert drivers == {"n1": nvidia, "n2": {CLASS}, "n3": {CLASS, *nvidia}}
-
-
-def test_every_sample_runs_and_its_containers_see_their_claims_devices(cluster: Cluster, space: Workspace) -> None:
-    samples = sorted(SAMPLES.glob("*.yaml"))
-    for sample in samples:
-        cluster.kubectl("apply", "--namespace", space.namespace, "--filename", str(sample))
-    by_claim: dict[str, set[int]] = {}
-    for sample in samples:
-        documents = yaml.safe_load_all(sample.read_text())
-        for name in [document["metadata"]["name"] for document in documents if document["kind"] == "Pod"]:
-            space.wait_running(name)
-            pod = cluster.get(space.pods(name))
-            (entry,) = pod["spec"]["resourceClaims"]
-            claim = entry.get("resourceClaimName") or space.claim_of(name, entry["name"])
-            devices = space.devices(claim)
-            for container in pod["spec"]["containers"]:
-                node = AmdNode(cluster, pod["spec"]["nodeName"])
-                renders = check_view(node, nodes_seen(space, name, container["name"]), devices)
-                assert by_claim.setdefault(claim, renders) == renders
-            parents = {device.text("resource.kubernetes.io/pciBusID") for device in devices}
-            assert len(parents) == (2 if "distinct" in sample.name else 1)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -96,20 +96,6 @@ def test_a_mode_that_the_hardware_lacks_fails_untainted_with_the_reason(cluster:
         cluster.delete(where)
 
 
-def test_a_killed_plugin_goes_on_where_it_was(n2: AmdNode) -> None:
-    n2.simulate("--reload-pause-ms", "2000")
-    n2.ask("cpx")
-    n2.wait_phase("ApplyingPartitions")
-    n2.kill_plugin()
-    n2.wait_partitioned("cpx")
-    n2.ask("spx")
-    n2.wait_phase("DrainingUntoleratedPods", "ApplyingPartitions")
-    n2.kill_plugin()
-    n2.wait_phase("WaitingForResourceUpdate", "Completed")
-    n2.kill_plugin()
-    n2.wait_partitioned("spx")
-
-
 def test_an_api_server_that_is_away_in_between_only_delays_it(cluster: Cluster, n2: AmdNode) -> None:
     n2.simulate("--reload-pause-ms", "2000")
     n2.ask("cpx")
