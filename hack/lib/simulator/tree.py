@@ -188,13 +188,11 @@ def write_dev(root: Path, state: State, majors: dict[str, int]) -> bool:
 
 def make_node(path: Path, major: int, minor: int, mode: int) -> bool:
     device = os.makedev(major, minor)
-    try:
+    if os.path.lexists(path):
         found = path.lstat()
         if stat.S_ISCHR(found.st_mode) and found.st_rdev == device:
             return True
         path.unlink()
-    except FileNotFoundError:
-        pass
     try:
         os.mknod(path, mode | stat.S_IFCHR, device)
         path.chmod(mode)
