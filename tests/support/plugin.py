@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support.cluster import ROOT, Cluster, wait_until
+from tests.support.cluster import CACHE, ROOT, Cluster, wait_until
 
 BARE_NODE = "n1"
 FABRIC_NODE = "n2"
 SPARE_NODES = ("n3", "n4")
 DRIVER_ROOT = "/run/nvidia/driver"
-PYTHON = ROOT / ".cache" / "venv" / "bin" / "python"
+PYTHON = CACHE / "venv" / "bin" / "python"
 
 
 @dataclass
