@@ -71,13 +71,17 @@ def observe_event(health: NodeHealth, gpu_uuid: str, xid: int, ignored: Collecti
 
 
 def observe_inventory(health: NodeHealth, inventory: Inventory) -> NodeHealth:
-    """Take in a fresh inventory: a GPU that was lost and answers again was reset, which clears its XIDs too."""
+    """Take in a fresh inventory: a GPU that was lost and answers again was reset, which clears its XIDs too.
+
+    Lost counts by whichever word came first, since a loss may begin and end between two inventories. An inventory older
+    than the event clears too much for a moment: the library repeats the event, and the next inventory shows the loss.
+    """
     gpus = dict(health.gpus)
     for gpu in inventory.gpus:
         old = health.of(gpu.uuid)
         if gpu.lost and not old.lost:
             gpus[gpu.uuid] = replace(old, lost=True)
-        elif not gpu.lost and old.lost:
+        elif not gpu.lost and old.gone:
             del gpus[gpu.uuid]
     return NodeHealth(gpus) if gpus != dict(health.gpus) else health
 

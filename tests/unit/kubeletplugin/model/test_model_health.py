@@ -45,8 +45,13 @@ def test_a_gpu_off_the_bus_is_lost_by_event_or_by_inventory() -> None:
 
 
 def test_an_xid_outlasts_a_rescan_that_shows_the_gpu_present() -> None:
-    health = observe_event(NodeHealth(), GPU.uuid, 79)
+    health = observe_event(NodeHealth(), GPU.uuid, 48)
     assert observe_inventory(health, inventory(GPU)) == health
+
+
+def test_a_loss_between_two_inventories_ends_with_the_one_that_shows_the_gpu() -> None:
+    health = observe_event(observe_event(NodeHealth(), GPU.uuid, 48), GPU.uuid, 79)
+    assert observe_inventory(health, inventory(GPU)) == NodeHealth()
 
 
 def test_a_gpu_that_was_lost_and_answers_again_was_reset_and_is_healthy() -> None:
