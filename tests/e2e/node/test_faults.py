@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -18,10 +19,10 @@ DESTROY = "nvmlGpuInstanceDestroy"
 SLICE, WHOLE = "slice", "whole"
 
 
-def start_both(bench: Bench) -> None:
+def start_both(bench: Bench, **options: Any) -> None:
     """A pod with a MIG slice of one GPU, and one with all of the other."""
-    bench.start_mig_pod(SLICE)
-    bench.start_gpu_pod(WHOLE)
+    bench.start_mig_pod(SLICE, **options)
+    bench.start_gpu_pod(WHOLE, **options)
 
 
 def check_both(bench: Bench) -> None:
@@ -112,7 +113,8 @@ def test_what_dies_around_the_plugin_costs_no_claim(
     """Killed while claims are prepared and again while they are given back: the pods run, then end, without trace."""
     simulator.slow(CREATE, 3_000)
     simulator.slow(DESTROY, 3_000)
-    start_both(bench)
+    # A container that was just being started when the kubelet or containerd died has failed: it is started again.
+    start_both(bench, restartPolicy="Always")
     wait_until("a claim is begun", bench.records)
     kill(cluster)
     check_both(bench)
@@ -144,8 +146,7 @@ def test_power_cut_takes_the_slices_and_the_pods_come_back_with_theirs(cluster: 
     """After a reboot, with another boot id, the slices are gone; the claims are rebuilt, and both pods run again."""
     boot = "/proc/sys/kernel/random/boot_id"
     before = cluster.in_node(BARE_NODE, "cat", boot)
-    bench.start_mig_pod(SLICE, restartPolicy="Always")
-    bench.start_gpu_pod(WHOLE, restartPolicy="Always")
+    start_both(bench, restartPolicy="Always")
     check_both(bench)
     (old,) = bench.simulator.instances()
     cluster.run("poweroff", BARE_NODE)

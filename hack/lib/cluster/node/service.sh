@@ -39,6 +39,16 @@ wait_for_containerd() {
     exit 1
 }
 
+signal() {
+    local pid
+    pid="$(cat "/run/partita/$1.pid")"
+    kill "-$2" "$pid"
+    # Until it is gone: a start that follows at once would take it for running still.
+    while [[ "$2" == KILL ]] && kill -0 "$pid" 2>/dev/null; do
+        sleep 0.02
+    done
+}
+
 import() {
     local archive="$1" marker
     marker="/var/lib/containerd/imported-$(basename "$archive")-$(stat -c %Y-%s-%i "$archive")"
@@ -49,6 +59,6 @@ import() {
 
 case "$1" in
 start) start "$2" ;;
-signal) kill "-$3" "$(cat "/run/partita/$2.pid")" ;;
+signal) signal "$2" "$3" ;;
 import) import "$2" ;;
 esac
