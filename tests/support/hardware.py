@@ -4,6 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from simulator.layout import open_state
+from simulator.show import format_state, state_file
+
 from tests.support.cluster import ROOT, Cluster, run
 
 _GPU = re.compile(r"\s*(?P<minor>\d+)  \S+:\S+ +.* (?P<mig>on|off|n/a) ")
@@ -34,7 +37,9 @@ class Simulator:
         return self.cluster.state / "nodes" / self.node / "driver"
 
     def show(self) -> str:
-        return run([ROOT / "hack" / "simulator", "show", "--root", self.root])
+        """In this process: tests ask again and again, and a process for each would keep a core busy."""
+        with open_state(state_file(self.root)) as state:
+            return format_state(state)
 
     def instances(self) -> list[str]:
         """One line per GPU instance, with its compute instance."""
