@@ -17,7 +17,7 @@ from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles, CrashPoint, Store
 from kubeletplugin.hardware.tree import DriverRoot, read_driver_tree
 from kubeletplugin.metrics import show_prepared
-from kubeletplugin.model.cdi import DriverTree, cdi_file_name, encode_cdi_spec
+from kubeletplugin.model.cdi import DriverTree, cdi_file_name, check_libraries, encode_cdi_spec
 from kubeletplugin.model.checkpoint import ClaimRecord, MigHolding
 from kubeletplugin.model.claims import ClaimRequest, parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features, build_devices
@@ -73,6 +73,7 @@ class NvidiaDriver:
         self._boot_id = ""
         self._tree = DriverTree("/", "/")
         self._tree_key: tuple[str, int] = ("", 0)
+        self._lack: str | None = None
         self._health = NodeHealth()
         self._offered: tuple[str, ...] = ()
 
@@ -141,8 +142,7 @@ class NvidiaDriver:
         self._store.adopt(checkpoint)
         message = f"{error}; set aside as {aside}, {len(checkpoint.records)} claims recovered"
         log.error("checkpoint_rebuilt", extra={"driver": self.name, "error": message})
-        node = {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": self._node}
-        self._events.warn(node, "CheckpointRebuilt", "Recover", message)
+        self._events.warn(self._node_reference(), "CheckpointRebuilt", "Recover", message)
 
     async def _list_until_answered(self, where: str, **query: str) -> list[Json]:
         while True:
@@ -312,8 +312,8 @@ class NvidiaDriver:
             except HardwareError as error:
                 log.error("rescan_failed", extra={"driver": self.name, "error": str(error)})
                 continue
+            self._read_tree()
             if inventory != before:
-                self._read_tree()
                 changed()
             self._observe(observe_inventory(self._health, inventory), changed)
 
@@ -329,10 +329,24 @@ class NvidiaDriver:
             await asyncio.sleep(_SWEEP_INTERVAL_S)
 
     def _read_tree(self) -> None:
+        """After a change of driver or GPUs, and for as long as containers get no CUDA; claims do not wait for it."""
         inventory = self._executor.inventory
         key = (inventory.driver_version, len(inventory.gpus))
-        if key != self._tree_key:
-            self._tree, self._tree_key = read_driver_tree(self._root, inventory.driver_version), key
+        if key == self._tree_key and not self._lack:
+            return
+        self._tree, self._tree_key = read_driver_tree(self._root, inventory.driver_version), key
+        lack = check_libraries(self._tree, inventory.driver_version) if inventory.gpus else None
+        if lack != self._lack:
+            if lack:
+                log.error("driver_libraries_missing", extra={"driver": self.name, "error": lack})
+            else:
+                log.info("driver_libraries_found", extra={"driver": self.name})
+        if lack:
+            self._events.warn(self._node_reference(), "DriverLibrariesMissing", "ReadDriver", lack)
+        self._lack = lack
+
+    def _node_reference(self) -> dict[str, str]:
+        return {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": self._node}
 
     def _count(self) -> None:
         counts = Counter({"gpu": 0, "mig": 0})

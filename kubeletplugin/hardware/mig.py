@@ -104,7 +104,7 @@ class MigReader:
         try:
             pynvml.nvmlDeviceGetGpuInstances(self._device, profile.profile_id, array, byref(count))
         except pynvml.NVMLError_NotSupported:
-            return []  # MIG is off
+            return []  # MIG is off; newer drivers then list none
         found = []
         for handle in array[: count.value]:
             info = pynvml.nvmlGpuInstanceGetInfo(handle)

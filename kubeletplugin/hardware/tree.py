@@ -10,23 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from kubeletplugin.model.cdi import DeviceNode, DriverFile, DriverTree, parse_character_majors, parse_mig_minors
+from kubeletplugin.hardware.libraries import find_library, list_directories, read_libraries
+from kubeletplugin.model.cdi import DeviceNode, DriverTree, parse_character_majors, parse_mig_minors
 
-# As NVIDIA's container toolkit looks for libraries.
-_LIBRARY_DIRECTORIES: Final = (
-    "usr/lib64",
-    "usr/lib/x86_64-linux-gnu",
-    "usr/lib/aarch64-linux-gnu",
-    "usr/lib/x86_64-linux-gnu/nvidia/current",
-    "usr/lib/aarch64-linux-gnu/nvidia/current",
-    "usr/lib",
-    "lib64",
-    "lib/x86_64-linux-gnu",
-    "lib/aarch64-linux-gnu",
-    "lib/x86_64-linux-gnu/nvidia/current",
-    "lib/aarch64-linux-gnu/nvidia/current",
-)
-_TOOL_DIRECTORIES: Final = ("usr/bin", "usr/sbin", "opt/bin", "bin", "sbin")
+_TOOL_DIRECTORIES: Final = ("usr/bin", "usr/sbin", "opt/bin", "bin", "sbin", "usr/local/nvidia/bin")
 _TOOLS: Final = (
     "nvidia-smi",
     "nvidia-debugdump",
@@ -55,8 +42,7 @@ class DriverRoot:
     """nvidia-cdi-hook on the host, where it was told."""
 
     def find_library(self, name: str) -> Path | None:
-        candidates = (self.seen / directory / name for directory in _LIBRARY_DIRECTORIES)
-        return next((path.resolve() for path in candidates if path.exists()), None)
+        return find_library(self.seen, name)
 
     def proc(self) -> Path:
         return self.seen / "proc" if (self.seen / "proc/driver/nvidia").is_dir() else Path("/proc")
@@ -93,6 +79,7 @@ def read_driver_tree(root: DriverRoot, driver_version: str) -> DriverTree:
         if match and node:
             gpus[int(match.group(1))] = (node,)
     proc = root.proc()
+    searched = list_directories(root.seen)
     return DriverTree(
         root=root.host,
         dev_root=root.host if own else "/",
@@ -100,7 +87,8 @@ def read_driver_tree(root: DriverRoot, driver_version: str) -> DriverTree:
         gpu_nodes=gpus,
         capabilities_major=parse_character_majors(_read(proc / "devices")).get("nvidia-caps"),
         capability_minors=parse_mig_minors(_read(proc / "driver/nvidia-caps/mig-minors")),
-        libraries=_read_libraries(root.seen, driver_version),
+        libraries=read_libraries(root.seen, searched, driver_version),
+        searched=searched,
         tools=tuple(f"/{path}" for path in _find_tools(root.seen)),
         hook=_find_hook(root),
     )
@@ -125,37 +113,6 @@ def _read_node(dev: Path, host_dev: str, name: str) -> DeviceNode | None:
     if not stat.S_ISCHR(status.st_mode):
         return None
     return DeviceNode(f"/dev/{name}", _join(host_dev, name), os.major(status.st_rdev), os.minor(status.st_rdev))
-
-
-def _read_libraries(seen: Path, driver_version: str) -> tuple[DriverFile, ...]:
-    """Libraries of the driver are those whose name ends in its version; links beside them are found by their target."""
-    found: dict[str, DriverFile] = {}
-    for directory in _LIBRARY_DIRECTORIES:
-        for folder in (directory, f"{directory}/vdpau"):
-            if not (seen / folder).is_dir() or (seen / folder).is_symlink():
-                continue
-            for library in _libraries_in(seen / folder, f"/{folder}", driver_version):
-                found.setdefault(PurePosixPath(library.path).name, library)
-    return tuple(found[name] for name in sorted(found))
-
-
-def _libraries_in(folder: Path, path: str, driver_version: str) -> list[DriverFile]:
-    files: list[str] = []
-    links: dict[str, str] = {}
-    for entry in folder.iterdir():
-        if ".so" not in entry.name:
-            continue
-        if entry.is_symlink():
-            links[entry.name] = str(entry.readlink())
-        elif entry.name.endswith(f".so.{driver_version}"):
-            files.append(entry.name)
-    ends: dict[str, list[str]] = {}
-    for link in sorted(links):
-        target, hops = link, 0
-        while target in links and hops < len(links):
-            target, hops = links[target], hops + 1
-        ends.setdefault(target, []).append(f"{path}/{link}")
-    return [DriverFile(f"{path}/{name}", tuple(ends.get(name, ()))) for name in files]
 
 
 def _find_tools(seen: Path) -> list[str]:

@@ -45,7 +45,7 @@ class DriverFile:
     path: str
     """Under the driver root, absolute: `/usr/lib/x86_64-linux-gnu/libcuda.so.575.57.08`."""
     links: tuple[str, ...] = ()
-    """Paths of the symbolic links beside it that end at it: `/usr/lib/x86_64-linux-gnu/libcuda.so.1`."""
+    """Paths of the symbolic links that end at it: `/usr/lib/x86_64-linux-gnu/libcuda.so.1`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +68,8 @@ class DriverTree:
     capability_minors: Mapping[str, int] = field(default_factory=dict)
     """`gpu0/gi1/access`, `gpu0/gi1/ci0/access` -> minor number (/proc/driver/nvidia-caps/mig-minors)."""
     libraries: tuple[DriverFile, ...] = ()
+    searched: tuple[str, ...] = ()
+    """Directories under the driver root in which libraries were looked for: `/usr/lib64`."""
     tools: tuple[str, ...] = ()
     """Paths under the driver root of nvidia-smi and the like that exist: `/usr/bin/nvidia-smi`."""
     hook: str | None = None
@@ -90,6 +92,18 @@ def parse_character_majors(text: str) -> dict[str, int]:
     body = text.partition("Character devices:")[2].partition("Block devices:")[0]
     pairs = (line.split(maxsplit=1) for line in body.splitlines() if line.strip())
     return {name: int(major) for major, name in pairs}
+
+
+def check_libraries(tree: DriverTree, driver_version: str) -> str | None:
+    """What is wrong where containers get devices and no CUDA; None where they get it."""
+    if any(posixpath.basename(library.path).startswith("libcuda.so.") for library in tree.libraries):
+        return None
+    searched = ", ".join(tree.searched)
+    return (
+        f"driver root {tree.root} has no libcuda.so.{driver_version} in any of {searched}: containers that claim a GPU "
+        f"get {len(tree.libraries)} of the driver's libraries, and CUDA does not run in them; right would be the root "
+        "that the driver is in, or links to its libraries in one of these directories"
+    )
 
 
 def build_cdi_spec(record: ClaimRecord, inventory: Inventory, tree: DriverTree) -> dict[str, Any]:
@@ -166,7 +180,11 @@ def _hooks(hook: str, libraries: tuple[DriverFile, ...]) -> list[dict[str, Any]]
     """The toolkit's hooks: links beside the libraries, then the loader's cache. nvidia-ctk has them as sub-commands."""
     name = posixpath.basename(hook)
     start = [name, "hook"] if name == "nvidia-ctk" else [name]
-    links = [f"--link={posixpath.basename(lib.path)}::{link}" for lib in libraries for link in lib.links]
+    links = [
+        f"--link={posixpath.relpath(lib.path, posixpath.dirname(link))}::{link}"
+        for lib in libraries
+        for link in lib.links
+    ]
     folders = [f"--folder={folder}" for folder in sorted({posixpath.dirname(lib.path) for lib in libraries})]
     calls = [("create-symlinks", links)] if links else []
     calls.append(("update-ldcache", folders))

@@ -19,7 +19,6 @@ from simulator.tree import LIBRARIES, state_path
 
 LIBRARY = "libnvidia-ml.so.1"
 SOURCES = Path(__file__).parents[2] / "hack/lib"
-INSTANCE_PROFILES = 0x12  # nvml.h NVML_GPU_INSTANCE_PROFILE_COUNT
 WHOLE = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4}
 """Slices of a GPU instance -> the compute instance profile that spans it (nvml.h NVML_COMPUTE_INSTANCE_PROFILE_*)."""
 
@@ -110,13 +109,19 @@ def error(call: Any, *arguments: Any, **keywords: Any) -> int:
 
 def profiles_of(device: Any) -> dict[str, Any]:
     """Every GPU instance profile that a GPU offers, by name without the `MIG ` prefix."""
-    found = {}
-    for index in range(INSTANCE_PROFILES):
-        try:
-            info = pynvml.nvmlDeviceGetGpuInstanceProfileInfo(device, index, version=2)
-        except pynvml.NVMLError_NotSupported:
-            continue
-        found[info.name.removeprefix("MIG ")] = info
+    infos = (pynvml.nvmlDeviceGetGpuInstanceProfileInfo(device, index, version=2) for index in profile_indices(device))
+    return {info.name.removeprefix("MIG "): info for info in infos}
+
+
+def profile_indices(device: Any) -> list[int]:
+    """Indices of the profiles that a GPU offers. Those that the library knows end before the first that is invalid."""
+    found = []
+    for index in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT):
+        code = error(pynvml.nvmlDeviceGetGpuInstanceProfileInfo, device, index, version=2)
+        if code == pynvml.NVML_ERROR_INVALID_ARGUMENT:
+            break
+        if code != pynvml.NVML_ERROR_NOT_SUPPORTED:
+            found.append(index)
     return found
 
 

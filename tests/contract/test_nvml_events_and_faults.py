@@ -129,8 +129,12 @@ def test_fabric_trouble_shows_at_once(simulate: Callable[..., Node]) -> None:
         assert (info.state, info.status, info.cliqueId) == (nvml.NVML_GPU_FABRIC_STATE_IN_PROGRESS, 27, 2)
 
 
-def test_gpus_without_nvlink_fabric_say_not_supported(simulate: Callable[..., Node]) -> None:
-    with bound(simulate("a100-80x1").library) as nvml:
+def test_gpus_without_nvlink_fabric_say_not_supported_as_a_code_before_hopper_and_as_a_state_since(
+    simulate: Callable[..., Node],
+) -> None:
+    with bound(simulate("a100-80x1+rtx-pro-6000x1").library) as nvml:
+        older, newer = (nvml.nvmlDeviceGetHandleByIndex(index) for index in range(2))
         info = nvml.c_nvmlGpuFabricInfo_v2_t()
-        code = error(nvml.nvmlDeviceGetGpuFabricInfoV, nvml.nvmlDeviceGetHandleByIndex(0), ctypes.byref(info))
-        assert code == nvml.NVML_ERROR_NOT_SUPPORTED
+        assert error(nvml.nvmlDeviceGetGpuFabricInfoV, older, ctypes.byref(info)) == nvml.NVML_ERROR_NOT_SUPPORTED
+        nvml.nvmlDeviceGetGpuFabricInfoV(newer, ctypes.byref(info))
+        assert info.state == nvml.NVML_GPU_FABRIC_STATE_NOT_SUPPORTED

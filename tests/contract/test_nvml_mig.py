@@ -127,14 +127,18 @@ def test_a_placement_that_the_profile_does_not_have_is_an_invalid_argument(h100:
     assert error(create_at, device, identity, 0, 2) == nvml.NVML_ERROR_INVALID_ARGUMENT
 
 
-def test_without_mig_mode_nothing_can_be_made_or_listed(h100: H100) -> None:
+def test_without_mig_mode_nothing_can_be_made_nothing_is_there_and_all_is_free(h100: H100) -> None:
     _, nvml, _ = h100
     other = nvml.nvmlDeviceGetHandleByIndex(1)
     info = profiles_of(other)["1g.10gb"]
     assert error(nvml.nvmlDeviceCreateGpuInstance, other, info.id) == nvml.NVML_ERROR_NOT_SUPPORTED
     assert error(create_at, other, info.id, 0, 1) == nvml.NVML_ERROR_NOT_SUPPORTED
     assert nvml.nvmlDeviceGetMaxMigDeviceCount(other) == 0
-    assert error(nvml.nvmlDeviceGetGpuInstanceRemainingCapacity, other, info.id) == nvml.NVML_ERROR_NOT_SUPPORTED
+    assert error(nvml.nvmlDeviceGetMigDeviceHandleByIndex, other, 0) == nvml.NVML_ERROR_NOT_FOUND
+    array, count = (nvml.c_nvmlGpuInstance_t * info.instanceCount)(), ctypes.c_uint(info.instanceCount)
+    nvml.nvmlDeviceGetGpuInstances(other, info.id, array, ctypes.byref(count))
+    assert count.value == 0
+    assert nvml.nvmlDeviceGetGpuInstanceRemainingCapacity(other, info.id) == info.instanceCount
 
 
 def test_destroying_goes_from_the_inside_out(h100: H100) -> None:

@@ -48,8 +48,8 @@ def test_device_nodes_have_the_numbers_that_proc_devices_names(h100: H100) -> No
     lines = (node.root / "proc/devices").read_text().splitlines()
     majors = {parts[1]: int(parts[0]) for line in lines if len(parts := line.split()) == 2 and parts[0].isdigit()}
     expected = {
-        "nvidiactl": ("nvidia-frontend", 255),
-        "nvidia1": ("nvidia-frontend", 1),
+        "nvidiactl": ("nvidiactl", 255),
+        "nvidia1": ("nvidia", 1),
         "nvidia-uvm-tools": ("nvidia-uvm", 1),
     }
     expected[f"nvidia-caps/nvidia-cap{capability(node, 'gpu0/mig/gi7')}"] = ("nvidia-caps", 66)

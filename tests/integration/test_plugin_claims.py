@@ -477,6 +477,39 @@ def test_two_instances_share_what_they_know(control_plane: Cluster) -> None:
     asyncio.run(scenario())
 
 
+def test_a_driver_without_cuda_is_told_of_and_its_claims_are_prepared_all_the_same(control_plane: Cluster) -> None:
+    async def scenario() -> None:
+        async with world(control_plane) as it:
+            (library,) = it.node.driver_root.rglob("libcuda.so.*.*")
+            aside = library.rename(it.node.base / library.name)
+            kubelet = await it.start()
+
+            async def told() -> list[str]:
+                events = await it.events("DriverLibrariesMissing")
+                return [event["note"] for event in events if event["regarding"]["name"] == it.node.name]
+
+            async def found() -> bool:
+                return '"driver_libraries_found"' in it.node.log.read_text()
+
+            (note,) = await until("the Event", told)
+            assert f"driver root {it.node.driver_root} has no {library.name} in any of /usr/lib64, " in note
+            assert '"error", "msg": "driver_libraries_missing"' in it.node.log.read_text()
+            early, late = [await it.claim(name, gpu) for name, gpu in (("early", "gpu-0"), ("late", "gpu-1"))]
+            await kubelet.prepare(early)
+            assert str(library) not in _mounted(it, early.uid)
+            aside.rename(library)
+            await until("the library", found)
+            await kubelet.prepare(late)
+            assert str(library) in _mounted(it, late.uid)
+
+    asyncio.run(scenario())
+
+
+def _mounted(it: World, uid: str) -> set[str]:
+    (spec,) = (spec for name, spec in it.specs().items() if uid in name)
+    return {mount["hostPath"] for mount in spec["containerEdits"]["mounts"]}
+
+
 async def _exists(it: World, uid: str) -> bool:
     return bool(_sockets(it, uid))
 

@@ -68,7 +68,7 @@ def _fill_gpu(
     fixed.pcie_generation, fixed.pcie_width = model["pcie_generation"], 16
     fixed.max_sm_clock_mhz, fixed.max_memory_clock_mhz = model["sm_clock_mhz"], model["memory_clock_mhz"]
     fixed.memory_bus_bits, fixed.power_limit_mw = model["memory_bus_bits"], model["power_limit_w"] * 1000
-    fixed.memory_bytes, fixed.reserved_bytes = model["memory_mib"] << 20, model["reserved_mib"] << 20
+    fixed.memory_bytes, fixed.reserved_bytes = model["memory_mib"] << 20, round(model["reserved_mib"] * 2**20)
     fixed.bar1_bytes = model["bar1_mib"] << 20
     _fill_fabric(gpu, model, group, index)
     _fill_mig(fixed, model["mig"])

@@ -14,12 +14,22 @@ MARKER = Path("proc/driver/nvidia/simulator")
 NVIDIA_MAJOR = 195  # Documentation/admin-guide/devices.txt
 CONTROL_MINOR = 255
 MIG_CONFIG_MINOR, MIG_MONITOR_MINOR, FIRST_GPU_MINOR = 1, 2, 3
+MIG_CONFIG_MODE, MIG_MONITOR_MODE = 0o400, 0o444
 MINORS_PER_GPU, MINORS_PER_INSTANCE, CAPABILITY_GPUS = 135, 9, 32
 IMEX_MANAGEMENT_MINOR = FIRST_GPU_MINOR + MINORS_PER_GPU * CAPABILITY_GPUS
 """Assumption: the table of the driver puts `fabric-imex-mgmt` behind the last GPU."""
 DYNAMIC_MAJORS = [*range(254, 233, -1), *range(511, 383, -1)]  # Documentation/admin-guide/devices.txt
-DYNAMIC_DEVICES = ("nvidia-caps", "nvidia-caps-imex-channels", "nvidia-nvlink", "nvidia-uvm")
-TREE_VERSION = "1"
+DYNAMIC_DEVICES = ("nvidia-caps-imex-channels", "nvidia-caps", "nvidia-nvlink", "nvidia-nvswitch", "nvidia-uvm")
+MODULE_PARAMETERS = {
+    "ResmanDebugLevel": 4294967295,
+    "ModifyDeviceFiles": 1,
+    "DeviceFileUID": 0,
+    "DeviceFileGID": 0,
+    "DeviceFileMode": 438,
+    "ImexChannelCount": 2048,
+    "CreateImexChannel0": 0,
+}
+"""Of the driver's own list those that clients read, in its order."""
 
 
 def bus_id(fixed: Fixed) -> str:
@@ -34,7 +44,7 @@ def choose_majors() -> dict[str, int]:
     free = [major for major in DYNAMIC_MAJORS if major not in taken]
     if NVIDIA_MAJOR in taken:
         raise ValueError("this machine has a real NVIDIA driver (/proc/devices lists major 195)")
-    return {"nvidia-frontend": NVIDIA_MAJOR, **dict(zip(DYNAMIC_DEVICES, free, strict=False))}
+    return {"nvidia": NVIDIA_MAJOR, "nvidiactl": NVIDIA_MAJOR, **dict(zip(DYNAMIC_DEVICES, free, strict=False))}
 
 
 def write_text(path: Path, text: str, mode: int = 0o444) -> None:
@@ -97,17 +107,14 @@ def write_proc(root: Path, state: State, majors: dict[str, int]) -> None:
     write_text(root / "proc/devices", f"Character devices:\n{listing}\nBlock devices:\n259 blkext\n")
     banner = f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  Release Build  (simulated)"
     write_text(nvidia / "version", f"{banner}\nGCC version:  gcc version 12.2.0\n")
-    write_text(
-        nvidia / "params",
-        "ResmanDebugLevel: 4294967295\nDeviceFileUID: 0\nDeviceFileGID: 0\nDeviceFileMode: 438\nModifyDeviceFiles: 1\n",
-    )
+    write_text(nvidia / "params", "".join(f"{name}: {value}\n" for name, value in MODULE_PARAMETERS.items()))
     capabilities = nvidia / "capabilities"
-    for name, minor in (
-        ("mig/config", MIG_CONFIG_MINOR),
-        ("mig/monitor", MIG_MONITOR_MINOR),
-        ("fabric-imex-mgmt", IMEX_MANAGEMENT_MINOR),
+    for name, minor, mode in (
+        ("mig/config", MIG_CONFIG_MINOR, MIG_CONFIG_MODE),
+        ("mig/monitor", MIG_MONITOR_MINOR, MIG_MONITOR_MODE),
+        ("fabric-imex-mgmt", IMEX_MANAGEMENT_MINOR, 0o400),
     ):
-        write_text(capabilities / name, f"DeviceFileMinor: {minor}\nDeviceFileMode: 256\nDeviceFileModify: 1\n")
+        write_text(capabilities / name, f"DeviceFileMinor: {minor}\nDeviceFileMode: {mode}\nDeviceFileModify: 1\n")
     write_text(caps / "mig-minors", mig_minors())
     write_text(caps / "sys-minors", f"fabric-imex-mgmt {IMEX_MANAGEMENT_MINOR}\n")
     write_text(caps / "nvlink-minors", "fabric-mgmt 0\n")
@@ -172,13 +179,12 @@ def write_dev(root: Path, state: State, majors: dict[str, int]) -> bool:
     """Device nodes. False where this process may not make them: plain files then stand in."""
     dev = root / "dev"
     (dev / "nvidia-caps").mkdir(parents=True, exist_ok=True)
-    (dev / "nvidia-caps-imex-channels").mkdir(exist_ok=True)
     nodes = {
         "nvidiactl": (NVIDIA_MAJOR, CONTROL_MINOR, 0o666),
         "nvidia-uvm": (majors["nvidia-uvm"], 0, 0o666),
         "nvidia-uvm-tools": (majors["nvidia-uvm"], 1, 0o666),
-        f"nvidia-caps/nvidia-cap{MIG_CONFIG_MINOR}": (majors["nvidia-caps"], MIG_CONFIG_MINOR, 0o400),
-        f"nvidia-caps/nvidia-cap{MIG_MONITOR_MINOR}": (majors["nvidia-caps"], MIG_MONITOR_MINOR, 0o444),
+        f"nvidia-caps/nvidia-cap{MIG_CONFIG_MINOR}": (majors["nvidia-caps"], MIG_CONFIG_MINOR, MIG_CONFIG_MODE),
+        f"nvidia-caps/nvidia-cap{MIG_MONITOR_MINOR}": (majors["nvidia-caps"], MIG_MONITOR_MINOR, MIG_MONITOR_MODE),
     }
     for gpu in state.gpus[: state.gpu_count]:
         nodes[f"nvidia{gpu.fixed.minor}"] = (NVIDIA_MAJOR, gpu.fixed.minor, 0o666)

@@ -276,7 +276,7 @@ API nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t device, unsign
     struct changing now;
     GPU_CALL(device, found);
     state_read(device->gpu, &now);
-    if (!now.mig_current) return NVML_ERROR_NOT_SUPPORTED;
+    if (!now.mig_current) return NVML_ERROR_NOT_FOUND;
     NEED(index < fixed_of(device)->max_mig_devices);
     for (uint32_t gi = 0; gi < MAX_GPU_INSTANCES; gi++)
         for (int ci = 0; ci < MAX_COMPUTE_INSTANCES; ci++) {

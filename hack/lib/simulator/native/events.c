@@ -9,8 +9,7 @@
 
 #include "library.h"
 
-#define SUPPORTED_EVENTS 0x10Full /* ECC errors, P-state, critical XID, MIG configuration change */
-#define LONGEST_SLEEP_MS 500      /* a waiter that missed a wake-up looks again after this */
+#define LONGEST_SLEEP_MS 500 /* a waiter that missed a wake-up looks again after this */
 
 struct event_set {
     uint32_t magic, next; /* next: number of the first event that was not looked at */
@@ -39,9 +38,15 @@ API nvmlReturn_t nvmlEventSetFree(nvmlEventSet_t set) {
     return NVML_SUCCESS;
 }
 
+/* Recorded on Hopper: all that nvml.h names. An assumption elsewhere: ECC errors, P-state, critical XID, change of the
+ * MIG configuration. */
+static unsigned long long supported_events(nvmlDevice_t device) {
+    return fixed_of(device)->architecture == ARCHITECTURE_HOPPER ? 0xFF9Full : 0x10Full;
+}
+
 API nvmlReturn_t nvmlDeviceGetSupportedEventTypes(nvmlDevice_t device, unsigned long long *types) {
     GPU_CALL(device, types);
-    *types = SUPPORTED_EVENTS;
+    *types = supported_events(device);
     return NVML_SUCCESS;
 }
 
@@ -49,7 +54,7 @@ API nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t device, unsigned long lon
     CALL();
     TRY(check_device(device, 0));
     NEED(is_set(set));
-    if (types & ~SUPPORTED_EVENTS) return NVML_ERROR_NOT_SUPPORTED;
+    if (types & ~supported_events(device)) return NVML_ERROR_NOT_SUPPORTED;
     set->types[device->gpu] |= types;
     return NVML_SUCCESS;
 }

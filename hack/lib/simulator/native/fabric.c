@@ -10,7 +10,9 @@ enum { P2P_CAP_NVLINK = 2, P2P_CAP_COUNT = 6 };
 /* The members that all versions share, in the order of version 3. */
 static int fabric_of(nvmlDevice_t device, nvmlGpuFabricInfo_v3_t *info) {
     struct changing now;
-    if (!fixed_of(device)->has_fabric) return NVML_ERROR_NOT_SUPPORTED;
+    /* nvml.h: "for Hopper or newer". Those answer without a fabric too: state 0, not supported, and zeros. */
+    if (!fixed_of(device)->has_fabric && fixed_of(device)->architecture < ARCHITECTURE_HOPPER)
+        return NVML_ERROR_NOT_SUPPORTED;
     state_read(device->gpu, &now);
     memcpy(info->cluster_uuid, now.fabric_cluster, sizeof info->cluster_uuid);
     info->status = (nvmlReturn_t)now.fabric_status;

@@ -20,7 +20,6 @@ struct field {
     }
 FIELD(zero, 0)
 FIELD(one, 1)
-FIELD(link_count, fixed->nvlinks)
 FIELD(link_state, fixed->nvlinks != 0)
 FIELD(link_version, fixed->nvlink_version)
 FIELD(memory_celsius, 38)
@@ -29,6 +28,13 @@ FIELD(power_limit_mw, fixed->power_limit_mw)
 FIELD(least_power_limit_mw, fixed->power_limit_mw / 4)
 FIELD(energy_mj, 1000000ull * (1 + fixed->minor))
 FIELD(recovery_action, now->mig_current != now->mig_pending) /* none, or reset the GPU */
+
+/* A GPU without NVLink has no count of them: not even 0. */
+static int link_count(const struct fixed *fixed, const struct changing *now, unsigned long long *value) {
+    (void)now;
+    *value = fixed->nvlinks;
+    return fixed->nvlinks ? NVML_SUCCESS : NVML_ERROR_NOT_SUPPORTED;
+}
 
 static const struct field FIELDS[] = {
     {1, 2, one, TYPE_UNSIGNED},                       /* ECC_CURRENT, ECC_PENDING */
@@ -43,6 +49,7 @@ static const struct field FIELDS[] = {
     {165, 165, link_state, TYPE_UNSIGNED},            /* NVLINK_GET_STATE */
     {166, 166, link_version, TYPE_UNSIGNED},          /* NVLINK_GET_VERSION */
     {170, 170, zero, TYPE_UNSIGNED},                  /* C2C_LINK_COUNT */
+    {173, 173, zero, TYPE_UNSIGNED},                  /* PCIE_COUNT_CORRECTABLE_ERRORS */
     {185, 186, power_mw, TYPE_UNSIGNED},              /* POWER_AVERAGE, POWER_INSTANT */
     {187, 187, least_power_limit_mw, TYPE_UNSIGNED},  /* POWER_MIN_LIMIT */
     {188, 190, power_limit_mw, TYPE_UNSIGNED},        /* POWER_MAX_LIMIT, _DEFAULT_LIMIT, _CURRENT_LIMIT */

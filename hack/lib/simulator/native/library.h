@@ -10,6 +10,8 @@
 #define API __attribute__((visibility("default")))
 #define WHOLE_GPU 0xFFFFFFFFu
 
+enum { ARCHITECTURE_HOPPER = 9 }; /* nvml.h NVML_DEVICE_ARCH_HOPPER */
+
 enum kind { KIND_GPU = 1, KIND_MIG_DEVICE, KIND_GPU_INSTANCE, KIND_COMPUTE_INSTANCE };
 
 struct handle {

@@ -181,12 +181,13 @@ static uint32_t free_placements(const struct fixed *fixed, const struct changing
     return count;
 }
 
+/* Like the list of instances, this does not depend on MIG mode (field IS_MIG_MODE_INDEPENDENT_MIG_QUERY_CAPABLE). */
 API nvmlReturn_t nvmlDeviceGetGpuInstanceRemainingCapacity(nvmlDevice_t device, unsigned id, unsigned *count) {
     GPU_CALL(device, count);
     const struct fixed *fixed = fixed_of(device);
+    if (!fixed->mig_capable) return NVML_ERROR_NOT_SUPPORTED;
     struct changing now;
     state_read(device->gpu, &now);
-    if (now.mig_current != MIG_ON) return NVML_ERROR_NOT_SUPPORTED;
     const struct profile *p = profile_by_id(fixed, id);
     NEED(p);
     uint32_t used = 0;
@@ -279,10 +280,10 @@ API nvmlReturn_t nvmlDeviceGetGpuInstances(nvmlDevice_t device, unsigned id, nvm
                                            unsigned *count) {
     GPU_CALL(device, count);
     NEED(instances);
+    if (!fixed_of(device)->mig_capable) return NVML_ERROR_NOT_SUPPORTED;
     const struct profile *p = profile_by_id(fixed_of(device), id);
     struct changing now;
     state_read(device->gpu, &now);
-    if (now.mig_current != MIG_ON) return NVML_ERROR_NOT_SUPPORTED;
     NEED(p);
     *count = 0;
     for (uint32_t gi = 0; gi < MAX_GPU_INSTANCES; gi++)

@@ -4,7 +4,7 @@
 
 #include "library.h"
 
-#define GPU_INSTANCE_PROFILE_COUNT 0x12     /* nvml.h NVML_GPU_INSTANCE_PROFILE_COUNT */
+#define GPU_INSTANCE_PROFILE_COUNT 0x11     /* as driver 580; later ones know 0x11, 3 slices with graphics */
 #define COMPUTE_INSTANCE_PROFILE_COUNT 0x9  /* nvml.h NVML_COMPUTE_INSTANCE_PROFILE_COUNT */
 #define COMPUTE_ENGINE_PROFILE_COUNT 0x1    /* nvml.h NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_COUNT: shared only */
 

@@ -9,9 +9,11 @@ import pytest
 
 from api.errors import HardwareError
 from kubeletplugin.model.cdi import (
+    DriverFile,
     DriverTree,
     build_cdi_spec,
     cdi_file_name,
+    check_libraries,
     encode_cdi_spec,
     parse_character_majors,
     parse_mig_minors,
@@ -111,6 +113,29 @@ def test_hooks_make_the_links_where_the_host_has_them(hook: str, start: list[str
         ("createContainer", hook, [*start, "update-ldcache", f"--folder={folder}"]),
     ]
     assert [m["containerPath"] for m in edits["mounts"]] == [f"{folder}/libcuda.so.570.158.01", "/usr/bin/nvidia-smi"]
+
+
+def test_links_in_other_folders_than_the_library_lead_to_where_it_lies() -> None:
+    library = DriverFile("/usr/local/nvidia/lib64/libcuda.so.580.159.04", ("/usr/lib/libcuda.so.1",))
+    tree = replace(TREE, libraries=(library,), tools=())
+    (mount, other) = spec_of("gpu-0", tree=tree)["containerEdits"]["mounts"]
+    assert mount["containerPath"] == library.path
+    assert (other["containerPath"], other["hostPath"]) == ("/usr/lib/libcuda.so.1", mount["hostPath"])
+    hooks = spec_of("gpu-0", tree=replace(tree, hook="/usr/bin/nvidia-cdi-hook"))["containerEdits"]["hooks"]
+    assert [hook["args"][1:] for hook in hooks] == [
+        ["create-symlinks", "--link=../local/nvidia/lib64/libcuda.so.580.159.04::/usr/lib/libcuda.so.1"],
+        ["update-ldcache", "--folder=/usr/local/nvidia/lib64"],
+    ]
+
+
+def test_a_driver_root_without_cuda_is_named_with_the_directories_that_were_searched() -> None:
+    assert check_libraries(TREE, "570.158.01") is None
+    nvml = DriverFile("/usr/lib64/libnvidia-ml.so.570.158.01")
+    tree = replace(TREE, libraries=(nvml,), searched=("/usr/lib64", "/usr/lib"))
+    lack = check_libraries(tree, "570.158.01")
+    assert lack
+    assert "driver root /run/nvidia/driver has no libcuda.so.570.158.01 in any of /usr/lib64, /usr/lib:" in lack
+    assert "get 1 of the driver's libraries" in lack
 
 
 def test_with_the_driver_on_the_host_paths_are_the_hosts() -> None:
