@@ -2,7 +2,9 @@
 
 import asyncio
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import UUID
 
 import pytest
@@ -19,6 +21,13 @@ from kubeletplugin.sockets import (
 
 UID = str(UUID(int=7))
 REGISTRY = Path("/var/lib/kubelet/plugins_registry")
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A short one: a socket's path is limited, and pytest's own folders are deep when tests run side by side."""
+    with TemporaryDirectory() as directory:
+        yield Path(directory)
 
 
 def names(directory: Path) -> list[str]:
