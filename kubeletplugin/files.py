@@ -36,6 +36,7 @@ LOCK_TIMEOUT_S: Final = 10.0
 # A sync in the event loop's own thread saves handing it to another and back, which costs more than the sync itself
 # on a fast disk (0.2 ms); on a slow one the loop must not stand still for it.
 _SLOW_SYNC_S: Final = 0.01
+_SOON_S: Final = 0.1
 _SYNC_SMOOTHING: Final = 0.2  # weight of the newest duration: one hiccup does not make a disk slow
 
 
@@ -43,7 +44,7 @@ class Store:
     """One driver's checkpoint: in memory, and as an append-only journal on disk.
 
     `put` and `remove` append at once, so that a killed process loses nothing; `sync` waits until what was appended
-    survives a power cut, one fdatasync for all who wait. `reserve` is in memory only.
+    survives a power cut, one fdatasync for all who wait; `sync_soon` does not wait. `reserve` is in memory only.
     """
 
     def __init__(self, directory: Path, driver: str, syncer: ThreadPoolExecutor) -> None:
@@ -64,6 +65,7 @@ class Store:
         self._appended = 0
         self._synced = 0
         self._syncing: asyncio.Future[float] | None = None
+        self._later: asyncio.TimerHandle | None = None
         self._reserved: dict[str, ClaimRecord | None] = {}
 
     # Sharing with other instances
@@ -202,6 +204,20 @@ class Store:
                 self._sync_now()
             else:
                 await self._sync_aside()
+
+    def sync_soon(self) -> None:
+        """The same within a tenth of a second, with nobody waiting: for what a power cut may take back."""
+        if self._later is None:
+            self._later = asyncio.get_running_loop().call_later(_SOON_S, self._sync_the_rest)
+
+    def _sync_the_rest(self) -> None:
+        self._later = None
+        if self._synced == self._appended or self._suspect:
+            return
+        if self._syncing is None:
+            self._start_sync()
+        else:
+            self.sync_soon()
 
     def _sync_now(self) -> None:
         covers = self._appended

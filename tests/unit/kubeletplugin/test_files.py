@@ -135,6 +135,34 @@ def test_after_a_failed_sync_the_next_one_writes_everything_anew(
     run(scenario)
 
 
+def test_what_nobody_waits_for_is_on_the_disk_soon_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    durable = 0
+    really = os.fdatasync
+
+    def watch(fd: int) -> None:
+        nonlocal durable
+        size = os.fstat(fd).st_size
+        really(fd)
+        durable = max(durable, size)
+
+    async def scenario() -> None:
+        mine = store(tmp_path)
+        async with mine.lease():
+            mine.put(record("a"))
+            await mine.sync()
+            monkeypatch.setattr(os, "fdatasync", watch)
+            for uid in ("a", "b"):
+                mine.remove(uid)
+                mine.sync_soon()
+        async with asyncio.timeout(30.0):
+            while durable < mine.path.stat().st_size:
+                await asyncio.sleep(0.01)
+
+    run(scenario)
+
+
 def test_a_slow_disk_is_waited_for_beside_the_loop_and_a_fast_one_again_in_it(tmp_path: Path) -> None:
     async def scenario() -> None:
         mine = store(tmp_path)
