@@ -185,7 +185,7 @@ class Plugin(RuleBasedStateMachine):
         return record.holding.gpu_uuid == gpu_uuid and record.holding.placement == place
 
 
-Plugin.TestCase.settings = settings(max_examples=120, stateful_step_count=25, deadline=None)
+Plugin.TestCase.settings = settings(max_examples=120, stateful_step_count=25)
 
 
 class TestAnyOrderOfEvents(Plugin.TestCase):

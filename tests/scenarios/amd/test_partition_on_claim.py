@@ -64,7 +64,7 @@ def drain(node: Node) -> None:
 
 
 @given(events)
-@settings(max_examples=150, deadline=None, phases=NO_SHRINK)
+@settings(max_examples=150, phases=NO_SHRINK)
 def test_stale_slices_never_mix_modes_nor_book_twice(script: list[tuple[str, int]]) -> None:
     """Even where the scheduler decides on slices of yesterday, and the program is killed at any step."""
     node = build_node()
@@ -73,7 +73,7 @@ def test_stale_slices_never_mix_modes_nor_book_twice(script: list[tuple[str, int
 
 
 @given(events)
-@settings(max_examples=150, deadline=None, phases=NO_SHRINK)
+@settings(max_examples=150, phases=NO_SHRINK)
 def test_with_current_slices_nothing_is_refused(script: list[tuple[str, int]]) -> None:
     """Where slices are current, whatever the scheduler allocates can be prepared, without reboots in between."""
     node = build_node()

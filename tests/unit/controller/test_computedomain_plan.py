@@ -436,7 +436,7 @@ def _happen(world: World, event: tuple[str, object]) -> None:
     world.now += 0.3
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(_EVENTS, max_size=40))
 def test_any_history_ends_in_order(events: list[tuple[str, object]]) -> None:
     """Claims, pods, racks and the controller come and go in any order, and nothing of it stays behind."""
@@ -452,7 +452,7 @@ def test_any_history_ends_in_order(events: list[tuple[str, object]]) -> None:
     assert world.domain is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(_EVENTS.filter(lambda event: event[0] not in ("drop", "move", "delete")), max_size=40))
 def test_an_index_is_kept_for_as_long_as_its_node_is_a_member(events: list[tuple[str, object]]) -> None:
     world = World()

@@ -324,7 +324,7 @@ events = st.lists(
 
 
 @given(events, st.booleans())
-@settings(max_examples=60, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@settings(max_examples=60, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 def test_whatever_happens_the_request_is_met_in_the_end(script: list[tuple[str, int]], has_dcm: bool) -> None:
     """Never a killed pod, never more tainted nodes than allowed, never one without explanation; in the end all done."""
     cluster = build_cluster(3)
