@@ -91,6 +91,7 @@ def read_driver_tree(root: DriverRoot, driver_version: str) -> DriverTree:
         searched=searched,
         tools=tuple(f"/{path}" for path in _find_tools(root.seen)),
         hook=_find_hook(root),
+        loader_directories=(f"/usr/lib/{os.uname().machine}-linux-gnu", "/usr/lib64"),
     )
 
 

@@ -74,6 +74,8 @@ class DriverTree:
     """Paths under the driver root of nvidia-smi and the like that exist: `/usr/bin/nvidia-smi`."""
     hook: str | None = None
     """Path on the host of `nvidia-cdi-hook`, or of `nvidia-ctk`; None where the host has neither."""
+    loader_directories: tuple[str, ...] = ()
+    """Where loaders of this machine's architecture look without being told: Debian's kin, Red Hat's kin."""
 
 
 def cdi_file_name(vendor: str, claim_uid: str) -> str:
@@ -157,10 +159,8 @@ def read_record(spec: Mapping[str, Any]) -> ClaimRecord:
 def common_edits(tree: DriverTree) -> dict[str, Any]:
     mounts = []
     for library in tree.libraries:
-        mounts.append(_mount(tree, library.path, library.path))
-        if tree.hook is None:  # nobody makes the links, so the file is mounted under their names too
-            mounts.extend(_mount(tree, library.path, link) for link in library.links)
-    mounts.extend(_mount(tree, tool, tool) for tool in tree.tools)
+        mounts.extend(_mount(tree, library.path, path) for path in _container_paths(library, tree))
+    mounts.extend(_mount(tree, tool, f"/usr/bin/{posixpath.basename(tool)}") for tool in tree.tools)
     edits: dict[str, Any] = {"env": ["NVIDIA_VISIBLE_DEVICES=void"]}
     if tree.control_nodes:
         edits["deviceNodes"] = [node_edit(node) for node in tree.control_nodes]
@@ -169,6 +169,23 @@ def common_edits(tree: DriverTree) -> dict[str, Any]:
     if tree.hook is not None and tree.libraries:
         edits["hooks"] = _hooks(tree.hook, tree.libraries)
     return edits
+
+
+def _container_paths(library: DriverFile, tree: DriverTree) -> list[str]:
+    """Where containers get a library. A hook makes the links there and tells the loader.
+
+    Without one nobody does: the file is mounted under its links' names too, and in the directories where the loaders of
+    other distributions than the driver's look, for images are of any.
+    """
+    if tree.hook is not None:
+        return [library.path]
+    paths = [library.path, *library.links]
+    folder = posixpath.dirname(library.path)
+    if posixpath.basename(folder) != "vdpau":  # those are found by their path
+        names = dict.fromkeys(posixpath.basename(path) for path in paths)
+        paths += [f"{directory}/{name}" for directory in tree.loader_directories for name in names]
+    # /lib and /lib64 are links to those below /usr in any image of this decade.
+    return list(dict.fromkeys(f"/usr{path}" if path.startswith(("/lib/", "/lib64/")) else path for path in paths))
 
 
 def _mount(tree: DriverTree, path: str, container_path: str) -> dict[str, Any]:

@@ -97,6 +97,23 @@ def test_without_hooks_libraries_are_mounted_under_their_links_names_too() -> No
     assert "hooks" not in edits
 
 
+def test_without_hooks_libraries_are_where_the_loader_of_any_image_looks() -> None:
+    debian, red_hat = "/usr/lib/x86_64-linux-gnu", "/usr/lib64"
+    library = DriverFile("/lib64/libcuda.so.580.159.04", ("/lib64/libcuda.so.1",))
+    vdpau = DriverFile("/lib64/vdpau/libvdpau_nvidia.so.580.159.04")
+    tree = replace(TREE, libraries=(library, vdpau), tools=("/bin/nvidia-smi",), loader_directories=(debian, red_hat))
+    mounts = spec_of("gpu-0", tree=tree)["containerEdits"]["mounts"]
+    cuda = "/run/nvidia/driver/lib64/libcuda.so.580.159.04"
+    assert [(mount["containerPath"], mount["hostPath"]) for mount in mounts] == [
+        (f"{red_hat}/libcuda.so.580.159.04", cuda),
+        (f"{red_hat}/libcuda.so.1", cuda),
+        (f"{debian}/libcuda.so.580.159.04", cuda),
+        (f"{debian}/libcuda.so.1", cuda),
+        (f"{red_hat}/vdpau/libvdpau_nvidia.so.580.159.04", f"/run/nvidia/driver{vdpau.path}"),
+        ("/usr/bin/nvidia-smi", "/run/nvidia/driver/bin/nvidia-smi"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("hook", "start"),
     [("/usr/bin/nvidia-cdi-hook", ["nvidia-cdi-hook"]), ("/usr/bin/nvidia-ctk", ["nvidia-ctk", "hook"])],
