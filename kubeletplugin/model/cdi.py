@@ -157,7 +157,7 @@ def read_record(spec: Mapping[str, Any]) -> ClaimRecord:
 
 @lru_cache(maxsize=2)
 def common_edits(tree: DriverTree) -> dict[str, Any]:
-    mounts = []
+    mounts: list[dict[str, Any]] = []
     for library in tree.libraries:
         mounts.extend(_mount(tree, library.path, path) for path in _container_paths(library, tree))
     mounts.extend(_mount(tree, tool, f"/usr/bin/{posixpath.basename(tool)}") for tool in tree.tools)
