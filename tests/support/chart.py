@@ -51,7 +51,8 @@ class Release:
         return {
             each["spec"]["nodeName"]: each
             for each in pods
-            if "deletionTimestamp" not in each["metadata"]
+            if "nodeName" in each["spec"]
+            and "deletionTimestamp" not in each["metadata"]
             and each["metadata"]["labels"].get("app.kubernetes.io/component") == "kubelet-plugin"
         }
 

@@ -198,12 +198,15 @@ def no_plugin(cluster: Cluster, release: Release, node: str) -> Iterator[None]:
         cluster.patch(where, {"spec": {"taints": None}})
 
 
-def forget_claims(cluster: Cluster, node: str) -> None:
+def forget_claims(cluster: Cluster, release: Release, node: str) -> None:
     """The kubelet begins anew, without its memory of prepared claims; it removes the slices of its node."""
     cluster.run("kill", node, "kubelet")
     cluster.in_node(node, "rm", "/var/lib/kubelet/dra_manager_state")
     cluster.run("start", node, "kubelet")
     cluster.wait_node(node)
+    wait_until(
+        f"{node} has no slices", lambda: all(each["spec"]["nodeName"] != node for each in release.slices()), START_S
+    )
 
 
 def test_a_pod_runs_once_the_driver_has_started_and_stale_claims_are_swept(
@@ -220,7 +223,7 @@ def test_a_pod_runs_once_the_driver_has_started_and_stale_claims_are_swept(
     with no_plugin(cluster, release, "n1"):
         cluster.delete(space.pods("stale"), gracePeriodSeconds=0)
         cluster.wait_gone(stale, START_S)
-        forget_claims(cluster, "n1")
+        forget_claims(cluster, release, "n1")
         space.apply(pod("user", space.namespace, templates=("mig",), node="n1", tolerations=EVERYTHING, command=LOOK))
         space.wait_unschedulable("user")
         assert len(simulators["n1"].instances()) == 1, "nobody has given the stale claim's slice back"
