@@ -8,7 +8,7 @@ selector `metadata.name=...` before it exists. A reader needs nothing else:
 - the daemon of node N takes everybody's address and index from `members`, its own included. A member without an
   address has no daemon yet: it belongs to no node list;
 - the node plugin of node N releases the channel when N's entry says `released`; until then its `message` says what is
-  missing. `draining` means: prepare no claim that is not prepared yet;
+  missing. `draining` means: prepare no claim that is not prepared yet; a claim in `abandoned` is not to be waited for;
 - an object that is gone, or has no entry for N, means that N is no member (any more, or yet).
 
 The kind and the fields `daemons[].{nodeName,ipAddress,cliqueID,index,status}` are those of NVIDIA's DRA driver; the
@@ -93,6 +93,8 @@ class Membership:
     max_nodes: int
     draining: bool
     members: tuple[Member, ...]
+    abandoned: tuple[str, ...] = ()
+    """UIDs of claims that wait for their channel, while all their pods are being deleted."""
 
     def member(self, node: str) -> Member | None:
         return next((member for member in self.members if member.node == node), None)
@@ -117,6 +119,7 @@ def parse_membership(raw: Mapping[str, Any]) -> Membership:
         max_nodes=int(raw.get("maxNodes", 18)),
         draining=bool(raw.get("draining", False)),
         members=tuple(members),
+        abandoned=tuple(sorted(map(str, raw.get("abandonedClaims") or ()))),
     )
 
 

@@ -80,7 +80,9 @@ def build_clique(domain: Domain, clique_id: str, members: list[Member], settings
     }
 
 
-def build_membership(domain: Domain, members: list[Member], settings: Settings) -> Json:
+def build_membership(
+    domain: Domain, members: list[Member], settings: Settings, abandoned: tuple[str, ...] = ()
+) -> Json:
     """The fields of a ComputeDomainClique that change in its life."""
     return {
         "domainName": domain.ref.name,
@@ -88,6 +90,7 @@ def build_membership(domain: Domain, members: list[Member], settings: Settings) 
         "maxNodes": settings.max_nodes_per_imex_domain,
         "draining": domain.deleted_at is not None,
         "daemons": [_build_entry(member) for member in members],
+        "abandonedClaims": list(abandoned),
     }
 
 

@@ -183,6 +183,8 @@ class Observation:
     """Of the nodes of this domain: which other ComputeDomain (`namespace/name`) has a daemon there."""
     held_since: Mapping[str, float] = field(default_factory=dict)
     """Since when an earlier plan has held a write back, by what it holds (`Plan.held`)."""
+    leaving: frozenset[str] = frozenset()
+    """UIDs of pods that have not started and are being deleted; known where `Plan.follow_pods` was said."""
     failures: tuple[str, ...] = ()
     """What the last attempt to act was told, in words for people; empty when everything went through."""
 

@@ -200,6 +200,8 @@ def check_release(request: ClaimRequest, use: DomainUse, membership: Membership 
             "its own namespace only",
             reason="WrongNamespace",
         )
+    if request.uid in membership.abandoned:
+        raise ClaimError(request.claim, "the pods that it is for are being deleted", reason="PodDeleted")
     if membership.draining:
         raise ClaimError(
             request.claim, f"{domain} is being deleted and takes no new claims", reason="ComputeDomainDraining"

@@ -195,6 +195,11 @@ class TestRelease:
         with pytest.raises(ClaimError, match="team/train is being deleted"):
             check_release(claim(), CHANNEL, membership(draining=True, released=True), "node-1")
 
+    def test_a_claim_whose_pods_are_being_deleted_is_not_waited_for(self) -> None:
+        waiting = {"metadata": {"name": f"{UID}.{CLIQUE}"}, "domainNamespace": "team", "abandonedClaims": ["claim-uid"]}
+        with pytest.raises(ClaimError, match="are being deleted"):
+            check_release(claim(), CHANNEL, parse_membership(waiting), "node-1")
+
 
 class TestCdi:
     def test_a_single_channel_by_number_with_the_status_of_its_daemon(self) -> None:

@@ -1,0 +1,97 @@
+"""What the ComputeDomainCliques of a domain are to say, and when: one write tells of many changes. Pure."""
+
+from collections.abc import Mapping
+
+from api.clique import Member as StoredMember
+from api.clique import Membership, clique_object_name
+from controller.computedomain.actions import Action, Create, WriteMembership
+from controller.computedomain.objects import Json, build_clique, build_membership
+from controller.computedomain.state import (
+    GATHER_ADDRESSES_S,
+    GATHER_READINESS_S,
+    GATHER_WORDS_S,
+    Clique,
+    Domain,
+    Member,
+    Members,
+    Observation,
+    Ref,
+    Settings,
+)
+from controller.computedomain.waiting import find_abandoned
+
+
+def group_by_clique(members: Members) -> dict[str, list[Member]]:
+    """Those that have a place in an IMEX domain."""
+    by_clique: dict[str, list[Member]] = {}
+    for member in members.members:
+        if member.index >= 0:
+            by_clique.setdefault(member.clique_id, []).append(member)
+    return by_clique
+
+
+def plan_memberships(
+    seen: Observation,
+    domain: Domain,
+    members: Members,
+    current: Mapping[str, Clique],
+    settings: Settings,
+) -> tuple[list[Action], list[str], list[float]]:
+    """The writes that are due, the names of those that wait for others, and for how many seconds each."""
+    abandoned = find_abandoned(seen, members)
+    actions: list[Action] = []
+    held: list[str] = []
+    wakes: list[float] = []
+    for clique_id, placed in sorted(group_by_clique(members).items()):
+        name = clique_object_name(seen.uid, clique_id)
+        clique = current.get(name)
+        if clique is None:
+            body = build_clique(domain, clique_id, placed, settings)
+            actions.append(Create(Ref("ComputeDomainClique", settings.namespace, name), body))
+            continue
+        if clique.terminating:
+            continue  # its name is taken until the garbage collector is done
+        wanted = build_membership(domain, placed, settings, abandoned.get(clique_id, ()))
+        window = _gathering_window_s(clique.membership, placed, domain, wanted)
+        if window is None:
+            continue
+        since = seen.held_since.get(name, seen.now)
+        if seen.now - since < window:
+            held.append(name)
+            wakes.append(window - (seen.now - since))
+        else:
+            actions.append(WriteMembership(clique.ref, clique.resource_version, wanted))
+    return actions, held, wakes
+
+
+def _gathering_window_s(stored: Membership, members: list[Member], domain: Domain, wanted: Json) -> float | None:
+    """How long a change may wait for others to come with it, in seconds; None: there is no change.
+
+    Who leaves, a claim that is given up, and the loss of an address, is told at once. A member that joins is of no use
+    to the others before it has an address; an address waits for those that are still coming, a readiness likewise. So
+    the last of them never waits, and one write tells of many.
+    """
+    frame = (domain.ref.name, domain.ref.namespace, wanted["maxNodes"], wanted["draining"])
+    if (stored.domain_name, stored.domain_namespace, stored.max_nodes, stored.draining) != frame:
+        return 0.0
+    abandoned = tuple(wanted["abandonedClaims"])
+    if not set(abandoned) <= set(stored.abandoned):
+        return 0.0
+    after = {member.node: member for member in members}
+    pairs = [(old, after.get(old.node)) for old in stored.members]
+    if any(new is None or new.index != old.index or old.address not in ("", new.address) for old, new in pairs):
+        return 0.0
+    changed = [(old, new) for old, new in pairs if new is not None and _entry(old) != _wanted_entry(new)]
+    if len(after) > len(pairs) or any(old.address != new.address for old, new in changed):
+        return 0.0 if all(member.address for member in members) else GATHER_ADDRESSES_S
+    if any((old.ready, old.released) != (new.ready, new.released) for old, new in changed):
+        return 0.0 if all(member.ready for member in members) else GATHER_READINESS_S
+    return GATHER_WORDS_S if changed or abandoned != stored.abandoned else None
+
+
+def _entry(member: StoredMember) -> tuple[str, bool, bool, str]:
+    return member.address, member.ready, member.released, member.message
+
+
+def _wanted_entry(member: Member) -> tuple[str, bool, bool, str]:
+    return member.address, member.ready, member.released, member.message
