@@ -51,7 +51,7 @@ def plan_memberships(
             continue
         if clique.terminating:
             continue  # its name is taken until the garbage collector is done
-        wanted = build_membership(domain, placed, settings, abandoned.get(clique_id, ()))
+        wanted = build_membership(domain, placed, clique.membership.max_nodes, abandoned.get(clique_id, ()))
         window = _gathering_window_s(clique.membership, placed, domain, wanted)
         if window is None:
             continue
@@ -71,8 +71,8 @@ def _gathering_window_s(stored: Membership, members: list[Member], domain: Domai
     to the others before it has an address; an address waits for those that are still coming, a readiness likewise. So
     the last of them never waits, and one write tells of many.
     """
-    frame = (domain.ref.name, domain.ref.namespace, wanted["maxNodes"], wanted["draining"])
-    if (stored.domain_name, stored.domain_namespace, stored.max_nodes, stored.draining) != frame:
+    frame = (domain.ref.name, domain.ref.namespace, wanted["draining"])
+    if (stored.domain_name, stored.domain_namespace, stored.draining) != frame:
         return 0.0
     abandoned = tuple(wanted["abandonedClaims"])
     if not set(abandoned) <= set(stored.abandoned):

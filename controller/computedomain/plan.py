@@ -174,8 +174,7 @@ def _plan_certificates(
         if secret is None or secret.renew_at <= seen.now:
             ref = secret.ref if secret else Ref("Secret", settings.namespace, name)
             renew = secret is not None
-            number = settings.max_nodes_per_imex_domain
-            actions.append(MakeCertificates(ref, clique.ref, domain.ref.uid, number, renew))
+            actions.append(MakeCertificates(ref, clique.ref, domain.ref.uid, clique.membership.max_nodes, renew))
     return actions
 
 

@@ -125,6 +125,15 @@ def test_a_full_clique_leaves_the_latest_node_out_and_says_so() -> None:
     assert _condition(world, "Degraded") == ("False", "AsExpected")
 
 
+def test_another_limit_touches_no_clique_that_there_is() -> None:
+    world = _formed("n0", "n1")
+    wider = replace(SETTINGS, max_nodes_per_imex_domain=9)
+    assert not plan_domain(world.observe(), wider).actions
+    for node in ("n2", "n3"):
+        world.add_claim(node)
+    assert plan_domain(world.observe(), wider).members.left_out.keys() == {"n3"}
+
+
 def test_a_node_whose_devices_are_not_published_is_waited_for_by_name() -> None:
     world = World()
     world.add_claim("unknown")
