@@ -1,8 +1,10 @@
 """Pods that wait for their channel: for whom, what they are told, and how they go."""
 
+from collections.abc import Iterator
+
 import pytest
 
-from tests.e2e.computedomain.jobs import Job, Space, condition
+from tests.e2e.computedomain.jobs import Driver, Job, Space, condition
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +38,27 @@ def test_with_release_policy_all_nodes_the_last_node_starts_them_all(patient: Jo
     patient.wait_ready(2)
     patient.share_all_ways("b", "c")
     patient.space.end("b", "c")
+
+
+@pytest.fixture
+def narrow(driver: Driver) -> Iterator[Driver]:
+    """An IMEX domain takes one node."""
+    driver.install(**{"resources.computeDomains.imex.maxNodes": "1"})
+    yield driver
+    driver.install()
+
+
+def test_a_node_for_which_its_clique_has_no_place_waits_and_its_pod_is_told(narrow: Driver, shared: Space) -> None:
+    job = shared.job("wide", 2)
+    job.run(x="n1")
+    job.start(y="n2")
+    full = r"NVLink clique \S+ has its 1 nodes: no place for n2"
+    shared.wait_told("y", f"WaitingForComputeDomain: .*{full}")
+    assert "no place for n2" in job.wait_condition("Degraded", "True", "NodesLeftOut")
+    assert condition(job.domain(), "Ready")["reason"] == "NodesLeftOut"
+    assert shared.phase("y") == "Pending"
+    assert set(job.daemons()) == {"n1"}
+    shared.end("x")
+    job.wait_running("y")
+    job.wait("n2 has the only index", lambda domain: domain["status"]["nodes"] and job.indexes() == {"n2": 0})
+    shared.end("y")
