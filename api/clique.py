@@ -30,8 +30,12 @@ TLS_DIRECTORY: Final = "/etc/imex/tls"
 MEMBERSHIP_FILE: Final = "membership/membership.json"
 """In the domain's directory on a node: its ComputeDomainClique, replaced as a whole; no file while there is none.
 
-The node plugin writes it; the daemon sees its folder read-only.
+The node plugin writes it; the daemon sees its folder read-only. Plugin and daemon are upgraded at different times: the
+plugin hands on every field, also those that it does not know, and a daemon ignores what it does not know.
 """
+
+MEMBERSHIP_FILE_VERSION: Final = 1
+"""`version` in the file. Raised only where an older daemon would misunderstand the file; a file without one is of 1."""
 
 DAEMON_ENVIRONMENT: Final = (
     "COMPUTE_DOMAIN_UUID",

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final
@@ -29,14 +29,14 @@ from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.cdi import cdi_file_name
 from kubeletplugin.model.channels import (
     CHANNEL_DEVICE,
-    CLAIM_ANNOTATION,
     DAEMON_DEVICE,
-    DOMAIN_ANNOTATION,
     DOMAIN_FOLDERS,
     Attached,
+    ClaimName,
     DomainUse,
     NodeFabric,
     NoFabric,
+    PreparedClaim,
     Release,
     Unsettled,
     build_channel_spec,
@@ -45,6 +45,7 @@ from kubeletplugin.model.channels import (
     check_release,
     domain_cdi_id,
     find_fabric,
+    read_prepared,
     read_use,
 )
 from kubeletplugin.model.claims import ClaimRequest, parse_claim, parse_config
@@ -113,6 +114,7 @@ class ComputeDomainDriver:
                 log.warning("waiting_for_hardware", extra={"driver": self.name, "error": str(error)})
                 await asyncio.sleep(_MISSING_RETRY_S)
         self._remove_unused_domains()
+        self._renew_daemon_specs()
         self._follow_memberships()
 
     async def _look(self) -> bool:
@@ -209,6 +211,10 @@ class ComputeDomainDriver:
         self._write(request, build_channel_spec(request, use, major, str(status)))
 
     def _prepare_daemon(self, request: ClaimRequest, use: DomainUse) -> None:
+        self._write(request, self._build_daemon_spec(request, use.domain_uid))
+        self._follow_memberships()
+
+    def _build_daemon_spec(self, request: ClaimName, domain_uid: str) -> Json:
         imex = read_imex_nodes(self._root)
         if imex.management is None:
             raise HardwareError("the NVIDIA driver of this node has no capability fabric-imex-mgmt")
@@ -217,9 +223,31 @@ class ComputeDomainDriver:
                 f"{self._root.host} has no nvidia-imex and nvidia-imex-ctl: install the driver's IMEX package there"
             )
         tree = read_driver_tree(self._root, self._executor.inventory.driver_version)
-        folder = self._make_folder(use.domain_uid)
-        self._write(request, build_daemon_spec(request, use, imex, tree, str(folder)))
-        self._follow_memberships()
+        use = DomainUse("daemon", domain_uid)
+        return build_daemon_spec(request, use, imex, tree, str(self._make_folder(domain_uid)))
+
+    def _renew_daemon_specs(self) -> None:
+        """An earlier version of this program, or of the NVIDIA driver, may have given daemons other files.
+
+        A container gets them when the kubelet starts it again.
+        """
+        for prepared, spec in list(self._read_prepared()):
+            if prepared.kind != "daemon":
+                continue
+            try:
+                renewed = self._build_daemon_spec(prepared, prepared.domain_uid)
+                if renewed != spec:
+                    log.info("daemon_spec_renewed", extra={"claim": prepared.claim, "claim_uid": prepared.uid})
+                    self._write(prepared, renewed)
+            except PartitaError as error:
+                log.error("daemon_spec_not_renewed", extra={"claim": prepared.claim, "error": str(error)})
+
+    def _read_prepared(self) -> Iterator[tuple[PreparedClaim, Json]]:
+        """Every claim that is prepared on this node, with its CDI spec."""
+        for uid, spec in self._cdi.read_all():
+            prepared = read_prepared(uid, spec)
+            if prepared is not None and spec is not None:
+                yield prepared, spec
 
     def _make_folder(self, domain_uid: str) -> Path:
         folder = self._domains / domain_uid
@@ -234,13 +262,13 @@ class ComputeDomainDriver:
         """Of the domains that have a daemon on this node; the CDI files say which."""
         wanted = {}
         if isinstance(self._known, Attached):
-            for _, spec in self._cdi.read_all():
-                domain_uid = _annotation(spec, DOMAIN_ANNOTATION)
-                if spec and domain_uid and spec["devices"][0]["name"].endswith("-daemon"):
-                    wanted[clique_object_name(domain_uid, self._known.clique)] = self._make_folder(domain_uid)
+            for prepared, _ in self._read_prepared():
+                if prepared.kind == "daemon" and prepared.domain_uid:
+                    folder = self._make_folder(prepared.domain_uid)
+                    wanted[clique_object_name(prepared.domain_uid, self._known.clique)] = folder
         self._memberships.want(wanted)
 
-    def _write(self, request: ClaimRequest, spec: Json) -> None:
+    def _write(self, request: ClaimName, spec: Json) -> None:
         self._cdi.write(cdi_file_name(COMPUTE_DOMAIN_CDI_VENDOR, request.uid), spec)
 
     async def unprepare(self, ref: ClaimRef) -> None:
@@ -253,7 +281,7 @@ class ComputeDomainDriver:
 
     def _remove_unused_domains(self) -> None:
         """Directories of domains that no prepared claim on this node is of."""
-        used = {_annotation(spec, DOMAIN_ANNOTATION) for _, spec in self._cdi.read_all()}
+        used = {prepared.domain_uid for prepared, _ in self._read_prepared()}
         folders = self._domains.iterdir() if self._domains.is_dir() else ()
         for folder in folders:
             if folder.name not in used:
@@ -272,11 +300,12 @@ class ComputeDomainDriver:
 
     async def _sweep(self) -> None:
         """Unprepare claims that are gone from the API server without the kubelet's telling us."""
-        for uid, spec in list(self._cdi.read_all()):
-            namespace, _, name = _annotation(spec, CLAIM_ANNOTATION).partition("/")
-            if name and not await self._is_alive(ClaimRef(namespace, name, uid)):
-                log.warning("stale_claim", extra={"claim": f"{namespace}/{name}", "claim_uid": uid})
-                await self.unprepare(ClaimRef(namespace, name, uid))
+        for prepared, _ in list(self._read_prepared()):
+            namespace, _, name = prepared.claim.partition("/")
+            ref = ClaimRef(namespace, name, prepared.uid)
+            if name and not await self._is_alive(ref):
+                log.warning("stale_claim", extra={"claim": prepared.claim, "claim_uid": prepared.uid})
+                await self.unprepare(ref)
 
     async def _is_alive(self, ref: ClaimRef) -> bool:
         try:
@@ -286,12 +315,8 @@ class ComputeDomainDriver:
         return bool(claim["metadata"]["uid"] == ref.uid)
 
     def _count(self) -> None:
-        kinds = Counter(spec["devices"][0]["name"].rpartition("-")[2] for _, spec in self._cdi.read_all() if spec)
+        kinds = Counter(prepared.kind for prepared, _ in self._read_prepared())
         show_prepared(self._node, self.name, {kind: kinds[kind] for kind in ("channel", "daemon")})
-
-
-def _annotation(spec: Json | None, key: str) -> str:
-    return str(((spec or {}).get("annotations") or {}).get(key, ""))
 
 
 def _ready_devices(request: ClaimRequest, cdi_ids: tuple[str, ...]) -> tuple[ReadyDevice, ...]:

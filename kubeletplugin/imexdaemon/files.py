@@ -35,6 +35,10 @@ def read_tls(settings: Settings) -> tuple[TlsFiles | None, str]:
     return TlsFiles(str(authority), str(certificate), str(key), server_name), version
 
 
+def is_folder(path: Path) -> bool:
+    return path.is_dir()
+
+
 def write_imex_files(settings: Settings, table: NodeTable, tls: TlsFiles | None) -> None:
     """Everything that nvidia-imex reads when it starts."""
     settings.directory.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,9 @@ on one node. An API server that drops that field leaves one claim a node, as in 
 one domain is not the scheduler's to know: the node's one daemon is of one domain, and claims of another wait for it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from api.clique import FAILED_CONDITION, FORMED_CONDITION, Membership
 from api.errors import ClaimError
@@ -81,6 +82,26 @@ class DomainUse:
     kind: Literal["channel", "daemon"]
     domain_uid: str
     all_channels: bool = False
+
+
+class ClaimName(Protocol):
+    """Whose CDI spec it is."""
+
+    @property
+    def uid(self) -> str: ...
+    @property
+    def claim(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedClaim:
+    """What a CDI spec says about the claim that it was written for."""
+
+    uid: str
+    claim: str
+    kind: str
+    """`channel` or `daemon`."""
+    domain_uid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +235,7 @@ def check_release(request: ClaimRequest, use: DomainUse, membership: Membership 
     return Release()
 
 
-def build_channel_spec(request: ClaimRequest, use: DomainUse, major: int, status_folder: str) -> dict[str, Any]:
+def build_channel_spec(request: ClaimName, use: DomainUse, major: int, status_folder: str) -> dict[str, Any]:
     """CDI: the channels' device nodes, by number so that no node need exist on the host, and the daemon's status."""
     numbers = range(CHANNELS if use.all_channels else 1)
     nodes = [
@@ -226,7 +247,7 @@ def build_channel_spec(request: ClaimRequest, use: DomainUse, major: int, status
 
 
 def build_daemon_spec(
-    request: ClaimRequest, use: DomainUse, imex: ImexNodes, tree: DriverTree, folder: str
+    request: ClaimName, use: DomainUse, imex: ImexNodes, tree: DriverTree, folder: str
 ) -> dict[str, Any]:
     """CDI: the right to be the node's IMEX daemon, the driver's libraries and programs, and the domain's directory."""
     edits = common_edits(tree)
@@ -248,7 +269,7 @@ def build_daemon_spec(
     return _spec(request, use, {**edits, "deviceNodes": nodes, "mounts": mounts})
 
 
-def _spec(request: ClaimRequest, use: DomainUse, edits: dict[str, Any]) -> dict[str, Any]:
+def _spec(request: ClaimName, use: DomainUse, edits: dict[str, Any]) -> dict[str, Any]:
     """One CDI device for the whole claim: whichever of its requests a container uses, it gets the same once."""
     return {
         "cdiVersion": CDI_VERSION,
@@ -260,3 +281,14 @@ def _spec(request: ClaimRequest, use: DomainUse, edits: dict[str, Any]) -> dict[
 
 def domain_cdi_id(request: ClaimRequest, use: DomainUse) -> str:
     return f"{COMPUTE_DOMAIN_CDI_VENDOR}/{CDI_CLAIM_CLASS}={request.uid}-{use.kind}"
+
+
+def read_prepared(uid: str, spec: Mapping[str, Any] | None) -> PreparedClaim | None:
+    """The inverse of `_spec`; None for a spec that cannot be read, or is not of this driver."""
+    if not spec or not spec.get("devices"):
+        return None
+    annotations = spec.get("annotations") or {}
+    kind = str(spec["devices"][0].get("name", "")).rpartition("-")[2]
+    return PreparedClaim(
+        uid, str(annotations.get(CLAIM_ANNOTATION, "")), kind, str(annotations.get(DOMAIN_ANNOTATION, ""))
+    )

@@ -314,6 +314,32 @@ def test_a_daemon_is_brought_the_membership_of_its_own_domain_and_of_no_other(cl
     asyncio.run(scenario())
 
 
+def test_an_upgraded_plugin_brings_up_to_date_what_an_older_one_gave_to_a_daemon(cluster: Cluster) -> None:
+    """The container that runs does not notice; the kubelet's next one gets it."""
+
+    async def scenario() -> None:
+        async with world(cluster) as it:
+            daemon = await it.claim("d-old", kind="Daemon", namespace=SYSTEM)
+            before = await it.kubelet.prepare(daemon)
+            ((name, spec),) = it.specs().items()
+            older = json.loads(json.dumps(spec))
+            mounts = edits(older)["mounts"]
+            mounts[:] = [mount for mount in mounts if mount["containerPath"] != "/imexd/membership"]
+            (it.node.cdi / name).write_text(json.dumps(older))
+            await it.restart()
+            await until(lambda: it.specs() == {name: spec})
+            again = await it.kubelet.prepare(daemon)
+            assert list(again[daemon.uid][0].cdi_device_ids) == list(before[daemon.uid][0].cdi_device_ids)
+            await it.publish(released=False, message="told")
+            (folder,) = [
+                each["hostPath"] for each in edits(spec)["mounts"] if each["containerPath"] == "/imexd/membership"
+            ]
+            await until(lambda: read(Path(folder, "membership.json")).get("daemons", [{}])[0].get("message") == "told")
+            await it.kubelet.unprepare(daemon)
+
+    asyncio.run(scenario())
+
+
 def test_a_node_without_fabric_prepares_at_once_and_gives_no_channel(cluster: Cluster) -> None:
     async def scenario() -> None:
         async with world(cluster, "h100x1") as it:
