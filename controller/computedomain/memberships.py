@@ -1,6 +1,7 @@
 """What the ComputeDomainCliques of a domain are to say, and when: one write tells of many changes. Pure."""
 
 from collections.abc import Mapping
+from typing import Final
 
 from api.clique import Member as StoredMember
 from api.clique import Membership, clique_object_name
@@ -19,6 +20,8 @@ from controller.computedomain.state import (
     Settings,
 )
 from controller.computedomain.waiting import find_abandoned
+
+NOW: Final = ("", 0.0)
 
 
 def group_by_clique(members: Members) -> dict[str, list[Member]]:
@@ -52,20 +55,22 @@ def plan_memberships(
         if clique.terminating:
             continue  # its name is taken until the garbage collector is done
         wanted = build_membership(domain, placed, clique.membership.max_nodes, abandoned.get(clique_id, ()))
-        window = _gathering_window_s(clique.membership, placed, domain, wanted)
-        if window is None:
+        change = _find_change(clique.membership, placed, domain, wanted)
+        if change is None:
             continue
-        since = seen.held_since.get(name, seen.now)
-        if seen.now - since < window:
-            held.append(name)
-            wakes.append(window - (seen.now - since))
+        kind, window_s = change
+        # Each kind has its own time: words that have waited for long must not hurry the first address.
+        held_s = seen.now - seen.held_since.get(f"{name} {kind}", seen.now)
+        if held_s < window_s:
+            held.append(f"{name} {kind}")
+            wakes.append(window_s - held_s)
         else:
             actions.append(WriteMembership(clique.ref, clique.resource_version, wanted))
     return actions, held, wakes
 
 
-def _gathering_window_s(stored: Membership, members: list[Member], domain: Domain, wanted: Json) -> float | None:
-    """How long a change may wait for others to come with it, in seconds; None: there is no change.
+def _find_change(stored: Membership, members: list[Member], domain: Domain, wanted: Json) -> tuple[str, float] | None:
+    """What has changed, and how many seconds it may wait for others to come with it; None: nothing has.
 
     Who leaves, a claim that is given up, and the loss of an address, is told at once. A member that joins is of no use
     to the others before it has an address; an address waits for those that are still coming, a readiness likewise. So
@@ -73,20 +78,20 @@ def _gathering_window_s(stored: Membership, members: list[Member], domain: Domai
     """
     frame = (domain.ref.name, domain.ref.namespace, wanted["draining"])
     if (stored.domain_name, stored.domain_namespace, stored.draining) != frame:
-        return 0.0
+        return NOW
     abandoned = tuple(wanted["abandonedClaims"])
     if not set(abandoned) <= set(stored.abandoned):
-        return 0.0
+        return NOW
     after = {member.node: member for member in members}
     pairs = [(old, after.get(old.node)) for old in stored.members]
     if any(new is None or new.index != old.index or old.address not in ("", new.address) for old, new in pairs):
-        return 0.0
+        return NOW
     changed = [(old, new) for old, new in pairs if new is not None and _entry(old) != _wanted_entry(new)]
     if len(after) > len(pairs) or any(old.address != new.address for old, new in changed):
-        return 0.0 if all(member.address for member in members) else GATHER_ADDRESSES_S
+        return NOW if all(member.address for member in members) else ("addresses", GATHER_ADDRESSES_S)
     if any((old.ready, old.released) != (new.ready, new.released) for old, new in changed):
-        return 0.0 if all(member.ready for member in members) else GATHER_READINESS_S
-    return GATHER_WORDS_S if changed or abandoned != stored.abandoned else None
+        return NOW if all(member.ready for member in members) else ("readiness", GATHER_READINESS_S)
+    return ("words", GATHER_WORDS_S) if changed or abandoned != stored.abandoned else None
 
 
 def _entry(member: StoredMember) -> tuple[str, bool, bool, str]:

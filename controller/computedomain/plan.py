@@ -247,7 +247,7 @@ def _is_stale(made: Any, owner_of: Mapping[str, str]) -> bool:
 
 FIRST_STATUS_S = 0.3
 """A new domain's pods usually come with it: wait this long before saying that there are none."""
-GATHER_STATUS_S = 1.0
+GATHER_STATUS_S = 3.0
 """How long progress that does not change Ready may wait."""
 
 

@@ -323,6 +323,24 @@ def test_formation_costs_two_writes_a_node_and_a_few_more() -> None:
     assert len(world.writes) <= 8 + 2 * len(nodes) + 4 * (cliques - 1)
 
 
+def test_the_first_address_waits_for_the_others_however_long_words_have_waited() -> None:
+    world = World()
+    world.add_claim("n0")
+    world.add_claim("n1")
+    for _ in range(2):
+        for action in world.plan().actions:
+            world.apply(action)
+    world.plan()  # the daemons' pods are starting: words that wait
+    world.now += 1.9
+    name = next(name for name, pod in world.pods.items() if pod.node == "n0")
+    world.pods[name] = replace(world.pods[name], phase=Phase.RUNNING, address="10.0.0.1")
+    assert not [action for action in world.plan().actions if isinstance(action, WriteMembership)]
+    world.now += 0.2
+    assert not [action for action in world.plan().actions if isinstance(action, WriteMembership)]
+    world.now += 2.0
+    assert [action for action in world.plan().actions if isinstance(action, WriteMembership)]
+
+
 def test_a_plan_for_something_that_ends_makes_nothing() -> None:
     world = _formed("n0", "n1")
     bad = Plan(Situation.ENDING, ((Create(Ref("Pod", "driver", "x"), {}),),))
