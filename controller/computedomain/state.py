@@ -160,7 +160,7 @@ class Settings:
     priority_class: str = ""
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
-    daemon_cpu: str = "10m"
+    daemon_cpu: str = "100m"
     daemon_memory: str = "128Mi"
 
 
