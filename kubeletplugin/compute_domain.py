@@ -9,13 +9,13 @@ import asyncio
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final
 
 from api.client import Client, Json, NotFound, path
-from api.clique import CLIQUE_PLURAL, clique_object_name, parse_membership
+from api.clique import CLIQUE_PLURAL, DAEMON_STATUS_FILE, Membership, clique_object_name, parse_membership
 from api.errors import HardwareError, PartitaError, Retryable
 from api.names import COMPUTE_DOMAIN_CDI_VENDOR, COMPUTE_DOMAIN_DRIVER, RESOURCE_API_VERSION
 from kubeletplugin.disk import disk_error
@@ -25,6 +25,7 @@ from kubeletplugin.files import CdiFiles
 from kubeletplugin.hardware.imex import read_imex_nodes
 from kubeletplugin.hardware.tree import DriverRoot, read_driver_tree
 from kubeletplugin.membership import Memberships, follow_clique
+from kubeletplugin.merge import merge
 from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.cdi import cdi_file_name
 from kubeletplugin.model.channels import (
@@ -37,12 +38,10 @@ from kubeletplugin.model.channels import (
     NodeFabric,
     NoFabric,
     PreparedClaim,
-    Release,
     Unsettled,
     build_channel_spec,
     build_daemon_spec,
     build_domain_devices,
-    check_release,
     domain_cdi_id,
     find_fabric,
     read_prepared,
@@ -50,7 +49,9 @@ from kubeletplugin.model.channels import (
 )
 from kubeletplugin.model.claims import ClaimRequest, parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features
+from kubeletplugin.model.release import DaemonReport, Release, check_release, parse_report
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
+from kubeletplugin.watch import watch_file
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,8 @@ class ComputeDomainDriver:
         self._fabric: NodeFabric = Unsettled("the hardware has not been read yet")
         self._cliques = path(RESOURCE_API_VERSION, CLIQUE_PLURAL, namespace=namespace)
         self._memberships = Memberships(client, self._cliques)
+        self._awaited: Counter[str] = Counter()
+        """Domains that claims wait for: how many."""
         self._known: Attached | NoFabric | None = None
         """The last answer that was certain: a fabric that is unwell for a while does not undo running domains."""
 
@@ -173,8 +176,13 @@ class ComputeDomainDriver:
         if use.kind == "daemon":
             self._prepare_daemon(request, use)
         else:
-            await self._wait_for_release(request, use, fabric)
-            self._prepare_channel(request, use)
+            self._awaited[use.domain_uid] += 1
+            try:
+                await self._wait_for_release(request, use, fabric)
+                self._prepare_channel(request, use)
+            finally:
+                self._awaited -= Counter((use.domain_uid,))
+                self._remove_unused_domains()
         self._count()
         return _ready_devices(request, (domain_cdi_id(request, use),))
 
@@ -182,17 +190,12 @@ class ComputeDomainDriver:
         return self._fabric.reason if isinstance(self._fabric, Unsettled) else "the hardware has not been read yet"
 
     async def _wait_for_release(self, request: ClaimRequest, use: DomainUse, fabric: Attached) -> None:
-        """Until the controller releases the channel. Raises ClaimError at once, NotConnectedYet in the end."""
-        name = clique_object_name(use.domain_uid, fabric.clique)
+        """Until the channel is released. Raises ClaimError at once, NotConnectedYet in the end."""
         reason = f"claim {request.claim}: the API server has not answered yet"
         try:
-            async with (
-                asyncio.timeout(self._wait_s),
-                aclosing(follow_clique(self._client, self._cliques, name)) as found,
-            ):
-                async for clique in found:
-                    membership = parse_membership(clique) if clique else None
-                    decision = check_release(request, use, membership, self._node)
+            async with asyncio.timeout(self._wait_s), aclosing(self._follow(use, fabric)) as found:
+                async for membership, report in found:
+                    decision = check_release(request, use, membership, self._node, report)
                     if isinstance(decision, Release):
                         return
                     if decision.reason != reason:
@@ -200,6 +203,24 @@ class ComputeDomainDriver:
                     reason = decision.reason
         except TimeoutError as error:
             raise NotConnectedYet(reason) from error
+
+    async def _follow(
+        self, use: DomainUse, fabric: Attached
+    ) -> AsyncGenerator[tuple[Membership | None, DaemonReport | None], None]:
+        """What the controller and this node's daemon say, at every change; the controller's word comes first."""
+        name = clique_object_name(use.domain_uid, fabric.clique)
+        status = _follow_status(self._make_folder(use.domain_uid) / DAEMON_STATUS_FILE)
+        membership: Membership | None = None
+        report: DaemonReport | None = None
+        asked = False
+        async with aclosing(merge(follow_clique(self._client, self._cliques, name), status)) as news:
+            async for source, found in news:
+                if source == 0:
+                    membership, asked = parse_membership(found) if found else None, True
+                else:
+                    report = parse_report(found)
+                if asked:
+                    yield membership, report
 
     def _prepare_channel(self, request: ClaimRequest, use: DomainUse) -> None:
         major = read_imex_nodes(self._root).channel_major
@@ -281,7 +302,7 @@ class ComputeDomainDriver:
 
     def _remove_unused_domains(self) -> None:
         """Directories of domains that no prepared claim on this node is of."""
-        used = {prepared.domain_uid for prepared, _ in self._read_prepared()}
+        used = {prepared.domain_uid for prepared, _ in self._read_prepared()} | set(self._awaited)
         folders = self._domains.iterdir() if self._domains.is_dir() else ()
         for folder in folders:
             if folder.name not in used:
@@ -317,6 +338,16 @@ class ComputeDomainDriver:
     def _count(self) -> None:
         kinds = Counter(prepared.kind for prepared, _ in self._read_prepared())
         show_prepared(self._node, self.name, {kind: kinds[kind] for kind in ("channel", "daemon")})
+
+
+async def _follow_status(file: Path) -> AsyncGenerator[Json | None, None]:
+    """What the daemon says. Where it cannot be watched (inotify instances are few), the controller's word must do."""
+    try:
+        async with aclosing(watch_file(file)) as found:
+            async for content in found:
+                yield content
+    except OSError as error:
+        log.warning("daemon_not_watched", extra={"path": str(file), "error": str(error)})
 
 
 def _ready_devices(request: ClaimRequest, cdi_ids: tuple[str, ...]) -> tuple[ReadyDevice, ...]:

@@ -76,6 +76,7 @@ def build_clique(domain: Domain, clique_id: str, members: list[Member], settings
             "namespace": settings.namespace,
             "labels": {COMPUTE_DOMAIN_LABEL: domain.ref.uid, COMPUTE_DOMAIN_CLIQUE_LABEL: clique_id},
         },
+        "releasePolicy": "AllNodes" if domain.wait_for_all else "Connected",
         **build_membership(domain, members, settings.max_nodes_per_imex_domain),
     }
 

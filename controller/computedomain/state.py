@@ -222,8 +222,9 @@ class Members:
 
 GATHER_ADDRESSES_S: Final = 2.0
 """How long an address may wait for those of the other members, so that all are told at once."""
-GATHER_READINESS_S: Final = 0.5
-"""How long a readiness may wait for those of the other members. The last one never waits."""
+GATHER_READINESS_S: Final = 2.0
+"""How long a readiness may wait for those of the other members. The last one never waits, and no pod waits for it where
+nodes release their channels themselves."""
 GATHER_WORDS_S: Final = 2.0
 """How long a change of words alone may wait."""
 FAILED_POD_RETRY_S: Final = 10.0

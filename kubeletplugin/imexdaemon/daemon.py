@@ -27,7 +27,7 @@ from kubeletplugin.imexdaemon.probes import State
 from kubeletplugin.imexdaemon.process import ImexProcess, read_domain
 from kubeletplugin.imexdaemon.readiness import Readiness, check_readiness
 from kubeletplugin.imexdaemon.settings import Settings
-from kubeletplugin.imexdaemon.watch import watch_file
+from kubeletplugin.watch import watch_file
 
 log = logging.getLogger(__name__)
 

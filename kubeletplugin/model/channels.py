@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
-from api.clique import FAILED_CONDITION, FORMED_CONDITION, Membership
+from api.clique import FAILED_CONDITION, FORMED_CONDITION
 from api.errors import ClaimError
 from api.names import CDI_CLAIM_CLASS, COMPUTE_DOMAIN_CDI_VENDOR
 from kubeletplugin.model.cdi import CDI_VERSION, DeviceNode, DriverTree, common_edits, node_edit
@@ -104,18 +104,6 @@ class PreparedClaim:
     domain_uid: str
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Not yet; `reason` is a sentence about what is missing."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """The claim may be prepared."""
-
-
 def find_fabric(inventory: Inventory) -> NodeFabric:
     """The node's clique. A fabric that is not in order is never taken for none: pods would start without a channel."""
     gpus = [gpu for gpu in inventory.gpus if not gpu.lost]
@@ -203,36 +191,6 @@ def read_use(request: ClaimRequest, driver_namespace: str) -> DomainUse:
             reason="WrongNamespace",
         )
     return use
-
-
-def check_release(request: ClaimRequest, use: DomainUse, membership: Membership | None, node: str) -> Release | Wait:
-    """May this channel be given out now? Raises ClaimError where waiting is useless."""
-    if membership is None:
-        return Wait(
-            f"claim {request.claim}: ComputeDomain {use.domain_uid} has no members in this node's NVLink clique yet; "
-            "it is deleted, or the controller has not seen the claim, or the domainID is wrong"
-        )
-    domain = f"ComputeDomain {membership.domain_namespace}/{membership.domain_name}"
-    if request.namespace != membership.domain_namespace:
-        # Says no more than the claim's author knows: the domain is not theirs.
-        raise ClaimError(
-            request.claim,
-            f"domainID {use.domain_uid} is of a ComputeDomain in another namespace; a ComputeDomain is for claims of "
-            "its own namespace only",
-            reason="WrongNamespace",
-        )
-    if request.uid in membership.abandoned:
-        raise ClaimError(request.claim, "the pods that it is for are being deleted", reason="PodDeleted")
-    if membership.draining:
-        raise ClaimError(
-            request.claim, f"{domain} is being deleted and takes no new claims", reason="ComputeDomainDraining"
-        )
-    member = membership.member(node)
-    if member is None:
-        return Wait(f"claim {request.claim}: node {node} is not a member of {domain} yet")
-    if not member.released:
-        return Wait(f"claim {request.claim}: {member.message or f'node {node} is not connected in {domain} yet'}")
-    return Release()
 
 
 def build_channel_spec(request: ClaimName, use: DomainUse, major: int, status_folder: str) -> dict[str, Any]:

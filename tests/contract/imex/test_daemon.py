@@ -147,6 +147,7 @@ def test_members_connect_and_say_so_over_http_and_in_the_status_file(cluster: Cl
         "computeDomain": DOMAIN,
         "cliqueID": CLIQUE,
         "node": third.name,
+        "address": third.host.address,
         "index": 3,
         "ready": True,
         "message": "connected to 2 of 2 peers",
