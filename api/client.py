@@ -33,6 +33,8 @@ APPLY_PATCH: Final = "application/apply-patch+yaml"
 MERGE_PATCH: Final = "application/merge-patch+json"
 JSON_PATCH: Final = "application/json-patch+json"
 STRATEGIC_PATCH: Final = "application/strategic-merge-patch+json"
+_JSON: Final = "application/json"
+_METADATA_ONLY: Final = "application/json;as={kind};g=meta.k8s.io;v=v1"  # KEP-2334
 
 
 class ApiError(PartitaError):
@@ -209,23 +211,33 @@ class Client:
         return await self._request("DELETE", path, body=body)
 
     async def list_watch(
-        self, path: str, *, field_selector: str | None = None, label_selector: str | None = None
+        self,
+        path: str,
+        *,
+        field_selector: str | None = None,
+        label_selector: str | None = None,
+        metadata_only: bool = False,
     ) -> AsyncIterator[tuple[EventType, Any]]:
         """Yield `("SYNC", [objects])` after every full list, then `("ADDED"|"MODIFIED"|"DELETED", object)`, for ever.
 
         Resumes where it was cut; after "too old" comes another SYNC, whose list replaces what the caller knew.
+        `metadata_only`: the server sends nothing but `metadata` of each object.
         Raises only what waiting cannot cure: Forbidden, NotFound (no such resource), Invalid.
         """
         query = {"fieldSelector": field_selector, "labelSelector": label_selector}
         selectors = {key: value for key, value in query.items() if value}
+        listed, watched = (
+            _METADATA_ONLY.format(kind=kind) if metadata_only else _JSON
+            for kind in ("PartialObjectMetadataList", "PartialObjectMetadata")
+        )
         version: str | None = None
         delays = back_off_s()
         while True:
             try:
                 if version is None:
-                    items, version = await self._list_pages(path, selectors)
+                    items, version = await self._list_pages(path, selectors, listed)
                     yield "SYNC", items
-                async for kind, obj in self._watch(path, selectors, version):
+                async for kind, obj in self._watch(path, selectors, version, watched):
                     version = obj["metadata"]["resourceVersion"]
                     delays = back_off_s()
                     if kind != "BOOKMARK":
@@ -239,11 +251,13 @@ class Client:
                 log.info("watch_interrupted", extra={"path": path, "error": str(error), "retry_in_s": delay_s})
                 await asyncio.sleep(delay_s)
 
-    async def _watch(self, path: str, selectors: Mapping[str, str], version: str) -> AsyncIterator[tuple[Any, Json]]:
+    async def _watch(
+        self, path: str, selectors: Mapping[str, str], version: str, accept: str
+    ) -> AsyncIterator[tuple[Any, Json]]:
         query = {**selectors, "watch": "1", "allowWatchBookmarks": "true", "resourceVersion": version}
         limits = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_TIMEOUT_S, sock_read=SILENCE_S)
         try:
-            async with await self._send("GET", path, query=query, limits=limits) as response:
+            async with await self._send("GET", path, query=query, limits=limits, accept=accept) as response:
                 if response.status != 200:
                     raise await self._error(response, "watch", path)
                 async for line in _lines(response.content):
@@ -254,12 +268,12 @@ class Client:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unavailable(f"watch {path}: {error or type(error).__name__}") from error
 
-    async def _list_pages(self, path: str, selectors: Mapping[str, str]) -> tuple[Objects, str]:
+    async def _list_pages(self, path: str, selectors: Mapping[str, str], accept: str = _JSON) -> tuple[Objects, str]:
         items: Objects = []
         query = {"limit": str(PAGE_SIZE), **selectors}
         while True:
             try:
-                page = await self._request("GET", path, query=query)
+                page = await self._request("GET", path, query=query, accept=accept)
             except Gone:
                 # The continue token outlived the server's history: begin again, in one piece.
                 items, query = [], dict(selectors)
@@ -281,11 +295,14 @@ class Client:
         *,
         query: Mapping[str, str] | None = None,
         body: Any = None,
-        content_type: str = "application/json",
+        content_type: str = _JSON,
+        accept: str = _JSON,
     ) -> Json:
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         try:
-            async with await self._send(method, path, query=query, data=data, content_type=content_type) as response:
+            async with await self._send(
+                method, path, query=query, data=data, content_type=content_type, accept=accept
+            ) as response:
                 if response.status >= 300:
                     raise await self._error(response, method, path)
                 answer: Json = json.loads(await response.read())
@@ -300,11 +317,12 @@ class Client:
         *,
         query: Mapping[str, str] | None = None,
         data: bytes | None = None,
-        content_type: str = "application/json",
+        content_type: str = _JSON,
+        accept: str = _JSON,
         limits: aiohttp.ClientTimeout | None = None,
     ) -> aiohttp.ClientResponse:
         session = self._session or self._open()
-        headers = {"Accept": "application/json"}
+        headers = {"Accept": accept}
         if data is not None:
             headers["Content-Type"] = content_type
         token = await self._connection.authorization()

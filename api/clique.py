@@ -7,8 +7,9 @@ selector `metadata.name=...` before it exists. A reader needs nothing else:
 
 - the daemon of node N takes everybody's address and index from `members`, its own included. A member without an
   address has no daemon yet: it belongs to no node list;
-- the node plugin of node N releases the channel when N's entry says `released`; until then its `message` says what is
-  missing. `draining` means: prepare no claim that is not prepared yet;
+- the node plugin of node N releases the channel when N's entry says `released`, or, with `release_policy` Connected,
+  when N's own daemon says that it is connected (`DAEMON_STATUS_FILE`); until then its `message` says what is missing.
+  `draining` means: prepare no claim that is not prepared yet; a claim in `abandoned` is not to be waited for;
 - an object that is gone, or has no entry for N, means that N is no member (any more, or yet).
 
 The kind and the fields `daemons[].{nodeName,ipAddress,cliqueID,index,status}` are those of NVIDIA's DRA driver; the
@@ -30,8 +31,15 @@ TLS_DIRECTORY: Final = "/etc/imex/tls"
 MEMBERSHIP_FILE: Final = "membership/membership.json"
 """In the domain's directory on a node: its ComputeDomainClique, replaced as a whole; no file while there is none.
 
-The node plugin writes it; the daemon sees its folder read-only.
+The node plugin writes it; the daemon sees its folder read-only. Plugin and daemon are upgraded at different times: the
+plugin hands on every field, also those that it does not know, and a daemon ignores what it does not know.
 """
+
+DAEMON_STATUS_FILE: Final = "status/status.json"
+"""In the same directory: whether the node's daemon is connected to its peers. The daemon writes it."""
+
+MEMBERSHIP_FILE_VERSION: Final = 1
+"""`version` in the file. Raised only where an older daemon would misunderstand the file; a file without one is of 1."""
 
 DAEMON_ENVIRONMENT: Final = (
     "COMPUTE_DOMAIN_UUID",
@@ -93,6 +101,10 @@ class Membership:
     max_nodes: int
     draining: bool
     members: tuple[Member, ...]
+    abandoned: tuple[str, ...] = ()
+    """UIDs of claims that wait for their channel, while all their pods are being deleted."""
+    release_policy: str = ""
+    """Connected or AllNodes; "" from a controller that leaves no release to the nodes."""
 
     def member(self, node: str) -> Member | None:
         return next((member for member in self.members if member.node == node), None)
@@ -117,6 +129,8 @@ def parse_membership(raw: Mapping[str, Any]) -> Membership:
         max_nodes=int(raw.get("maxNodes", 18)),
         draining=bool(raw.get("draining", False)),
         members=tuple(members),
+        abandoned=tuple(sorted(map(str, raw.get("abandonedClaims") or ()))),
+        release_policy=str(raw.get("releasePolicy", "")),
     )
 
 

@@ -167,6 +167,17 @@ COMPUTE_DOMAIN_CLIQUE: Final = CustomResource(
         "domainNamespace": {"type": "string", "description": "The only namespace whose claims may use the domain."},
         "maxNodes": {"type": "integer", "minimum": 1, "description": "Indexes are below this number."},
         "draining": {"type": "boolean", "description": "The domain is being deleted: no new claim may be prepared."},
+        "releasePolicy": {
+            "type": "string",
+            "description": "Connected: a node may give its channel out when its own daemon says that it is connected. "
+            "AllNodes: when the controller says so.",
+        },
+        "abandonedClaims": {
+            "type": "array",
+            "items": {"type": "string"},
+            "x-kubernetes-list-type": "set",
+            "description": "UIDs of claims that wait for a channel, and whose pods are being deleted.",
+        },
     },
     status_subresource=False,
     columns=(

@@ -40,12 +40,14 @@ class Cache(Generic[T]):
         *,
         label_selector: str | None = None,
         field_selector: str | None = None,
+        metadata_only: bool = False,
     ) -> None:
         self.path = path
         self.synced = asyncio.Event()
         self._parse = parse
         self._label_selector = label_selector
         self._field_selector = field_selector
+        self._metadata_only = metadata_only
         self._entries: dict[Name, _Entry[T]] = {}
         self._index_functions = indexes
         self._indexes: dict[str, dict[str, dict[Name, None]]] = {name: {} for name in indexes}
@@ -62,6 +64,9 @@ class Cache(Generic[T]):
     def get(self, namespace: str, name: str) -> T | None:
         entry = self._entries.get((namespace, name))
         return entry.value if entry else None
+
+    def values(self) -> Iterator[T]:
+        return (entry.value for entry in self._entries.values())
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -82,7 +87,12 @@ class Cache(Generic[T]):
                 await asyncio.sleep(delay_s)
 
     async def _follow(self, client: Client, changed: Callable[[T], None]) -> None:
-        events = client.list_watch(self.path, label_selector=self._label_selector, field_selector=self._field_selector)
+        events = client.list_watch(
+            self.path,
+            label_selector=self._label_selector,
+            field_selector=self._field_selector,
+            metadata_only=self._metadata_only,
+        )
         async for kind, payload in events:
             if kind == "SYNC":
                 self._replace(payload, changed)

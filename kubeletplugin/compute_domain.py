@@ -9,13 +9,13 @@ import asyncio
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final
 
 from api.client import Client, Json, NotFound, path
-from api.clique import CLIQUE_PLURAL, clique_object_name, parse_membership
+from api.clique import CLIQUE_PLURAL, DAEMON_STATUS_FILE, Membership, clique_object_name, parse_membership
 from api.errors import HardwareError, PartitaError, Retryable
 from api.names import COMPUTE_DOMAIN_CDI_VENDOR, COMPUTE_DOMAIN_DRIVER, RESOURCE_API_VERSION
 from kubeletplugin.disk import disk_error
@@ -25,31 +25,33 @@ from kubeletplugin.files import CdiFiles
 from kubeletplugin.hardware.imex import read_imex_nodes
 from kubeletplugin.hardware.tree import DriverRoot, read_driver_tree
 from kubeletplugin.membership import Memberships, follow_clique
+from kubeletplugin.merge import merge
 from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.cdi import cdi_file_name
 from kubeletplugin.model.channels import (
     CHANNEL_DEVICE,
-    CLAIM_ANNOTATION,
     DAEMON_DEVICE,
-    DOMAIN_ANNOTATION,
     DOMAIN_FOLDERS,
     Attached,
+    ClaimName,
     DomainUse,
     NodeFabric,
     NoFabric,
-    Release,
+    PreparedClaim,
     Unsettled,
     build_channel_spec,
     build_daemon_spec,
     build_domain_devices,
-    check_release,
     domain_cdi_id,
     find_fabric,
+    read_prepared,
     read_use,
 )
 from kubeletplugin.model.claims import ClaimRequest, parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features
+from kubeletplugin.model.release import DaemonReport, Release, check_release, parse_report
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
+from kubeletplugin.watch import watch_file
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +101,8 @@ class ComputeDomainDriver:
         self._fabric: NodeFabric = Unsettled("the hardware has not been read yet")
         self._cliques = path(RESOURCE_API_VERSION, CLIQUE_PLURAL, namespace=namespace)
         self._memberships = Memberships(client, self._cliques)
+        self._awaited: Counter[str] = Counter()
+        """Domains that claims wait for: how many."""
         self._known: Attached | NoFabric | None = None
         """The last answer that was certain: a fabric that is unwell for a while does not undo running domains."""
 
@@ -113,6 +117,7 @@ class ComputeDomainDriver:
                 log.warning("waiting_for_hardware", extra={"driver": self.name, "error": str(error)})
                 await asyncio.sleep(_MISSING_RETRY_S)
         self._remove_unused_domains()
+        self._renew_daemon_specs()
         self._follow_memberships()
 
     async def _look(self) -> bool:
@@ -171,8 +176,13 @@ class ComputeDomainDriver:
         if use.kind == "daemon":
             self._prepare_daemon(request, use)
         else:
-            await self._wait_for_release(request, use, fabric)
-            self._prepare_channel(request, use)
+            self._awaited[use.domain_uid] += 1
+            try:
+                await self._wait_for_release(request, use, fabric)
+                self._prepare_channel(request, use)
+            finally:
+                self._awaited -= Counter((use.domain_uid,))
+                self._remove_unused_domains()
         self._count()
         return _ready_devices(request, (domain_cdi_id(request, use),))
 
@@ -180,17 +190,12 @@ class ComputeDomainDriver:
         return self._fabric.reason if isinstance(self._fabric, Unsettled) else "the hardware has not been read yet"
 
     async def _wait_for_release(self, request: ClaimRequest, use: DomainUse, fabric: Attached) -> None:
-        """Until the controller releases the channel. Raises ClaimError at once, NotConnectedYet in the end."""
-        name = clique_object_name(use.domain_uid, fabric.clique)
+        """Until the channel is released. Raises ClaimError at once, NotConnectedYet in the end."""
         reason = f"claim {request.claim}: the API server has not answered yet"
         try:
-            async with (
-                asyncio.timeout(self._wait_s),
-                aclosing(follow_clique(self._client, self._cliques, name)) as found,
-            ):
-                async for clique in found:
-                    membership = parse_membership(clique) if clique else None
-                    decision = check_release(request, use, membership, self._node)
+            async with asyncio.timeout(self._wait_s), aclosing(self._follow(use, fabric)) as found:
+                async for membership, report in found:
+                    decision = check_release(request, use, membership, self._node, report)
                     if isinstance(decision, Release):
                         return
                     if decision.reason != reason:
@@ -198,6 +203,24 @@ class ComputeDomainDriver:
                     reason = decision.reason
         except TimeoutError as error:
             raise NotConnectedYet(reason) from error
+
+    async def _follow(
+        self, use: DomainUse, fabric: Attached
+    ) -> AsyncGenerator[tuple[Membership | None, DaemonReport | None], None]:
+        """What the controller and this node's daemon say, at every change; the controller's word comes first."""
+        name = clique_object_name(use.domain_uid, fabric.clique)
+        status = _follow_status(self._make_folder(use.domain_uid) / DAEMON_STATUS_FILE)
+        membership: Membership | None = None
+        report: DaemonReport | None = None
+        asked = False
+        async with aclosing(merge(follow_clique(self._client, self._cliques, name), status)) as news:
+            async for source, found in news:
+                if source == 0:
+                    membership, asked = parse_membership(found) if found else None, True
+                else:
+                    report = parse_report(found)
+                if asked:
+                    yield membership, report
 
     def _prepare_channel(self, request: ClaimRequest, use: DomainUse) -> None:
         major = read_imex_nodes(self._root).channel_major
@@ -209,6 +232,10 @@ class ComputeDomainDriver:
         self._write(request, build_channel_spec(request, use, major, str(status)))
 
     def _prepare_daemon(self, request: ClaimRequest, use: DomainUse) -> None:
+        self._write(request, self._build_daemon_spec(request, use.domain_uid))
+        self._follow_memberships()
+
+    def _build_daemon_spec(self, request: ClaimName, domain_uid: str) -> Json:
         imex = read_imex_nodes(self._root)
         if imex.management is None:
             raise HardwareError("the NVIDIA driver of this node has no capability fabric-imex-mgmt")
@@ -217,9 +244,31 @@ class ComputeDomainDriver:
                 f"{self._root.host} has no nvidia-imex and nvidia-imex-ctl: install the driver's IMEX package there"
             )
         tree = read_driver_tree(self._root, self._executor.inventory.driver_version)
-        folder = self._make_folder(use.domain_uid)
-        self._write(request, build_daemon_spec(request, use, imex, tree, str(folder)))
-        self._follow_memberships()
+        use = DomainUse("daemon", domain_uid)
+        return build_daemon_spec(request, use, imex, tree, str(self._make_folder(domain_uid)))
+
+    def _renew_daemon_specs(self) -> None:
+        """An earlier version of this program, or of the NVIDIA driver, may have given daemons other files.
+
+        A container gets them when the kubelet starts it again.
+        """
+        for prepared, spec in list(self._read_prepared()):
+            if prepared.kind != "daemon":
+                continue
+            try:
+                renewed = self._build_daemon_spec(prepared, prepared.domain_uid)
+                if renewed != spec:
+                    log.info("daemon_spec_renewed", extra={"claim": prepared.claim, "claim_uid": prepared.uid})
+                    self._write(prepared, renewed)
+            except PartitaError as error:
+                log.error("daemon_spec_not_renewed", extra={"claim": prepared.claim, "error": str(error)})
+
+    def _read_prepared(self) -> Iterator[tuple[PreparedClaim, Json]]:
+        """Every claim that is prepared on this node, with its CDI spec."""
+        for uid, spec in self._cdi.read_all():
+            prepared = read_prepared(uid, spec)
+            if prepared is not None and spec is not None:
+                yield prepared, spec
 
     def _make_folder(self, domain_uid: str) -> Path:
         folder = self._domains / domain_uid
@@ -234,13 +283,13 @@ class ComputeDomainDriver:
         """Of the domains that have a daemon on this node; the CDI files say which."""
         wanted = {}
         if isinstance(self._known, Attached):
-            for _, spec in self._cdi.read_all():
-                domain_uid = _annotation(spec, DOMAIN_ANNOTATION)
-                if spec and domain_uid and spec["devices"][0]["name"].endswith("-daemon"):
-                    wanted[clique_object_name(domain_uid, self._known.clique)] = self._make_folder(domain_uid)
+            for prepared, _ in self._read_prepared():
+                if prepared.kind == "daemon" and prepared.domain_uid:
+                    folder = self._make_folder(prepared.domain_uid)
+                    wanted[clique_object_name(prepared.domain_uid, self._known.clique)] = folder
         self._memberships.want(wanted)
 
-    def _write(self, request: ClaimRequest, spec: Json) -> None:
+    def _write(self, request: ClaimName, spec: Json) -> None:
         self._cdi.write(cdi_file_name(COMPUTE_DOMAIN_CDI_VENDOR, request.uid), spec)
 
     async def unprepare(self, ref: ClaimRef) -> None:
@@ -253,7 +302,7 @@ class ComputeDomainDriver:
 
     def _remove_unused_domains(self) -> None:
         """Directories of domains that no prepared claim on this node is of."""
-        used = {_annotation(spec, DOMAIN_ANNOTATION) for _, spec in self._cdi.read_all()}
+        used = {prepared.domain_uid for prepared, _ in self._read_prepared()} | set(self._awaited)
         folders = self._domains.iterdir() if self._domains.is_dir() else ()
         for folder in folders:
             if folder.name not in used:
@@ -272,11 +321,12 @@ class ComputeDomainDriver:
 
     async def _sweep(self) -> None:
         """Unprepare claims that are gone from the API server without the kubelet's telling us."""
-        for uid, spec in list(self._cdi.read_all()):
-            namespace, _, name = _annotation(spec, CLAIM_ANNOTATION).partition("/")
-            if name and not await self._is_alive(ClaimRef(namespace, name, uid)):
-                log.warning("stale_claim", extra={"claim": f"{namespace}/{name}", "claim_uid": uid})
-                await self.unprepare(ClaimRef(namespace, name, uid))
+        for prepared, _ in list(self._read_prepared()):
+            namespace, _, name = prepared.claim.partition("/")
+            ref = ClaimRef(namespace, name, prepared.uid)
+            if name and not await self._is_alive(ref):
+                log.warning("stale_claim", extra={"claim": prepared.claim, "claim_uid": prepared.uid})
+                await self.unprepare(ref)
 
     async def _is_alive(self, ref: ClaimRef) -> bool:
         try:
@@ -286,12 +336,18 @@ class ComputeDomainDriver:
         return bool(claim["metadata"]["uid"] == ref.uid)
 
     def _count(self) -> None:
-        kinds = Counter(spec["devices"][0]["name"].rpartition("-")[2] for _, spec in self._cdi.read_all() if spec)
+        kinds = Counter(prepared.kind for prepared, _ in self._read_prepared())
         show_prepared(self._node, self.name, {kind: kinds[kind] for kind in ("channel", "daemon")})
 
 
-def _annotation(spec: Json | None, key: str) -> str:
-    return str(((spec or {}).get("annotations") or {}).get(key, ""))
+async def _follow_status(file: Path) -> AsyncGenerator[Json | None, None]:
+    """What the daemon says. Where it cannot be watched (inotify instances are few), the controller's word must do."""
+    try:
+        async with aclosing(watch_file(file)) as found:
+            async for content in found:
+                yield content
+    except OSError as error:
+        log.warning("daemon_not_watched", extra={"path": str(file), "error": str(error)})
 
 
 def _ready_devices(request: ClaimRequest, cdi_ids: tuple[str, ...]) -> tuple[ReadyDevice, ...]:

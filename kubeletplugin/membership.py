@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from api.client import Client, Forbidden, Json, NotFound, back_off_s
-from api.clique import MEMBERSHIP_FILE
+from api.clique import MEMBERSHIP_FILE, MEMBERSHIP_FILE_VERSION
 from api.errors import Retryable
 from kubeletplugin.disk import disk_error, write_whole
 
 log = logging.getLogger(__name__)
 
-_FIELDS: Final = ("domainName", "domainNamespace", "maxNodes", "draining", "daemons")
+_NOT_FOR_DAEMONS: Final = frozenset({"apiVersion", "kind", "metadata", "abandonedClaims"})
 
 
 async def follow_clique(client: Client, where: str, name: str) -> AsyncGenerator[Json | None, None]:
@@ -39,8 +39,9 @@ def write_membership(folder: Path, clique: Json | None) -> None:
         if clique is None:
             path.unlink(missing_ok=True)
             return
-        content = {name: clique[name] for name in _FIELDS if name in clique}
-        data = json.dumps({"metadata": {"name": clique["metadata"]["name"]}, **content}, separators=(",", ":")).encode()
+        head = {"version": MEMBERSHIP_FILE_VERSION, "metadata": {"name": clique["metadata"]["name"]}}
+        content = {name: value for name, value in clique.items() if name not in _NOT_FOR_DAEMONS}
+        data = json.dumps({**head, **content}, separators=(",", ":")).encode()
         temporary = path.with_name(f".{path.name}.new")
         write_whole(temporary, data, durable=False)
         temporary.replace(path)

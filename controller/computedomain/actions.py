@@ -100,6 +100,8 @@ class Plan:
     wake_after_s: float | None = None
     """Look again after this time, even if nothing changes."""
     members: Members = field(default_factory=Members)
+    follow_pods: bool = False
+    """Pods have been waiting for a while: find out which of them are being deleted (`Observation.leaving`)."""
 
     @property
     def actions(self) -> tuple[Action, ...]:

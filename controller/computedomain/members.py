@@ -48,14 +48,14 @@ def plan_members(seen: Observation, settings: Settings) -> Members:
             by_clique.setdefault(clique, []).append(node)
     members = [Member(node, "", -1, ready=True, released=True) for node in sorted(by_clique.pop("", []))]
     pods = _current_pods(seen, settings)
+    limits = _stored_limits(seen.cliques, settings.namespace)
     placed: list[Member] = []
     for clique, clique_nodes in sorted(by_clique.items()):
-        indexes = _assign_indexes(clique, clique_nodes, stored, settings.max_nodes_per_imex_domain)
+        limit = limits.get(clique, settings.max_nodes_per_imex_domain)
+        indexes = _assign_indexes(clique, clique_nodes, stored, limit)
         for node in clique_nodes:
             if node not in indexes:
-                left_out[node] = (
-                    f"NVLink clique {clique} has its {settings.max_nodes_per_imex_domain} nodes: no place for {node}"
-                )
+                left_out[node] = f"NVLink clique {clique} has its {limit} nodes: no place for {node}"
         placed += [
             _build_member(node, clique, index, pods.get((node, clique)), seen.occupied.get(node))
             for node, index in sorted(indexes.items(), key=lambda item: item[1])
@@ -90,6 +90,15 @@ def _stored_positions(cliques: Iterable[Clique], namespace: str) -> dict[str, tu
         for clique in cliques
         if clique.ref.namespace == namespace and not clique.terminating
         for member in clique.membership.members
+    }
+
+
+def _stored_limits(cliques: Iterable[Clique], namespace: str) -> dict[str, int]:
+    """A clique keeps the limit that it began with: with another node list every nvidia-imex would be started anew."""
+    return {
+        clique.membership.clique_id: clique.membership.max_nodes
+        for clique in cliques
+        if clique.ref.namespace == namespace and not clique.terminating
     }
 
 

@@ -76,18 +76,20 @@ def build_clique(domain: Domain, clique_id: str, members: list[Member], settings
             "namespace": settings.namespace,
             "labels": {COMPUTE_DOMAIN_LABEL: domain.ref.uid, COMPUTE_DOMAIN_CLIQUE_LABEL: clique_id},
         },
-        **build_membership(domain, members, settings),
+        "releasePolicy": "AllNodes" if domain.wait_for_all else "Connected",
+        **build_membership(domain, members, settings.max_nodes_per_imex_domain),
     }
 
 
-def build_membership(domain: Domain, members: list[Member], settings: Settings) -> Json:
+def build_membership(domain: Domain, members: list[Member], max_nodes: int, abandoned: tuple[str, ...] = ()) -> Json:
     """The fields of a ComputeDomainClique that change in its life."""
     return {
         "domainName": domain.ref.name,
         "domainNamespace": domain.ref.namespace,
-        "maxNodes": settings.max_nodes_per_imex_domain,
+        "maxNodes": max_nodes,
         "draining": domain.deleted_at is not None,
         "daemons": [_build_entry(member) for member in members],
+        "abandonedClaims": list(abandoned),
     }
 
 

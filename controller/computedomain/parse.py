@@ -161,7 +161,8 @@ def _pod_message(status: Json) -> str:
     for entry in status.get("containerStatuses") or []:
         waiting = (entry.get("state") or {}).get("waiting") or {}
         if waiting and waiting.get("reason") not in _ORDINARY_WAITS:
-            return str(waiting.get("reason", ""))
+            said = ((entry.get("lastState") or {}).get("terminated") or {}).get("message") or ""
+            return ": ".join(words for words in (str(waiting.get("reason", "")), said.strip()) if words)
     return ""
 
 

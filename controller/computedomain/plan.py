@@ -11,8 +11,6 @@ remembers, and the order of the stages is what keeps every intermediate state ha
 from collections.abc import Mapping
 from typing import Any
 
-from api.clique import Member as StoredMember
-from api.clique import Membership, clique_object_name
 from controller.computedomain.actions import (
     Action,
     AddFinalizer,
@@ -22,18 +20,16 @@ from controller.computedomain.actions import (
     MakeCertificates,
     Plan,
     Situation,
-    WriteMembership,
     WriteStatus,
     find_situation,
     is_anything_left,
 )
 from controller.computedomain.binding import plan_bindings
 from controller.computedomain.members import plan_members
+from controller.computedomain.memberships import plan_memberships
 from controller.computedomain.objects import (
-    build_clique,
     build_daemon_claim,
     build_daemon_pod,
-    build_membership,
     build_template,
     daemon_name,
     secret_name,
@@ -41,12 +37,8 @@ from controller.computedomain.objects import (
 from controller.computedomain.report import plan_reports
 from controller.computedomain.state import (
     FAILED_POD_RETRY_S,
-    GATHER_ADDRESSES_S,
-    GATHER_READINESS_S,
-    GATHER_WORDS_S,
     Clique,
     Domain,
-    Member,
     Members,
     Observation,
     Phase,
@@ -54,6 +46,7 @@ from controller.computedomain.state import (
     Settings,
 )
 from controller.computedomain.status import build_status, find_condition, same_status
+from controller.computedomain.waiting import plan_following
 
 Json = dict[str, Any]
 
@@ -117,16 +110,13 @@ def _deletes(refs: list[Ref]) -> list[Action]:
 
 
 def _plan_upkeep(seen: Observation, domain: Domain, members: Members, situation: Situation, settings: Settings) -> Plan:
-    by_clique: dict[str, list[Member]] = {}
-    for member in members.members:
-        if member.index >= 0:
-            by_clique.setdefault(member.clique_id, []).append(member)
+    inhabited = {member.clique_id for member in members.members if member.index >= 0}
     current = {clique.ref.name: clique for clique in seen.cliques if clique.ref.namespace == settings.namespace}
-    memberships, held, wakes = _plan_memberships(seen, domain, by_clique, current, settings)
+    memberships, held, wakes = plan_memberships(seen, domain, members, current, settings)
     alive = {
         clique.membership.clique_id: clique
         for clique in current.values()
-        if not clique.terminating and clique.membership.clique_id in by_clique
+        if not clique.terminating and clique.membership.clique_id in inhabited
     }
     claims, pods = _plan_daemons(seen, domain, members, alive, settings)
     surplus, retry_s = _plan_surplus(seen, members, alive, settings)
@@ -146,7 +136,8 @@ def _plan_upkeep(seen: Observation, domain: Domain, members: Members, situation:
     told: list[list[Action]] = [[status] if status else []]
     stages = [*told, *structure] if seen.failures else [*structure, *told]
     renewals = [secret.renew_at - seen.now for secret in seen.secrets if secret.renew_at > seen.now]
-    delays = [delay for delay in (*wakes, *renewals, retry_s, status_wake, report_wake) if delay is not None]
+    follow_pods, follow_wake = plan_following(seen, members)
+    delays = [d for d in (*wakes, *renewals, retry_s, status_wake, report_wake, follow_wake) if d is not None]
     return Plan(
         situation,
         _stages(stages),
@@ -154,6 +145,7 @@ def _plan_upkeep(seen: Observation, domain: Domain, members: Members, situation:
         (*held, *status_held),
         min(delays) if delays else None,
         members,
+        follow_pods,
     )
 
 
@@ -169,69 +161,6 @@ def _plan_template(seen: Observation, domain: Domain, situation: Situation) -> l
     return [Create(Ref("ResourceClaimTemplate", *name), body)]
 
 
-def _plan_memberships(
-    seen: Observation,
-    domain: Domain,
-    by_clique: Mapping[str, list[Member]],
-    current: Mapping[str, Clique],
-    settings: Settings,
-) -> tuple[list[Action], list[str], list[float]]:
-    actions: list[Action] = []
-    held: list[str] = []
-    wakes: list[float] = []
-    for clique_id, members in sorted(by_clique.items()):
-        name = clique_object_name(seen.uid, clique_id)
-        clique = current.get(name)
-        if clique is None:
-            body = build_clique(domain, clique_id, members, settings)
-            actions.append(Create(Ref("ComputeDomainClique", settings.namespace, name), body))
-            continue
-        if clique.terminating:
-            continue  # its name is taken until the garbage collector is done
-        wanted = build_membership(domain, members, settings)
-        window = _gathering_window_s(clique.membership, members, domain, settings)
-        if window is None:
-            continue
-        since = seen.held_since.get(name, seen.now)
-        if seen.now - since < window:
-            held.append(name)
-            wakes.append(window - (seen.now - since))
-        else:
-            actions.append(WriteMembership(clique.ref, clique.resource_version, wanted))
-    return actions, held, wakes
-
-
-def _gathering_window_s(stored: Membership, members: list[Member], domain: Domain, settings: Settings) -> float | None:
-    """How long a change may wait for others to come with it, in seconds; None: there is no change.
-
-    Who leaves, and the loss of an address, is told at once. A member that joins is of no use to the others before it
-    has an address; an address waits for those that are still coming, a readiness likewise. So the last of them never
-    waits, and one write tells of many.
-    """
-    draining = domain.deleted_at is not None
-    frame = (domain.ref.name, domain.ref.namespace, settings.max_nodes_per_imex_domain, draining)
-    if (stored.domain_name, stored.domain_namespace, stored.max_nodes, stored.draining) != frame:
-        return 0.0
-    after = {member.node: member for member in members}
-    pairs = [(old, after.get(old.node)) for old in stored.members]
-    if any(new is None or new.index != old.index or old.address not in ("", new.address) for old, new in pairs):
-        return 0.0
-    changed = [(old, new) for old, new in pairs if new is not None and _entry(old) != _wanted_entry(new)]
-    if len(after) > len(pairs) or any(old.address != new.address for old, new in changed):
-        return 0.0 if all(member.address for member in members) else GATHER_ADDRESSES_S
-    if any((old.ready, old.released) != (new.ready, new.released) for old, new in changed):
-        return 0.0 if all(member.ready for member in members) else GATHER_READINESS_S
-    return GATHER_WORDS_S if changed else None
-
-
-def _entry(member: StoredMember) -> tuple[str, bool, bool, str]:
-    return member.address, member.ready, member.released, member.message
-
-
-def _wanted_entry(member: Member) -> tuple[str, bool, bool, str]:
-    return member.address, member.ready, member.released, member.message
-
-
 def _plan_certificates(
     seen: Observation, domain: Domain, alive: Mapping[str, Clique], settings: Settings
 ) -> list[Action]:
@@ -245,8 +174,7 @@ def _plan_certificates(
         if secret is None or secret.renew_at <= seen.now:
             ref = secret.ref if secret else Ref("Secret", settings.namespace, name)
             renew = secret is not None
-            number = settings.max_nodes_per_imex_domain
-            actions.append(MakeCertificates(ref, clique.ref, domain.ref.uid, number, renew))
+            actions.append(MakeCertificates(ref, clique.ref, domain.ref.uid, clique.membership.max_nodes, renew))
     return actions
 
 
@@ -319,7 +247,7 @@ def _is_stale(made: Any, owner_of: Mapping[str, str]) -> bool:
 
 FIRST_STATUS_S = 0.3
 """A new domain's pods usually come with it: wait this long before saying that there are none."""
-GATHER_STATUS_S = 1.0
+GATHER_STATUS_S = 3.0
 """How long progress that does not change Ready may wait."""
 
 

@@ -12,6 +12,7 @@ from controller.apply import PartlyApplied, apply_stages
 from controller.computedomain.actions import Plan
 from controller.computedomain.check import check_plan
 from controller.computedomain.execute import Executor
+from controller.computedomain.leaving import LeavingPods
 from controller.computedomain.parse import (
     parse_claim,
     parse_clique,
@@ -63,11 +64,12 @@ class ComputeDomains:
         self.queue = WorkQueue()
         self._held: dict[str, dict[str, float]] = {}
         self._failures: dict[str, tuple[float, tuple[str, ...]]] = {}
-        self._make_caches(settings.namespace)
+        self._make_caches()
+        self._make_own_caches(settings.namespace)
+        self._leaving = LeavingPods(client, self.queue.add)
         self._executor = Executor(client, self._record, self._drop)
 
-    def _make_caches(self, namespace: str) -> None:
-        own = {"label_selector": COMPUTE_DOMAIN_LABEL}
+    def _make_caches(self) -> None:
         self.domains: Cache[Domain] = Cache(
             path(RESOURCE_API_VERSION, "computedomains"),
             parse_domain,
@@ -91,17 +93,26 @@ class ComputeDomains:
             parse_template,
             {"uid": lambda t: [t.domain_uid] if t.domain_uid else []},
         )
-        self.pods: Cache[DaemonPod] = Cache(
-            path("v1", "pods", namespace=namespace), parse_pod, {"uid": lambda p: [p.domain_uid]}, **own
-        )
-        self.secrets: Cache[TlsSecret] = Cache(
-            path("v1", "secrets", namespace=namespace), parse_secret, {"uid": lambda s: [s.domain_uid]}, **own
-        )
         self.fabric: Cache[NodeFabric] = Cache(
             path("resource.k8s.io/v1", "resourceslices"),
             parse_fabric,
             {"node": lambda f: [f.node]},
             field_selector=f"spec.driver={COMPUTE_DOMAIN_DRIVER}",
+        )
+
+    def _make_own_caches(self, namespace: str) -> None:
+        """Of what daemons need, in the driver's namespace."""
+        self.pods: Cache[DaemonPod] = Cache(
+            path("v1", "pods", namespace=namespace),
+            parse_pod,
+            {"uid": lambda p: [p.domain_uid]},
+            label_selector=COMPUTE_DOMAIN_LABEL,
+        )
+        self.secrets: Cache[TlsSecret] = Cache(
+            path("v1", "secrets", namespace=namespace),
+            parse_secret,
+            {"uid": lambda s: [s.domain_uid]},
+            label_selector=COMPUTE_DOMAIN_LABEL,
         )
 
     @property
@@ -147,6 +158,7 @@ class ComputeDomains:
     async def run(self) -> None:
         """Work until cancelled; nothing is planned before every cache has been filled once."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._leaving.run())
             for cache, changed in self.caches.values():
                 group.create_task(cache.run(self._client, changed))
             for cache, _ in self.caches.values():
@@ -174,6 +186,7 @@ class ComputeDomains:
             secrets=tuple(self.secrets.find("uid", uid)),
             occupied=self._find_occupied(uid, nodes),
             held_since=self._held.get(uid, {}),
+            leaving=self._leaving.known(uid),
             failures=self._lasting_failures(uid, now),
         )
 
@@ -232,6 +245,7 @@ class ComputeDomains:
             self._held[uid] = held
         else:
             self._held.pop(uid, None)
+        self._leaving.follow(uid, seen.domain.ref.namespace if seen.domain and plan.follow_pods else None)
         for report in plan.reports:
             self._events.report(report.regarding, report.kind, report.reason, report.note)
         return plan

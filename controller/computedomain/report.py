@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 from controller.computedomain.state import ChannelClaim, Domain, Member, Members, Observation, Ref
 from controller.computedomain.status import find_condition, find_trouble
+from controller.computedomain.waiting import find_waiting
 
 SLOW_S: Final = 5.0
 """A pod that has waited this long for its channel is told why."""
@@ -59,11 +60,9 @@ def _waiting_pods(seen: Observation, domain: Domain, members: Members) -> tuple[
     by_node: dict[str, Member] = {member.node: member for member in members.members}
     reports: list[Report] = []
     wakes: list[float] = []
-    for claim in seen.claims:
-        if claim in members.refused:
-            continue
+    for claim in find_waiting(seen, members):
         member = by_node.get(claim.node)
-        reason = members.left_out.get(claim.node, "") if member is None else "" if member.released else member.message
+        reason = members.left_out.get(claim.node, "") if member is None else member.message
         if not reason:
             continue
         age = seen.now - claim.allocated_at

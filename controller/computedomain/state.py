@@ -160,7 +160,7 @@ class Settings:
     priority_class: str = ""
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
-    daemon_cpu: str = "10m"
+    daemon_cpu: str = "100m"
     daemon_memory: str = "128Mi"
 
 
@@ -183,6 +183,8 @@ class Observation:
     """Of the nodes of this domain: which other ComputeDomain (`namespace/name`) has a daemon there."""
     held_since: Mapping[str, float] = field(default_factory=dict)
     """Since when an earlier plan has held a write back, by what it holds (`Plan.held`)."""
+    leaving: frozenset[str] = frozenset()
+    """UIDs of pods that have not started and are being deleted; known where `Plan.follow_pods` was said."""
     failures: tuple[str, ...] = ()
     """What the last attempt to act was told, in words for people; empty when everything went through."""
 
@@ -220,8 +222,9 @@ class Members:
 
 GATHER_ADDRESSES_S: Final = 2.0
 """How long an address may wait for those of the other members, so that all are told at once."""
-GATHER_READINESS_S: Final = 0.5
-"""How long a readiness may wait for those of the other members. The last one never waits."""
+GATHER_READINESS_S: Final = 2.0
+"""How long a readiness may wait for those of the other members. The last one never waits, and no pod waits for it where
+nodes release their channels themselves."""
 GATHER_WORDS_S: Final = 2.0
 """How long a change of words alone may wait."""
 FAILED_POD_RETRY_S: Final = 10.0

@@ -5,6 +5,8 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
+from typing import Final
 
 from api.errors import PartitaError
 from api.logs import configure_logging
@@ -13,6 +15,8 @@ from kubeletplugin.imexdaemon.probes import Probes, State
 from kubeletplugin.imexdaemon.settings import Settings, read_settings
 
 log = logging.getLogger(__name__)
+
+TERMINATION_LOG: Final = Path("/dev/termination-log")  # Container.terminationMessagePath
 
 
 async def run(settings: Settings) -> None:
@@ -38,8 +42,10 @@ def main() -> None:
         settings = read_settings(os.environ)
         asyncio.run(run(settings))
     except* PartitaError as errors:
-        for error in errors.exceptions:
-            print(f"Error: {error}", file=sys.stderr)  # noqa: T201
+        told = "\n".join(f"Error: {error}" for error in errors.exceptions)
+        print(told, file=sys.stderr)  # noqa: T201
+        if TERMINATION_LOG.exists():
+            TERMINATION_LOG.write_text(told)  # the kubelet puts it into the pod's status, where the controller finds it
         sys.exit(1)
 
 

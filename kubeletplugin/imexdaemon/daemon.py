@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import time
-from typing import Final, assert_never
+from pathlib import Path
+from typing import Any, Final, assert_never
 
-from api.clique import MEMBERSHIP_FILE, Membership, parse_membership
-from api.errors import InvalidObject
+from api.clique import MEMBERSHIP_FILE, MEMBERSHIP_FILE_VERSION, Membership, parse_membership
+from api.errors import InvalidObject, PartitaError
 from kubeletplugin.imexdaemon import files
 from kubeletplugin.imexdaemon.config import NodeTable, TlsFiles, build_node_table
 from kubeletplugin.imexdaemon.plan import (
@@ -26,14 +27,21 @@ from kubeletplugin.imexdaemon.probes import State
 from kubeletplugin.imexdaemon.process import ImexProcess, read_domain
 from kubeletplugin.imexdaemon.readiness import Readiness, check_readiness
 from kubeletplugin.imexdaemon.settings import Settings
-from kubeletplugin.imexdaemon.watch import watch_file
+from kubeletplugin.watch import watch_file
 
 log = logging.getLogger(__name__)
 
 TLS_CHECK_S: Final = 30.0
 """The kubelet needs a minute or more to bring a renewed certificate into the pod."""
+FOLDER_LOOK_S: Final = 1.0
 HANG_LIMIT_S: Final = 30.0
 """An nvidia-imex that has answered nothing for so long is started anew."""
+
+
+class PluginTooOld(PartitaError):
+    """The node plugin that prepared this container's claim provides no membership."""
+
+    reason = "PluginTooOld"
 
 
 class Daemon:
@@ -43,6 +51,8 @@ class Daemon:
         self._settings = settings
         self._state = state
         self._membership: Membership | None = None
+        self._obstacle = ""
+        """Why the membership cannot be read; "" when there is none."""
         self._running: Running | None = None
         self._imex = ImexProcess(files.config_path(settings), self._on_exit)
         self._wake = asyncio.Event()
@@ -70,16 +80,37 @@ class Daemon:
         if not settings.clique_id:
             self._set(Readiness(True, "this node has no NVLink fabric: there is nothing to connect"))
             return
-        async for obj in watch_file(settings.directory / MEMBERSHIP_FILE):
+        file = settings.directory / MEMBERSHIP_FILE
+        await self._wait_for_folder(file.parent)
+        async for obj in watch_file(file):
             try:
-                membership = None if obj is None else parse_membership(obj)
+                membership = None if obj is None else _parse_file(obj)
             except (InvalidObject, KeyError, TypeError, ValueError) as error:
+                # Whoever is connected stays so: what was known last is better than nothing.
+                self._obstacle = str(error)
                 log.error("membership_unreadable", extra={"object": settings.clique_name, "error": str(error)})
                 continue
+            self._obstacle = ""
             # A node that moves to another rack has a daemon for each clique until the first one has ended.
             is_own = membership is not None and membership.name == settings.clique_name
             self._membership = membership if is_own else None
             self._wake.set()
+
+    async def _wait_for_folder(self, folder: Path) -> None:
+        """The node plugin mounts it. Raises PluginTooOld, so that the kubelet makes the container anew."""
+        given_up_at_s = time.monotonic() + self._settings.membership_wait_s
+        while not files.is_folder(folder):
+            told = (
+                f"{folder} is not there: the node plugin on {self._settings.node} is older than this daemon, and "
+                "knows no membership file; this daemon goes on when that plugin is upgraded"
+            )
+            if time.monotonic() > given_up_at_s:
+                raise PluginTooOld(told)
+            if self._obstacle != told:
+                self._obstacle = told
+                log.warning("membership_missing", extra={"error": told})
+                self._poll_now.set()
+            await asyncio.sleep(FOLDER_LOOK_S)
 
     async def _keep_imex(self) -> None:
         # Nowhere here asyncio.wait_for: in Python 3.11 it loses a cancellation that comes together with a result.
@@ -180,7 +211,8 @@ class Daemon:
         if not settings.clique_id:
             return self._state.value
         if self._membership is None:
-            return Readiness(False, f"there is no ComputeDomainClique {settings.namespace}/{settings.clique_name}")
+            absent = f"there is no ComputeDomainClique {settings.namespace}/{settings.clique_name}"
+            return Readiness(False, self._obstacle or absent)
         if table is None:
             return Readiness(False, f"node {settings.node} is not among the members, or they have no addresses yet")
         if self._running is None or self._running.table.own_index != table.own_index:
@@ -221,3 +253,14 @@ class Daemon:
         log.error("imex_ended", extra={"status": status, "restart_in_s": self._may_start_at_s - now_s})
         self._set(Readiness(False, f"nvidia-imex ended with status {status}"))
         self._wake.set()
+
+
+def _parse_file(content: dict[str, Any]) -> Membership:
+    """Raises InvalidObject, also for a file that a newer node plugin means otherwise."""
+    version = content.get("version", 1)
+    if version != MEMBERSHIP_FILE_VERSION:
+        raise InvalidObject(
+            f"the node plugin writes membership files of version {version}, and this daemon reads version "
+            f"{MEMBERSHIP_FILE_VERSION}: delete this pod, and a daemon of the controller's version takes its place"
+        )
+    return parse_membership(content)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Final
 
+from api.clique import DAEMON_STATUS_FILE
 from kubeletplugin.imexdaemon.config import (
     NodeTable,
     TlsFiles,
@@ -17,7 +18,6 @@ from kubeletplugin.imexdaemon.settings import Settings
 
 CONFIG_FILE: Final = "imexd.cfg"
 NODE_LIST_FILE: Final = "nodes.cfg"
-STATUS_FILE: Final = "status/status.json"
 
 
 def config_path(settings: Settings) -> Path:
@@ -33,6 +33,10 @@ def read_tls(settings: Settings) -> tuple[TlsFiles | None, str]:
     # The certificate is for every node name of the domain; a list of addresses must say which name to expect.
     server_name = "" if settings.use_names else node_name(0)
     return TlsFiles(str(authority), str(certificate), str(key), server_name), version
+
+
+def is_folder(path: Path) -> bool:
+    return path.is_dir()
 
 
 def write_imex_files(settings: Settings, table: NodeTable, tls: TlsFiles | None) -> None:
@@ -56,14 +60,15 @@ def write_hosts(settings: Settings, table: NodeTable) -> None:
 
 
 def write_status(settings: Settings, table: NodeTable | None, readiness: Readiness) -> None:
-    """What the pods of the domain on this node may know: a barrier for jobs that must have everybody connected."""
-    path = settings.directory / STATUS_FILE
+    """For the node plugin, and for the pods of the domain on this node: a barrier for jobs that want everybody."""
+    path = settings.directory / DAEMON_STATUS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     peers = table.peers if table else frozenset()
     status = {
         "computeDomain": settings.domain_uid,
         "cliqueID": settings.clique_id,
         "node": settings.node,
+        "address": settings.address,
         "index": table.own_index if table else None,
         "ready": readiness.ready,
         "message": readiness.message,

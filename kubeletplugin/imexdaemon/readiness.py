@@ -22,7 +22,10 @@ class Readiness:
     """Node IDs of the peers that this node is connected to."""
     responding: bool = True
     lagging: bool = False
-    """A peer is up that this node is not connected to: its next attempt may be up to a second away."""
+    """All peers are up, and this node is not connected to all of them: its next attempt may be up to a second away.
+
+    Not before all are up: nvidia-imex can be hastened once in five seconds.
+    """
 
 
 def check_readiness(output: str, table: NodeTable) -> Readiness:
@@ -39,7 +42,7 @@ def check_readiness(output: str, table: NodeTable) -> Readiness:
     if missing:
         names = ", ".join(f"{index} ({table.addresses[index]})" for index in missing[:4])
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-        up = any(nodes.get(str(index), {}).get("status") == "READY" for index in missing)
+        up = all(nodes.get(str(index), {}).get("status") == "READY" for index in missing)
         message = f"not connected to node {names}{more} of {len(table.peers)} peers"
         return Readiness(False, message, connected, lagging=up)
     return Readiness(True, f"connected to {len(connected)} of {len(table.peers)} peers", connected)

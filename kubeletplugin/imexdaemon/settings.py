@@ -33,6 +33,8 @@ class Settings:
     http_port: int = DAEMON_HTTP_PORT
     use_names: bool = True
     """Node list of names that /etc/hosts resolves (NVIDIA driver 570.158.01 and later), or of addresses."""
+    membership_wait_s: float = 60.0
+    """How long to wait for the folder of the membership, which comes into a container only when that is made anew."""
     grace_s: float = 8.0
     """For nvidia-imex between SIGTERM and SIGKILL; less than the pod's own grace."""
 
@@ -59,6 +61,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         tls_directory=Path(environment.get("TLS_DIRECTORY", TLS_DIRECTORY)),
         http_port=_number(environment, "HTTP_PORT", DAEMON_HTTP_PORT),
         use_names=node_list == "names",
+        membership_wait_s=_number(environment, "MEMBERSHIP_WAIT_S", 60),
     )
 
 
@@ -72,5 +75,5 @@ def _need(environment: Mapping[str, str], name: str) -> str:
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     value = environment.get(name) or str(default)
     if not value.isdigit():
-        raise InvalidObject(f"environment variable {name} is {value!r}; right would be a port number")
+        raise InvalidObject(f"environment variable {name} is {value!r}; right would be a number")
     return int(value)

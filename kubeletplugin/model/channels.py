@@ -7,10 +7,11 @@ on one node. An API server that drops that field leaves one claim a node, as in 
 one domain is not the scheduler's to know: the node's one daemon is of one domain, and claims of another wait for it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
-from api.clique import FAILED_CONDITION, FORMED_CONDITION, Membership
+from api.clique import FAILED_CONDITION, FORMED_CONDITION
 from api.errors import ClaimError
 from api.names import CDI_CLAIM_CLASS, COMPUTE_DOMAIN_CDI_VENDOR
 from kubeletplugin.model.cdi import CDI_VERSION, DeviceNode, DriverTree, common_edits, node_edit
@@ -83,16 +84,24 @@ class DomainUse:
     all_channels: bool = False
 
 
+class ClaimName(Protocol):
+    """Whose CDI spec it is."""
+
+    @property
+    def uid(self) -> str: ...
+    @property
+    def claim(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
-class Wait:
-    """Not yet; `reason` is a sentence about what is missing."""
+class PreparedClaim:
+    """What a CDI spec says about the claim that it was written for."""
 
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """The claim may be prepared."""
+    uid: str
+    claim: str
+    kind: str
+    """`channel` or `daemon`."""
+    domain_uid: str
 
 
 def find_fabric(inventory: Inventory) -> NodeFabric:
@@ -184,35 +193,7 @@ def read_use(request: ClaimRequest, driver_namespace: str) -> DomainUse:
     return use
 
 
-def check_release(request: ClaimRequest, use: DomainUse, membership: Membership | None, node: str) -> Release | Wait:
-    """May this channel be given out now? Raises ClaimError where waiting is useless."""
-    if membership is None:
-        return Wait(
-            f"claim {request.claim}: ComputeDomain {use.domain_uid} has no members in this node's NVLink clique yet; "
-            "it is deleted, or the controller has not seen the claim, or the domainID is wrong"
-        )
-    domain = f"ComputeDomain {membership.domain_namespace}/{membership.domain_name}"
-    if request.namespace != membership.domain_namespace:
-        # Says no more than the claim's author knows: the domain is not theirs.
-        raise ClaimError(
-            request.claim,
-            f"domainID {use.domain_uid} is of a ComputeDomain in another namespace; a ComputeDomain is for claims of "
-            "its own namespace only",
-            reason="WrongNamespace",
-        )
-    if membership.draining:
-        raise ClaimError(
-            request.claim, f"{domain} is being deleted and takes no new claims", reason="ComputeDomainDraining"
-        )
-    member = membership.member(node)
-    if member is None:
-        return Wait(f"claim {request.claim}: node {node} is not a member of {domain} yet")
-    if not member.released:
-        return Wait(f"claim {request.claim}: {member.message or f'node {node} is not connected in {domain} yet'}")
-    return Release()
-
-
-def build_channel_spec(request: ClaimRequest, use: DomainUse, major: int, status_folder: str) -> dict[str, Any]:
+def build_channel_spec(request: ClaimName, use: DomainUse, major: int, status_folder: str) -> dict[str, Any]:
     """CDI: the channels' device nodes, by number so that no node need exist on the host, and the daemon's status."""
     numbers = range(CHANNELS if use.all_channels else 1)
     nodes = [
@@ -224,7 +205,7 @@ def build_channel_spec(request: ClaimRequest, use: DomainUse, major: int, status
 
 
 def build_daemon_spec(
-    request: ClaimRequest, use: DomainUse, imex: ImexNodes, tree: DriverTree, folder: str
+    request: ClaimName, use: DomainUse, imex: ImexNodes, tree: DriverTree, folder: str
 ) -> dict[str, Any]:
     """CDI: the right to be the node's IMEX daemon, the driver's libraries and programs, and the domain's directory."""
     edits = common_edits(tree)
@@ -246,7 +227,7 @@ def build_daemon_spec(
     return _spec(request, use, {**edits, "deviceNodes": nodes, "mounts": mounts})
 
 
-def _spec(request: ClaimRequest, use: DomainUse, edits: dict[str, Any]) -> dict[str, Any]:
+def _spec(request: ClaimName, use: DomainUse, edits: dict[str, Any]) -> dict[str, Any]:
     """One CDI device for the whole claim: whichever of its requests a container uses, it gets the same once."""
     return {
         "cdiVersion": CDI_VERSION,
@@ -258,3 +239,14 @@ def _spec(request: ClaimRequest, use: DomainUse, edits: dict[str, Any]) -> dict[
 
 def domain_cdi_id(request: ClaimRequest, use: DomainUse) -> str:
     return f"{COMPUTE_DOMAIN_CDI_VENDOR}/{CDI_CLAIM_CLASS}={request.uid}-{use.kind}"
+
+
+def read_prepared(uid: str, spec: Mapping[str, Any] | None) -> PreparedClaim | None:
+    """The inverse of `_spec`; None for a spec that cannot be read, or is not of this driver."""
+    if not spec or not spec.get("devices"):
+        return None
+    annotations = spec.get("annotations") or {}
+    kind = str(spec["devices"][0].get("name", "")).rpartition("-")[2]
+    return PreparedClaim(
+        uid, str(annotations.get(CLAIM_ANNOTATION, "")), kind, str(annotations.get(DOMAIN_ANNOTATION, ""))
+    )

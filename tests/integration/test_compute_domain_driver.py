@@ -5,6 +5,7 @@ The test plays the kubelet and the controller: it allocates claims and writes Co
 
 import asyncio
 import json
+import os
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -74,11 +75,21 @@ class World:
     def clique_name(self) -> str:
         return f"{self.domain}.{self.clique}"
 
-    async def publish(self, *, released: bool, message: str = "", namespace: str = "", draining: bool = False) -> None:
+    async def publish(
+        self,
+        *,
+        released: bool,
+        message: str = "",
+        namespace: str = "",
+        draining: bool = False,
+        address: str = "",
+        policy: str = "Connected",
+        abandoned: tuple[str, ...] = (),
+    ) -> None:
         """What the controller writes."""
         entry = {
             "nodeName": self.node.name,
-            "ipAddress": "",
+            "ipAddress": address,
             "cliqueID": self.clique,
             "index": 0,
             "released": released,
@@ -91,10 +102,19 @@ class World:
             "domainName": "train",
             "domainNamespace": namespace or self.namespace,
             "draining": draining,
+            "releasePolicy": policy,
+            "abandonedClaims": list(abandoned),
             "daemons": [entry],
         }
         where = path(API, "computedomaincliques", namespace=SYSTEM, name=self.clique_name)
         await self.client.apply(where, body)
+
+    def report(self, address: str, ready: bool = True) -> None:
+        """What this node's daemon writes."""
+        folder = self.node.plugins / DRIVER / "domains" / self.domain / "status"
+        report = {"computeDomain": self.domain, "cliqueID": self.clique, "address": address, "ready": ready}
+        (folder / "new").write_text(json.dumps(report))
+        (folder / "new").replace(folder / "status.json")
 
     def specs(self) -> dict[str, Json]:
         return {file.name: json.loads(file.read_text()) for file in self.node.cdi.glob("*compute-domain*.json")}
@@ -175,6 +195,70 @@ def test_a_channel_is_given_out_when_the_controller_says_so_and_not_before(clust
             assert it.domains() == [it.domain]
             await it.kubelet.unprepare(second)
             assert (it.specs(), it.domains()) == ({}, [])
+
+    asyncio.run(scenario())
+
+
+def test_a_channel_is_given_out_when_this_nodes_daemon_says_that_it_is_connected(cluster: Cluster) -> None:
+    """The daemon of the address that the controller has told, and of no other."""
+
+    async def scenario() -> None:
+        async with world(cluster) as it:
+            await it.publish(released=False, address="10.0.0.2")
+            claim = await it.claim("c0")
+            waiting = asyncio.create_task(it.kubelet.prepare(claim))
+            await until(lambda: it.domains() == [it.domain])
+            it.report("10.0.0.2", ready=False)
+            it.report("10.0.0.1")
+            await asyncio.sleep(1)
+            assert not waiting.done()
+            it.report("10.0.0.2")
+            (device,) = (await waiting)[claim.uid]
+            assert device.device_name == "channel-0"
+            await it.kubelet.unprepare(claim)
+            assert it.domains() == []
+
+    asyncio.run(scenario())
+
+
+def test_with_release_policy_all_nodes_a_daemons_word_is_not_enough(cluster: Cluster) -> None:
+    async def scenario() -> None:
+        async with world(cluster) as it:
+            await it.publish(released=False, address="10.0.0.2", policy="AllNodes")
+            claim = await it.claim("c0")
+            waiting = asyncio.create_task(it.kubelet.prepare(claim))
+            await until(lambda: it.domains() == [it.domain])
+            it.report("10.0.0.2")
+            await asyncio.sleep(1)
+            assert not waiting.done()
+            await it.publish(released=True, address="10.0.0.2", policy="AllNodes")
+            await waiting
+
+    asyncio.run(scenario())
+
+
+def test_a_daemon_can_lead_the_plugin_nowhere(cluster: Cluster) -> None:
+    """Its folder is its own to write: a link in the place of its report is not followed, a pipe is not waited for."""
+
+    async def scenario() -> None:
+        async with world(cluster) as it:
+            await it.publish(released=False, address="10.0.0.2")
+            claim = await it.claim("c0")
+            waiting = asyncio.create_task(it.kubelet.prepare(claim))
+            await until(lambda: it.domains() == [it.domain])
+            folder = it.node.plugins / DRIVER / "domains" / it.domain / "status"
+            it.report("10.0.0.2", ready=False)
+            (folder / "elsewhere").write_text((folder / "status.json").read_text().replace("false", "true"))
+            (folder / "link").symlink_to("elsewhere")
+            (folder / "link").replace(folder / "status.json")
+            await asyncio.sleep(1)
+            assert not waiting.done()
+            os.mkfifo(folder / "pipe")
+            (folder / "pipe").replace(folder / "status.json")
+            await asyncio.sleep(1)
+            assert not waiting.done()
+            await it.publish(released=True, address="10.0.0.2")
+            await waiting
 
     asyncio.run(scenario())
 
@@ -264,6 +348,21 @@ def test_a_pod_that_is_deleted_while_it_waits_need_not_wait_any_longer(cluster: 
     asyncio.run(scenario())
 
 
+def test_a_claim_that_nobody_waits_for_any_more_is_answered_at_once(cluster: Cluster) -> None:
+    async def scenario() -> None:
+        async with world(cluster) as it:
+            await it.publish(released=False, message="waits for node-2")
+            claim = await it.claim("c0")
+            waiting = asyncio.create_task(it.kubelet.prepare(claim))
+            await until(lambda: it.domains() == [it.domain])
+            await it.publish(released=False, abandoned=(claim.uid,))
+            with pytest.raises(PrepareFailed, match="are being deleted"):
+                await waiting
+            assert (it.specs(), it.domains()) == ({}, [])
+
+    asyncio.run(scenario())
+
+
 def test_a_daemon_gets_its_directory_programs_and_capability(cluster: Cluster) -> None:
     async def scenario() -> None:
         async with world(cluster) as it:
@@ -310,6 +409,32 @@ def test_a_daemon_is_brought_the_membership_of_its_own_domain_and_of_no_other(cl
             await until(lambda: read(file) == {})
             await it.kubelet.unprepare(daemon)
             assert it.domains() == []
+
+    asyncio.run(scenario())
+
+
+def test_an_upgraded_plugin_brings_up_to_date_what_an_older_one_gave_to_a_daemon(cluster: Cluster) -> None:
+    """The container that runs does not notice; the kubelet's next one gets it."""
+
+    async def scenario() -> None:
+        async with world(cluster) as it:
+            daemon = await it.claim("d-old", kind="Daemon", namespace=SYSTEM)
+            before = await it.kubelet.prepare(daemon)
+            ((name, spec),) = it.specs().items()
+            older = json.loads(json.dumps(spec))
+            mounts = edits(older)["mounts"]
+            mounts[:] = [mount for mount in mounts if mount["containerPath"] != "/imexd/membership"]
+            (it.node.cdi / name).write_text(json.dumps(older))
+            await it.restart()
+            await until(lambda: it.specs() == {name: spec})
+            again = await it.kubelet.prepare(daemon)
+            assert list(again[daemon.uid][0].cdi_device_ids) == list(before[daemon.uid][0].cdi_device_ids)
+            await it.publish(released=False, message="told")
+            (folder,) = [
+                each["hostPath"] for each in edits(spec)["mounts"] if each["containerPath"] == "/imexd/membership"
+            ]
+            await until(lambda: read(Path(folder, "membership.json")).get("daemons", [{}])[0].get("message") == "told")
+            await it.kubelet.unprepare(daemon)
 
     asyncio.run(scenario())
 

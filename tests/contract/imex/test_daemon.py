@@ -147,6 +147,7 @@ def test_members_connect_and_say_so_over_http_and_in_the_status_file(cluster: Cl
         "computeDomain": DOMAIN,
         "cliqueID": CLIQUE,
         "node": third.name,
+        "address": third.host.address,
         "index": 3,
         "ready": True,
         "message": "connected to 2 of 2 peers",
@@ -270,6 +271,65 @@ def test_a_membership_of_another_clique_or_that_cannot_be_read_is_none(cluster: 
     assert first.imex_pid() == 0
     cluster.publish({0: first})
     cluster.wait_ready(first)
+
+
+def without_folder(member: Member) -> Path:
+    """What a container sees whose claim a node plugin prepared that knows no membership files."""
+    folder = (member.host.folder / "imexd" / MEMBERSHIP_FILE).parent
+    folder.rmdir()
+    return folder
+
+
+def test_a_daemon_that_is_newer_than_its_node_plugin_waits_and_says_for_what(cluster: Cluster) -> None:
+    first = cluster.members[0]
+    folder = without_folder(first)
+    cluster.start(first)
+    wait_until(lambda: "is older than this daemon" in first.status()["message"])
+    assert first.get("/livez")[0] == 200
+    status, told = first.get("/readyz")
+    assert status == 503
+    assert f"{folder} is not there" in told
+    folder.mkdir()
+    cluster.publish({0: first})
+    cluster.wait_ready(first)
+
+
+def test_a_daemon_without_its_membership_folder_ends_after_a_while_so_that_its_container_is_made_anew(
+    cluster: Cluster,
+) -> None:
+    first = cluster.members[0]
+    without_folder(first)
+    cluster.start(first, MEMBERSHIP_WAIT_S="0")
+    assert first.process is not None
+    assert first.process.wait(20) == 1
+    assert "Error: " in (first.host.folder / "log").read_text()
+
+
+def test_fields_and_files_that_only_a_newer_node_plugin_knows_disturb_no_daemon(cluster: Cluster) -> None:
+    first, second, _ = cluster.members
+    (first.host.folder / "imexd/membership/more.json").write_text("{}")
+    daemons = [
+        {"nodeName": each.name, "ipAddress": each.host.address, "index": index, "since": 1}
+        for index, each in enumerate((first, second))
+    ]
+    name = {"name": f"{DOMAIN}.{CLIQUE}", "generation": 7}
+    cluster.write({"version": 1, "metadata": name, "maxNodes": 4, "policy": {"a": "b"}, "daemons": daemons})
+    cluster.start(first, second)
+    cluster.wait_ready(first, second)
+
+
+def test_a_membership_of_a_later_version_is_told_and_takes_nothing_from_who_is_connected(cluster: Cluster) -> None:
+    first, second, third = cluster.members
+    cluster.publish({0: first, 1: second})
+    cluster.start(first, second)
+    cluster.wait_ready(first, second)
+    pid = first.imex_pid()
+    cluster.write({"version": 2, "metadata": {"name": f"{DOMAIN}.{CLIQUE}"}, "daemons": {"by": "name"}})
+    wait_until(lambda: "membership_unreadable" in first.events())
+    cluster.start(third)
+    wait_until(lambda: "writes membership files of version 2" in third.status()["message"])
+    assert first.get("/readyz") == (200, "connected to 1 of 1 peers")
+    assert first.imex_pid() == pid
 
 
 def test_tls_is_used_where_the_pod_has_certificates(cluster: Cluster) -> None:

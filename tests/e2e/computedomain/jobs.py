@@ -219,14 +219,14 @@ class Job:
 
         return self.wait(f"{self.name} is Ready with {nodes} nodes", there)
 
-    def wait_condition(self, kind: str, status: str, reason: str = "") -> str:
-        """The condition's message."""
+    def wait_condition(self, kind: str, status: str, reason: str = "", words: str = "") -> str:
+        """The condition's message, which has these words."""
 
         def there(domain: Object) -> bool:
             found = condition(domain, kind)
-            return found["status"] == status and found["reason"].startswith(reason)
+            return found["status"] == status and found["reason"].startswith(reason) and words in found["message"]
 
-        return str(condition(self.wait(f"{kind} is {status} {reason}", there), kind)["message"])
+        return str(condition(self.wait(f"{kind} is {status} {reason} {words}", there), kind)["message"])
 
     def indexes(self) -> dict[str, int]:
         """Index by node."""

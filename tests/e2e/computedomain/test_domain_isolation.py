@@ -1,13 +1,25 @@
 """Who gets which channels, and who can share GPU memory over NVLink with whom, as jobs find it in their containers."""
 
+import json
 from dataclasses import dataclass
 
 import pytest
 
 from tests.e2e.computedomain.jobs import Job, Space, build_peer
-from tests.support.cluster import CommandFailed
+from tests.support.cluster import CommandFailed, Object, path
 
 CHANNELS_OF_A_NODE = 2048
+LISTENING = """
+import json
+ports = set()
+for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+    for line in open(table).readlines()[1:]:
+        address, port = line.split()[1].split(":")
+        loopback = address.endswith("7F") or address == "0" * 24 + "01000000"
+        if line.split()[3] == "0A" and not loopback:
+            ports.add(int(port, 16))
+print(json.dumps(sorted(ports)))
+"""
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,41 @@ def test_a_pod_without_a_claim_has_no_channel_on_a_members_node(tenants: Tenants
     assert job.channels("outsider") == []
     with pytest.raises(CommandFailed, match="there is no IMEX channel"):
         job.share("outsider", "a", wait_s=0)
+
+
+def selects(selector: Object, labels: Object) -> bool:
+    """What a selector of pods (a LabelSelector with `Exists`, as the chart has it) says of these labels."""
+    assert set(selector) == {"matchExpressions"}
+    return all(each["operator"] == "Exists" and each["key"] in labels for each in selector["matchExpressions"])
+
+
+def test_the_charts_network_policy_opens_imex_ports_to_daemons_alone_and_forgets_none(tenants: Tenants) -> None:
+    """By the ports on which a daemon and its nvidia-imex listen; enforcing it is the network plugin's part."""
+    job, driver = tenants.mine, tenants.mine.space.driver
+    policies = job.cluster.list(path("networking.k8s.io/v1", "networkpolicies", namespace=driver.namespace))
+    daemon = job.daemons()["n1"]
+    (policy,) = [
+        each["spec"]
+        for each in policies
+        if "matchExpressions" in each["spec"]["podSelector"]
+        and selects(each["spec"]["podSelector"], daemon["metadata"]["labels"])
+    ]
+    assert policy["policyTypes"] == ["Ingress"]
+    for other in driver.controllers():
+        assert not selects(policy["podSelector"], other["metadata"]["labels"])
+    to_daemons, to_all = set(), set()
+    for rule in policy["ingress"]:
+        ports = {each["port"] for each in rule["ports"]}
+        (to_daemons if rule.get("from") else to_all).update(ports)
+        for peer in rule.get("from", ()):
+            assert set(peer) == {"podSelector"}, "of this namespace alone"
+            assert selects(peer["podSelector"], daemon["metadata"]["labels"])
+    script = ("python3", "-c", LISTENING)
+    listening = json.loads(job.cluster.in_pod(daemon["metadata"]["name"], *script, namespace=driver.namespace))
+    (probed,) = {each["containerPort"] for each in daemon["spec"]["containers"][0]["ports"] if each["name"] == "http"}
+    assert to_all == {probed}
+    assert to_daemons == set(listening) - {probed}
+    assert len(to_daemons) == 2
 
 
 def test_a_domain_over_two_cliques_shares_memory_inside_each_and_not_across(shared: Space, tenants: Tenants) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.e2e.computedomain.jobs import CONTROLLER, PATIENCE_S, RETRY_S, Job, Space, condition
 from tests.support.cluster import Cluster, path, wait_until
+from tests.support.hardware import Simulator
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def cut_between(cluster: Cluster, one: str, other: str) -> Iterator[None]:
 def test_a_cut_between_two_nodes_is_told_while_it_lasts_and_mends_when_it_is_healed(train: Job) -> None:
     daemons = {node: pod["metadata"]["uid"] for node, pod in train.daemons().items()}
     with cut_between(train.cluster, "n1", "n2"):
-        assert "n1" in train.wait_condition("PeersConnected", "False", "Connecting")
+        train.wait_condition("PeersConnected", "False", "Connecting", "n1")
         message = train.wait_condition("Degraded", "True", "MemberLost")
         assert "not connected to all its peers" in message
         wait_until("the job can see it", lambda: "is not ready: not connected to node" in train.check("a"), PATIENCE_S)
@@ -79,6 +80,20 @@ def test_a_cut_between_two_nodes_is_told_while_it_lasts_and_mends_when_it_is_hea
     assert [condition(domain, kind)["status"] for kind in ("PeersConnected", "Degraded")] == ["True", "False"]
     train.share_all_ways("a", "b")
     assert {node: pod["metadata"]["uid"] for node, pod in train.daemons().items()} == daemons
+
+
+def test_an_imex_daemon_that_refuses_its_peers_degrades_the_domain_and_is_named(train: Job) -> None:
+    hardware = Simulator(train.cluster, "n1")
+    hardware.inject("imex", "degraded")
+    try:
+        train.wait_condition("PeersConnected", "False", "Connecting", "n1")
+        assert "not connected to all its peers" in train.wait_condition("Degraded", "True", "MemberLost")
+        assert condition(train.domain(), "Ready")["reason"] == "MemberLost"
+    finally:
+        hardware.inject("imex", "degraded", "--off")
+    train.wait_condition("Degraded", "False", "AsExpected")
+    train.wait_ready(2)
+    train.share_all_ways("a", "b")
 
 
 def kill_controller(train: Job) -> None:

@@ -102,6 +102,24 @@ async def take(client: Client, count: int, **selectors: str) -> list[tuple[str, 
     raise AssertionError("a watch never ends by itself")
 
 
+def test_a_watch_may_ask_for_metadata_alone(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        asked.append(request.headers["Accept"])
+        if "watch" in request.query:
+            return await stream(request, ("ADDED", pod("b", 2)), hold_s=1)
+        return pods(1, pod("a", 1))
+
+    async def scenario(client: Client) -> None:
+        events = client.list_watch(PODS, metadata_only=True)
+        assert [(await anext(events))[0] for _ in range(2)] == ["SYNC", "ADDED"]
+
+    talk(tmp_path, handler, scenario)
+    form = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
+    assert asked == [form.format("List"), form.format("")]
+
+
 def test_paths() -> None:
     assert path("v1", "nodes", name="n1") == "/api/v1/nodes/n1"
     claim = path("resource.k8s.io/v1", "resourceclaims", namespace="x", name="y", subresource="status")

@@ -57,6 +57,7 @@ class World:
     daemon_claims: dict[str, DaemonClaim] = field(default_factory=dict)
     templates: dict[str, Template] = field(default_factory=dict)
     secrets: dict[str, TlsSecret] = field(default_factory=dict)
+    leaving: set[str] = field(default_factory=set)
     held: dict[str, float] = field(default_factory=dict)
     now: float = 1_000_000.0
     serial: int = 0
@@ -78,6 +79,7 @@ class World:
             templates=tuple(self.templates.values()),
             secrets=tuple(self.secrets.values()),
             held_since=dict(self.held),
+            leaving=frozenset(self.leaving),
         )
 
     def plan(self) -> Plan:
@@ -163,7 +165,8 @@ class World:
     def add_claim(self, node: str, name: str | None = None, namespace: str = "team") -> None:
         name = name or f"{node}-{self.serial}"
         ref = Ref("ResourceClaim", namespace, name, self._uid())
-        self.claims[name] = ChannelClaim(ref, UID, node, self.now, (Ref("Pod", namespace, f"pod-{name}"),))
+        pod = Ref("Pod", namespace, f"pod-{name}", f"uid-of-pod-{name}")
+        self.claims[name] = ChannelClaim(ref, UID, node, self.now, (pod,))
 
     def end_claims(self, node: str) -> None:
         self.claims = {name: claim for name, claim in self.claims.items() if claim.node != node}

@@ -83,14 +83,15 @@ def pod(**status: Any) -> dict[str, Any]:
 def test_a_daemon_pod_is_as_far_as_its_status_says() -> None:
     running = {"containerStatuses": [{"state": {"running": {}}}]}
     ready = {**running, "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]}
-    crash = {"containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}
+    ended = {"terminated": {"message": "Error: the plugin is too old\n"}}
+    crash = {"containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ended}]}
     unfit = {"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/7 nodes are available"}]}
     seen = [parse_pod(pod(**status)) for status in ({}, running, ready, {"phase": "Failed"}, crash, unfit)]
     parsed = [each for each in seen if each is not None]
     phases = [Phase.PENDING, Phase.RUNNING, Phase.READY, Phase.FINISHED, Phase.PENDING, Phase.PENDING]
     assert [each.phase for each in parsed] == phases
     assert parsed[2].address == "10.0.0.1"
-    assert parsed[4].message == "CrashLoopBackOff"
+    assert parsed[4].message == "CrashLoopBackOff: Error: the plugin is too old"
     assert "no node fits" in parsed[5].message
 
 

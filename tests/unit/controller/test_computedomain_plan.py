@@ -125,6 +125,15 @@ def test_a_full_clique_leaves_the_latest_node_out_and_says_so() -> None:
     assert _condition(world, "Degraded") == ("False", "AsExpected")
 
 
+def test_another_limit_touches_no_clique_that_there_is() -> None:
+    world = _formed("n0", "n1")
+    wider = replace(SETTINGS, max_nodes_per_imex_domain=9)
+    assert not plan_domain(world.observe(), wider).actions
+    for node in ("n2", "n3"):
+        world.add_claim(node)
+    assert plan_domain(world.observe(), wider).members.left_out.keys() == {"n3"}
+
+
 def test_a_node_whose_devices_are_not_published_is_waited_for_by_name() -> None:
     world = World()
     world.add_claim("unknown")
@@ -312,6 +321,24 @@ def test_formation_costs_two_writes_a_node_and_a_few_more() -> None:
     world.converge()
     cliques = 2
     assert len(world.writes) <= 8 + 2 * len(nodes) + 4 * (cliques - 1)
+
+
+def test_the_first_address_waits_for_the_others_however_long_words_have_waited() -> None:
+    world = World()
+    world.add_claim("n0")
+    world.add_claim("n1")
+    for _ in range(2):
+        for action in world.plan().actions:
+            world.apply(action)
+    world.plan()  # the daemons' pods are starting: words that wait
+    world.now += 1.9
+    name = next(name for name, pod in world.pods.items() if pod.node == "n0")
+    world.pods[name] = replace(world.pods[name], phase=Phase.RUNNING, address="10.0.0.1")
+    assert not [action for action in world.plan().actions if isinstance(action, WriteMembership)]
+    world.now += 0.2
+    assert not [action for action in world.plan().actions if isinstance(action, WriteMembership)]
+    world.now += 2.0
+    assert [action for action in world.plan().actions if isinstance(action, WriteMembership)]
 
 
 def test_a_plan_for_something_that_ends_makes_nothing() -> None:

@@ -184,6 +184,12 @@ class TestReadiness:
         assert seen.message == "not connected to node 1 (10.0.0.2) of 1 peers"
         assert seen.lagging
 
+    def test_nobody_is_hastened_for_a_part_of_the_missing_peers(self) -> None:
+        three = table(("a", "", 0), ("b", "10.0.0.2", 1), ("c", "10.0.0.3", 2))
+        rows = [("READY", [C, N, N]), ("READY", [N, C, N]), ("UNAVAILABLE", [X, X, X])]
+        assert not check_readiness(report(*rows), three).lagging
+        assert check_readiness(report(*rows[:2], ("READY", [N, N, C])), three).lagging
+
     def test_a_peer_that_is_not_connected_back_counts_as_missing(self) -> None:
         assert not check_readiness(report(("READY", [C, C]), ("READY", [R, C])), ONE).ready
 

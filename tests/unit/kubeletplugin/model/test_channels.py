@@ -1,6 +1,7 @@
 """What is decided about ComputeDomain claims on a node."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -13,13 +14,10 @@ from kubeletplugin.model.channels import (
     DomainUse,
     ImexNodes,
     NoFabric,
-    Release,
     Unsettled,
-    Wait,
     build_channel_spec,
     build_daemon_spec,
     build_domain_devices,
-    check_release,
     domain_cdi_id,
     find_fabric,
     read_use,
@@ -27,7 +25,9 @@ from kubeletplugin.model.channels import (
 from kubeletplugin.model.claims import ClaimRequest, parse_claim
 from kubeletplugin.model.devices import Features
 from kubeletplugin.model.inventory import Fabric, Gpu, Inventory
+from kubeletplugin.model.release import Release, Wait, check_release, parse_report
 
+Json = dict[str, Any]
 DRIVER = "compute-domain.nvidia.com"
 API = "resource.nvidia.com/v1beta1"
 UID, CLUSTER = "5b8e2a0c-0000-4000-8000-000000000001", "7a1d9c3e-0000-4000-8000-000000000002"
@@ -194,6 +194,44 @@ class TestRelease:
     def test_a_draining_domain_takes_no_new_claims(self) -> None:
         with pytest.raises(ClaimError, match="team/train is being deleted"):
             check_release(claim(), CHANNEL, membership(draining=True, released=True), "node-1")
+
+    REPORT: ClassVar[dict[str, Any]] = {"computeDomain": UID, "cliqueID": CLIQUE, "address": "10.0.0.1", "ready": True}
+
+    @pytest.mark.parametrize(
+        ("policy", "change", "released"),
+        [
+            ("Connected", {}, True),
+            ("Connected", {"ready": False}, False),
+            ("Connected", {"ready": "yes"}, False),
+            ("Connected", {"address": "10.0.0.9"}, False),
+            ("Connected", {"address": ""}, False),
+            ("Connected", {"cliqueID": "another.1"}, False),
+            ("Connected", {"computeDomain": "another"}, False),
+            ("AllNodes", {}, False),
+            ("", {}, False),
+        ],
+    )
+    def test_by_policy_the_word_of_the_nodes_own_current_daemon_is_enough(
+        self, policy: str, change: Json, released: bool
+    ) -> None:
+        seen = replace(membership(released=False, ipAddress="10.0.0.1"), release_policy=policy)
+        decision = check_release(claim(), CHANNEL, seen, "node-1", parse_report({**self.REPORT, **change}))
+        assert isinstance(decision, Release) is released
+
+    def test_a_daemon_without_an_address_in_the_membership_is_not_the_one_it_means(self) -> None:
+        seen = replace(membership(released=False, ipAddress=""), release_policy="Connected")
+        report = parse_report({**self.REPORT, "address": ""})
+        assert isinstance(check_release(claim(), CHANNEL, seen, "node-1", report), Wait)
+
+    def test_a_daemon_that_is_connected_opens_nothing_to_another_namespace(self) -> None:
+        seen = replace(membership(released=False, ipAddress="10.0.0.1"), release_policy="Connected")
+        with pytest.raises(ClaimError):
+            check_release(claim(namespace="intruder"), CHANNEL, seen, "node-1", parse_report(self.REPORT))
+
+    def test_a_claim_whose_pods_are_being_deleted_is_not_waited_for(self) -> None:
+        waiting = {"metadata": {"name": f"{UID}.{CLIQUE}"}, "domainNamespace": "team", "abandonedClaims": ["claim-uid"]}
+        with pytest.raises(ClaimError, match="are being deleted"):
+            check_release(claim(), CHANNEL, parse_membership(waiting), "node-1")
 
 
 class TestCdi:

@@ -1,0 +1,44 @@
+"""Pods that wait for their channel, and those of them that are deleted meanwhile. Pure.
+
+A kubelet ends a pod only after its call for the pod's claim has been answered, and only the pod says that it is being
+deleted. So the controller looks at pods that have waited for a while, and tells their nodes through the membership.
+"""
+
+from typing import Final
+
+from controller.computedomain.state import ChannelClaim, Member, Members, Observation
+
+FOLLOW_AFTER_S: Final = 2.0
+"""Pods are looked at when they have waited this long: most formations are over by then, and cost nothing."""
+
+
+def find_waiting(seen: Observation, members: Members) -> tuple[ChannelClaim, ...]:
+    """Claims that belong to the domain and whose channel is not released."""
+    by_node = {member.node: member for member in members.members}
+    return tuple(claim for claim in seen.claims if claim not in members.refused and not _is_released(claim, by_node))
+
+
+def _is_released(claim: ChannelClaim, by_node: dict[str, Member]) -> bool:
+    member = by_node.get(claim.node)
+    return member is not None and member.released
+
+
+def find_abandoned(seen: Observation, members: Members) -> dict[str, tuple[str, ...]]:
+    """By clique: the UIDs of claims that wait, and that no pod will use any more."""
+    if not seen.leaving:
+        return {}
+    cliques = {**seen.fabric, **{member.node: member.clique_id for member in members.members}}
+    found: dict[str, list[str]] = {}
+    for claim in find_waiting(seen, members):
+        if claim.pods and all(pod.uid in seen.leaving for pod in claim.pods):
+            found.setdefault(cliques.get(claim.node, ""), []).append(claim.ref.uid)
+    return {clique: tuple(sorted(uids)) for clique, uids in found.items()}
+
+
+def plan_following(seen: Observation, members: Members) -> tuple[bool, float | None]:
+    """Whether pods are to be looked at now, and in how many seconds that may change without any other news."""
+    waited_s = [seen.now - claim.allocated_at for claim in find_waiting(seen, members)]
+    if not waited_s:
+        return False, None
+    longest_s = max(waited_s)
+    return (True, None) if longest_s >= FOLLOW_AFTER_S else (False, FOLLOW_AFTER_S - longest_s)
