@@ -13,11 +13,13 @@ from api.errors import Busy, HardwareError, InvalidObject, PartitaError, Retryab
 from api.names import AMD_CDI_VENDOR, AMD_GPU_DRIVER
 from api.resources import allocated_devices
 from kubeletplugin.amd_home import HomeModes
+from kubeletplugin.amd_reload import ReloadMark
 from kubeletplugin.amd_target import NodeTarget
 from kubeletplugin.driver import CLAIM_API
 from kubeletplugin.events import Recorder
 from kubeletplugin.files import CdiFiles, CrashPoint, Store
 from kubeletplugin.hardware.amdsmi import AmdBackend
+from kubeletplugin.hardware.backend import LibraryMissing
 from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.amd_cdi import build_amd_cdi_spec
 from kubeletplugin.model.amd_devices import build_amd_devices
@@ -25,6 +27,7 @@ from kubeletplugin.model.amd_partitions import AmdInventory
 from kubeletplugin.model.amd_prepare import (
     AmdPreparePlan,
     AmdStep,
+    ReloadDriver,
     complete_amd,
     plan_amd_again,
     plan_amd_prepare,
@@ -87,6 +90,7 @@ class AmdDriver:
         self._boot_id = ""
         self._target = NodeTarget(node, client)
         self._home = HomeModes(store.path.with_name("home-modes.json"))
+        self._reload = ReloadMark(store.path.with_name("reloading"))
 
     # Start
 
@@ -95,8 +99,10 @@ class AmdDriver:
         self._boot_id = self._boot_id_path.read_text().strip()
         while True:
             try:
-                await self._rescan_once()
-                async with self._store.lease():
+                if not self._reload.is_set(self._boot_id):
+                    await self._call(self._backend.read_inventory)  # a node without GPUs gets no files of ours
+                async with self._store.lease():  # another instance may be in the middle of a reload
+                    await self._rescan_once()
                     await self._recover_claims()
                 return
             except StateUnreadable as error:
@@ -190,6 +196,8 @@ class AmdDriver:
         try:
             for step in steps:
                 log.info("step", extra={"driver": self.name, "step": str(step)})
+                if isinstance(step, ReloadDriver):
+                    self._reload.set(self._boot_id)
                 await self._call(partial(self._backend.apply_step, step))
         finally:
             await self._rescan_once()
@@ -302,7 +310,16 @@ class AmdDriver:
             await asyncio.sleep(_SWEEP_INTERVAL_S)
 
     async def _rescan_once(self) -> None:
-        self._inventory = await self._call(self._backend.read_inventory)
+        """Under the lease. Loads the driver, where a reload of ours was interrupted."""
+        try:
+            self._inventory = await self._call(self._backend.read_inventory)
+        except LibraryMissing:
+            if not self._reload.is_set(self._boot_id):
+                raise
+            log.warning("loading_driver", extra={"driver": self.name, "why": "a reload of ours was interrupted"})
+            await self._call(self._backend.load_driver)
+            self._inventory = await self._call(self._backend.read_inventory)
+        self._reload.clear()
 
     async def _call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol, assert_never
 
 from api.errors import HardwareError
+from kubeletplugin.hardware.amd_module import load_module
 from kubeletplugin.hardware.amd_sysfs import AmdRoot, Offers, read_inventory, with_offers
 from kubeletplugin.hardware.backend import DeviceBusy, LibraryMissing, NotPermitted
 from kubeletplugin.model.amd_partitions import AmdInventory, Mode, ModeOffer
@@ -55,6 +56,9 @@ class AmdBackend(Protocol):
     def apply_step(self, step: AmdStep) -> None:
         """Do one step, unless it is done. Raises DeviceBusy, ModeRefused, NotPermitted, HardwareError."""
 
+    def load_driver(self) -> None:
+        """Load amdgpu, which a reload has left unloaded. Raises HardwareError."""
+
 
 class AmdSmi:
     """`AmdBackend` by the vendor's library."""
@@ -87,6 +91,10 @@ class AmdSmi:
                     self._set_compute(step)
                 case _:
                     assert_never(step)
+
+    def load_driver(self) -> None:
+        with self._lock:
+            load_module(self._root)
 
     def _read_offers(self) -> Offers:
         """By GPU its modes under every memory mode; none where the library will not tell."""

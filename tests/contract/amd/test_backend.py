@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from simulator.amd import node
 from simulator.amd.models import MODELS
 
+from api.errors import HardwareError
 from kubeletplugin.hardware.amd_sysfs import AmdRoot, read_inventory
 from kubeletplugin.hardware.amdsmi import AmdSmi, ModeRefused
 from kubeletplugin.hardware.backend import DeviceBusy, LibraryMissing
@@ -124,6 +126,35 @@ def test_an_unloaded_driver_is_no_hardware(make: Make, root: Path) -> None:
     node.load_driver(root)
     node.describe(root)
     assert modes(backend.read_inventory()) == {Mode("CPX", "NPS4")}
+
+
+def test_a_reload_whose_program_is_killed_leaves_no_driver_until_it_is_loaded(make: Make, root: Path) -> None:
+    """The node's own modprobe brings the driver back, in the memory mode that was asked for before."""
+    backend = make("mi300xx1")
+    backend.apply_step(SetMemoryMode(FIRST, "NPS4"))
+    node.set_fault(root, "reload_pause_ms", 60_000)
+    program = (
+        "from pathlib import Path; import sys; from kubeletplugin.hardware.amd_sysfs import AmdRoot\n"
+        "from kubeletplugin.hardware.amdsmi import AmdSmi; from kubeletplugin.model.amd_prepare import ReloadDriver\n"
+        f"AmdSmi(AmdRoot('/', Path(sys.argv[1]))).apply_step(ReloadDriver(('{FIRST}',), 'NPS4'))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, root]) as reloading:
+        while (root / "dev/kfd").exists():
+            assert reloading.poll() is None
+            time.sleep(0.01)
+        reloading.kill()
+    with pytest.raises(LibraryMissing):
+        backend.read_inventory()
+    backend.load_driver()
+    assert modes(backend.read_inventory()) == {Mode("CPX", "NPS4")}
+    backend.load_driver()
+
+
+def test_a_driver_that_cannot_be_loaded_says_what_modprobe_says(make: Make, root: Path) -> None:
+    make("mi300xx1")
+    (root / "usr/sbin/modprobe").unlink()
+    with pytest.raises(HardwareError, match=r"modprobe under .*modprobe.*load it by hand"):
+        AmdSmi(AmdRoot("/", root)).load_driver()
 
 
 def test_a_gpu_in_the_middle_of_a_change_is_not_published(make: Make, root: Path) -> None:

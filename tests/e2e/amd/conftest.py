@@ -7,7 +7,7 @@ import pytest
 from tests.e2e.amd.helpers import SYSTEM, AmdNode, end_partitioning
 from tests.support.chart import Release
 from tests.support.cluster import CACHE, Cluster, path
-from tests.support.fixtures import session_cluster
+from tests.support.fixtures import resync_soon, session_cluster
 from tests.support.workload import Workspace, workspace
 
 SETTINGS = {
@@ -20,12 +20,18 @@ SETTINGS = {
     "controller.nodePartitioning.applyTimeout": "60s",
 }
 
+RESTART_AT_ONCE = {
+    "maxContainerRestartPeriod": "1s"
+}  # the kubelet lets a program that is killed often wait for minutes
+
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     for cluster in session_cluster("amd", "--nodes", "3", "--profile", "h100x1,mi300xx8,h100x1+mi300xx1"):
         for name in ("partita", "busybox"):
             cluster.run("load", CACHE / "images" / f"{name}.tar")
+        for node in ("n2", "n3"):
+            resync_soon(cluster, node, crashLoopBackOff=RESTART_AT_ONCE)
         yield cluster
 
 

@@ -1,13 +1,15 @@
 """AMD nodes of a cluster, from outside: what the hardware is, what a container sees of it, what is asked of a node."""
 
 import json
+import os
 import re
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.cluster import ROOT, Cluster, CommandFailed, Object, path, run, wait_until
+from tests.support.cluster import ROOT, Cluster, Object, path, run, wait_until
 from tests.support.manifests import pod, request
 from tests.support.workload import RESOURCE, Device, Workspace
 
@@ -73,6 +75,10 @@ class AmdNode:
                 found[folder.name] = f"{compute.read_text().strip()}_{memory.read_text().strip()}".lower()
         return found
 
+    def has_driver(self) -> bool:
+        """Whether amdgpu is loaded."""
+        return (self.root / "sys/module/amdgpu").exists()
+
     def label(self, **labels: str | None) -> None:
         """`enabled`, `profile`; None takes one away."""
         names = {"enabled": ENABLED, "profile": PROFILE}
@@ -128,12 +134,22 @@ class AmdNode:
         ]
 
     def kill_plugin(self) -> None:
-        """SIGKILL to the node plugin, wherever it is; the kubelet starts it again."""
-        find = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q '[p]artita-kubelet-plugin'"
-        try:
-            self.cluster.in_node(self.name, "sh", "-c", f"{find} && kill -9 ${{p#/proc/}}; done; true")
-        except CommandFailed as error:
-            raise AssertionError(f"the plugin on {self.name} could not be killed: {error}") from error
+        """SIGKILL to the node plugin; the kubelet starts it again. What the kernel was doing for it, it finishes."""
+        os.kill(wait_until(f"the plugin on {self.name} runs", self._find_plugin), signal.SIGKILL)
+        self.simulate()
+
+    def _find_plugin(self) -> int | None:
+        """Its pid on this machine: the process in the control group of the node's pod."""
+        pods = self.cluster.list(path("v1", "pods", namespace=SYSTEM), fieldSelector=f"spec.nodeName={self.name}")
+        groups = [f"/pod{pod['metadata']['uid']}/" for pod in pods]
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                is_plugin = "partita-kubelet-plugin" in (folder / "cmdline").read_text()
+                if is_plugin and any(group in (folder / "cgroup").read_text() for group in groups):
+                    return int(folder.name)
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # a process that ended meanwhile
+        return None
 
 
 def end_partitioning(node: AmdNode) -> None:
@@ -182,14 +198,11 @@ def check_view(node: AmdNode, seen: set[str], devices: Sequence[Device]) -> set[
     return renders
 
 
-def event_reasons(node: AmdNode) -> list[str]:
-    """Of the Events about the Node."""
+def event_reasons(node: AmdNode) -> set[str]:
+    """Of the Events about the KaiwoNode, which is another one in every test."""
+    uid = node.cluster.get(node.kaiwo)["metadata"]["uid"]
     events = node.cluster.list(path("events.k8s.io/v1", "events"))
-    return [
-        str(each["reason"])
-        for each in events
-        if each.get("regarding", {}).get("kind") == "Node" and each["regarding"]["name"] == node.name
-    ]
+    return {str(each["reason"]) for each in events if each.get("regarding", {}).get("uid") == uid}
 
 
 def profiles_config(**profiles: tuple[str, str, int | None]) -> Object:

@@ -21,6 +21,24 @@ from tests.support.manifests import claim_template, pod
 from tests.support.workload import Workspace
 
 
+def start_guarded(space: Workspace) -> None:
+    """A pod on n2 that its budget lets nobody evict."""
+    guarded = pod("guarded", space.namespace, node="n2")
+    guarded["metadata"]["labels"] = {"app": "guarded"}
+    budget = {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": "guarded", "namespace": space.namespace},
+        "spec": {"maxUnavailable": 0, "selector": {"matchLabels": {"app": "guarded"}}},
+    }
+    space.apply(budget, guarded)
+    space.wait_running("guarded")
+
+
+def unguard(space: Workspace) -> None:
+    space.cluster.delete(path("policy/v1", "poddisruptionbudgets", namespace=space.namespace, name="guarded"))
+
+
 def test_a_node_goes_from_spx_to_cpx_and_back_with_pods_running(
     cluster: Cluster, space: Workspace, n2: AmdNode
 ) -> None:
@@ -48,21 +66,12 @@ def test_a_node_goes_from_spx_to_cpx_and_back_with_pods_running(
 def test_a_disruption_budget_holds_the_node_until_it_allows_the_eviction(
     cluster: Cluster, space: Workspace, n2: AmdNode
 ) -> None:
-    guarded = pod("guarded", space.namespace, node="n2")
-    guarded["metadata"]["labels"] = {"app": "guarded"}
-    budget = {
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": {"name": "guarded", "namespace": space.namespace},
-        "spec": {"maxUnavailable": 0, "selector": {"matchLabels": {"app": "guarded"}}},
-    }
-    space.apply(budget, guarded)
-    space.wait_running("guarded")
+    start_guarded(space)
     n2.ask("cpx")
     wait_until("the KaiwoNode names who it waits for", lambda: "guarded" in n2.message())
     assert n2.taints() == {"kaiwo-partitioning:NoSchedule"}, "no taint kills what a budget guards"
     assert space.phase("guarded") == "Running"
-    cluster.delete(path("policy/v1", "poddisruptionbudgets", namespace=space.namespace, name="guarded"))
+    unguard(space)
     n2.wait_partitioned("cpx")
 
 
@@ -94,6 +103,28 @@ def test_a_mode_that_the_hardware_lacks_fails_untainted_with_the_reason(cluster:
         assert "PartitioningFailed" in event_reasons(n2)
     finally:
         cluster.delete(where)
+
+
+def test_a_plugin_killed_at_every_step_brings_the_node_to_its_mode(space: Workspace, n2: AmdNode) -> None:
+    n2.cluster.apply(profiles_config(cpx=("CPX", "NPS4", 8), qpx_nps4=("QPX", "NPS4", 8)))
+    n2.simulate("--reload-pause-ms", "2000")
+    start_guarded(space)
+    n2.ask("cpx")
+    wait_until("the node drains", n2.taints)
+    n2.kill_plugin()
+    unguard(space)
+    wait_until("the driver is away", lambda: not n2.has_driver())
+    n2.kill_plugin()
+    n2.wait_partitioned("cpx")
+
+    n2.simulate("--change-pause-ms", "200")
+    n2.ask("qpx_nps4")
+    wait_until("some GPUs are changed", lambda: 1 < list(n2.modes().values()).count("qpx_nps4") < 8)
+    n2.kill_plugin()
+    wait_until("the hardware is changed", lambda: set(n2.modes().values()) == {"qpx_nps4"})
+    n2.kill_plugin()
+    n2.wait_partitioned("qpx_nps4")
+    assert "PartitioningFailed" not in event_reasons(n2)
 
 
 def test_an_api_server_that_is_away_in_between_only_delays_it(cluster: Cluster, n2: AmdNode) -> None:

@@ -723,6 +723,7 @@ static int is_reload_blocked(struct state *state)
     return blocked;
 }
 
+/* `modprobe -r amdgpu && modprobe amdgpu`: who kills it in between leaves the driver unloaded. */
 API amdsmi_gpu_driver_reload(void)
 {
     struct state state;
@@ -737,7 +738,6 @@ API amdsmi_gpu_driver_reload(void)
     if (is_lost)
         state.losing_reloads--;
     state.driver_loaded = 0;
-    state.loading = !is_lost;
     if (state_store(&state))
         return end(IO);
     usleep(state.reload_pause_ms * 1000);

@@ -18,6 +18,12 @@ static int lock_fd = -1;
 static char folder[PATH_MAX];
 static char root[PATH_MAX];
 
+#ifdef STATIC_TOOL
+const char *library_folder(void)
+{
+    return strcpy(folder, "/opt/rocm/lib");
+}
+#else
 const char *library_folder(void)
 {
     if (!folder[0]) {
@@ -28,6 +34,7 @@ const char *library_folder(void)
     }
     return folder;
 }
+#endif
 
 const char *root_folder(void)
 {
