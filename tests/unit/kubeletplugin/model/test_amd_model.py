@@ -73,6 +73,7 @@ def test_a_static_node_offers_what_exists_as_the_reference_driver_does() -> None
         "memory": {"value": "192Gi"},
         "computeUnits": {"value": "304"},
         "simdUnits": {"value": "1216"},
+        "partitions": {"value": "1"},
     }
     assert "consumesCounters" not in device
 
