@@ -56,8 +56,9 @@ OFFERS = {
     "mi300a": {("SPX", 1, 1), ("TPX", 1, 3), ("CPX", 1, 6)},
     "mi300x": {("SPX", 1, 1), ("DPX", 1, 2), ("QPX", 1, 4), ("CPX", 1, 8), ("DPX", 2, 2), ("QPX", 4, 4), ("CPX", 4, 8)},
     "mi308x": {("SPX", 1, 1), ("DPX", 1, 2), ("CPX", 1, 4), ("CPX", 4, 4)},
-    "mi355x": {("SPX", 1, 1), ("DPX", 1, 2), ("QPX", 1, 4), ("CPX", 1, 8), ("DPX", 2, 2), ("QPX", 2, 4), ("CPX", 2, 8)},
+    "mi350x": {("SPX", 1, 1), ("DPX", 1, 2), ("QPX", 1, 4), ("CPX", 1, 8), ("DPX", 2, 2), ("QPX", 2, 4), ("CPX", 2, 8)},
 }
+OFFERS |= {"mi325x": OFFERS["mi300x"], "mi355x": OFFERS["mi350x"]}
 
 
 @pytest.mark.parametrize("model", OFFERS)
@@ -66,6 +67,15 @@ def test_offers_are_what_the_hardware_can_do(make: Make, model: str) -> None:
     gpu = make(model).read_inventory().gpus[0]
     expected = {ModeOffer(Mode(compute, f"NPS{memory}"), parts) for compute, memory, parts in OFFERS[model]}
     assert set(gpu.offers) == expected
+
+
+def test_another_gpu_in_the_same_place_is_asked_for_its_own_modes(make: Make, root: Path) -> None:
+    """What was learnt of a GPU is not said of the one that replaces it."""
+    backend = make("mi300xx1")
+    assert backend.read_inventory().gpus[0].partitions_in(Mode("QPX", "NPS1")) == 4
+    node.install(root, "mi300ax1", cache=Path(os.environ.get("PARTITA_CACHE", ".cache")))
+    (gpu,) = backend.read_inventory().gpus
+    assert (gpu.partitions_in(Mode("TPX", "NPS1")), gpu.partitions_in(Mode("QPX", "NPS1"))) == (3, 0)
 
 
 @pytest.mark.parametrize("model", [model for model in OFFERS if OFFERS[model]])

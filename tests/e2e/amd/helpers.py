@@ -4,15 +4,18 @@ import json
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.support.cluster import ROOT, Cluster, Object, path, run, wait_until
-from tests.support.manifests import pod, request
+from tests.support.manifests import IDLE, IMAGE, pod, request
 from tests.support.workload import RESOURCE, Device, Workspace
 
+PROFILES = {"n1": "h100x1", "n2": "mi300xx8", "n3": "h100x1+mi300xx1", "n4": "mi300xx2"}
+AMD_NODES = ("n2", "n3", "n4")
 SYSTEM = "partita-system"
 CLASS = "gpu.amd.com"
 KAIWO = "kaiwo.silogen.ai/v1alpha1"
@@ -21,6 +24,7 @@ PROFILE = "kaiwo.silogen.ai/node.amd.partitioning.profile"
 DCM_PROFILE = "dcm.amd.com/gpu-config-profile"
 DCM_STATE = "dcm.amd.com/gpu-config-profile-state"
 MODES = ("spx_nps1", "dpx_nps1", "qpx_nps1", "cpx_nps1", "dpx_nps2", "qpx_nps4", "cpx_nps4")  # of an MI300X
+PCI_BUS_ID = "resource.kubernetes.io/pciBusID"
 PATIENCE_S = 120.0
 
 
@@ -53,6 +57,17 @@ class AmdNode:
     def simulate(self, *arguments: str) -> None:
         """`hack/simulator amd`."""
         run([ROOT / "hack" / "simulator", "amd", "--root", self.root, *arguments])
+
+    def install(self, profile: str) -> None:
+        """Other GPUs instead of those that are there; the driver has published them afterwards."""
+        place = ("--root", self.root, "--node", self.name, "--index", str(int(self.name[1:]) - 1))
+        run([ROOT / "hack" / "simulator", "install", *place, "--profile", profile])
+        self.wait_gpus(profile)
+
+    def wait_gpus(self, profile: str) -> None:
+        product = (self.root / "sys/bus/pci/devices/0000:05:00.0/product_name").read_text().strip().replace(" ", "_")
+        gpus = int(profile.rpartition("x")[2])
+        wait_until(f"{self.name} offers {gpus} {product}", lambda: self.gpus_published() == {product: gpus})
 
     def slots(self) -> dict[int, Slot]:
         """By render minor, from KFD's topology."""
@@ -123,11 +138,22 @@ class AmdNode:
 
     def published(self) -> list[str]:
         """Partition profiles of the devices in the node's slices."""
+        return [
+            str(attributes.get("partitionProfile", {}).get("string", "")) for attributes in self.published_attributes()
+        ]
+
+    def gpus_published(self) -> dict[str, int]:
+        """How many GPUs there are in the node's slices, by model."""
+        found = {(each["productName"]["string"], each[PCI_BUS_ID]["string"]) for each in self.published_attributes()}
+        return dict(Counter(product for product, _ in found))
+
+    def published_attributes(self) -> list[Object]:
+        """Of the devices in the node's slices."""
         slices = self.cluster.list(path(RESOURCE, "resourceslices"), fieldSelector=f"spec.driver={CLASS}")
         own = [piece for piece in slices if piece["spec"].get("nodeName") == self.name]
         newest = max((piece["spec"]["pool"]["generation"] for piece in own), default=0)
         return [
-            str(device["attributes"].get("partitionProfile", {}).get("string", ""))
+            device["attributes"]
             for piece in own
             if piece["spec"]["pool"]["generation"] == newest
             for device in piece["spec"].get("devices", ())
@@ -175,11 +201,43 @@ def claiming_pod(space: Workspace, name: str, node: str | None, template: str, *
     return pod(name, space.namespace, templates=(template,), node=node, **spec)
 
 
+def mode_name(mode: str | None) -> str:
+    """Of the claim template and the container for a mode; None for a GPU that has none."""
+    return mode.replace("_", "-") if mode else "any"
+
+
+def mode_pod(space: Workspace, name: str, node: AmdNode, modes: Sequence[str | None]) -> Object:
+    """A container for each mode, with a claim of its own from the mode's template; it tells in its log what it sees."""
+    names = [mode_name(mode) for mode in modes]
+    body = pod(name, space.namespace, templates=tuple(names), node=node.name)
+    spec = body["spec"]
+    look = ["sh", "-c", f"find /dev -type c; echo seen; {IDLE}"]
+    spec["containers"] = [
+        {"name": each, "image": IMAGE, "command": look, "resources": {"claims": [{"name": f"t-{each}"}]}}
+        for each in names
+    ]
+    return body
+
+
+def nodes_told(space: Workspace, name: str, container: str) -> set[str]:
+    """Paths of the AMD device nodes that a container of `mode_pod` has seen when it began."""
+
+    def told() -> str | None:
+        text = str(space.cluster.get(f"{space.pods(name)}/log?container={container}").get("message", ""))
+        return text if "seen" in text.splitlines() else None
+
+    return _amd_nodes(wait_until(f"{name}/{container} has told what it sees", told))
+
+
+def _amd_nodes(text: str) -> set[str]:
+    return set(re.findall(r"^/dev/(?:kfd|dri/\S+)$", text, re.MULTILINE))
+
+
 def nodes_seen(space: Workspace, name: str, container: str = "c0") -> set[str]:
     """Paths of the AMD device nodes in the container."""
 
     text = space.cluster.in_pod(name, "find", "/dev", "-type", "c", namespace=space.namespace, container=container)
-    return set(re.findall(r"^/dev/(?:kfd|dri/\S+)$", text, re.MULTILINE))
+    return _amd_nodes(text)
 
 
 def check_view(node: AmdNode, seen: set[str], devices: Sequence[Device]) -> set[int]:
@@ -192,9 +250,8 @@ def check_view(node: AmdNode, seen: set[str], devices: Sequence[Device]) -> set[
     slots, modes = node.slots(), node.modes()
     assert "/dev/kfd" in seen
     assert len(cards) == len(renders) == len(devices)
-    got = sorted((slots[render].pci, modes[slots[render].pci]) for render in renders)
-    attribute = "resource.kubernetes.io/pciBusID"
-    assert got == sorted((device.text(attribute), device.text("partitionProfile")) for device in devices)
+    got = sorted((slots[render].pci, modes.get(slots[render].pci)) for render in renders)
+    assert got == sorted((device.text(PCI_BUS_ID), device.find("partitionProfile")) for device in devices)
     return renders
 
 

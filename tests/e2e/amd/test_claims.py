@@ -1,43 +1,27 @@
 """Claims for AMD GPUs and partitions in a mixed cluster: each container has exactly its own."""
 
-import pytest
-
 from tests.e2e.amd.helpers import (
     CLASS,
-    MODES,
+    PROFILES,
     AmdNode,
     amd_request,
     check_view,
     claiming_pod,
     nodes_seen,
 )
-from tests.support.cluster import ROOT, Cluster, path, wait_until
+from tests.support.cluster import Cluster, path, wait_until
 from tests.support.manifests import claim_template, gpu_request, request
 from tests.support.workload import Workspace
-
-SAMPLES = ROOT / "deployments/samples/amd"
 
 
 def test_every_node_publishes_the_devices_of_its_own_vendors(cluster: Cluster, n3: AmdNode) -> None:
     slices = cluster.list(path("resource.k8s.io/v1", "resourceslices"))
     drivers = {
         name: {piece["spec"]["driver"] for piece in slices if piece["spec"].get("nodeName") == name}
-        for name in ("n1", "n2", "n3")
+        for name in PROFILES
     }
     nvidia = {"gpu.nvidia.com", "compute-domain.nvidia.com"}
-    assert drivers == {"n1": nvidia, "n2": {CLASS}, "n3": {CLASS, *nvidia}}
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_claim_brings_a_free_gpu_into_its_mode(mode: str, cluster: Cluster, space: Workspace, n3: AmdNode) -> None:
-    space.apply(claim_template("gpu", space.namespace, amd_request(mode)))
-    space.apply(claiming_pod(space, "w", "n3", "gpu"))
-    space.wait_running("w")
-    devices = space.devices(space.claim_of("w", "t-gpu"))
-    (render,) = check_view(n3, nodes_seen(space, "w"), devices)
-    published = next(iter(devices)).attributes
-    assert n3.slots()[render].simd_units == 1216 // {"s": 1, "d": 2, "q": 4, "c": 8}[mode[0]]
-    assert published["partitionProfile"]["string"] == mode
+    assert drivers == {"n1": nvidia, "n2": {CLASS}, "n3": {CLASS, *nvidia}, "n4": {CLASS}}
 
 
 def test_partitions_are_never_given_twice_and_another_mode_waits_its_turn(
@@ -91,17 +75,12 @@ def test_a_pod_may_have_gpus_of_both_vendors(cluster: Cluster, space: Workspace,
 def test_a_plugin_killed_while_the_driver_reloads_finishes_it_for_the_claim(
     cluster: Cluster, space: Workspace, n3: AmdNode
 ) -> None:
-    n3.simulate("--reload-pause-ms", "3000")
+    n3.simulate("--reload-pause-ms", "2000")
     try:
         space.apply(
             claim_template("gpu", space.namespace, amd_request("cpx_nps4")), claiming_pod(space, "w", "n3", "gpu")
         )
-        journal = "/var/lib/kubelet/plugins/gpu.amd.com/claims.journal"
-
-        def intends() -> bool:
-            return "cpx" in cluster.in_node("n3", "sh", "-c", f"tail -n 1 {journal}")
-
-        wait_until("the plugin has written what it intends", intends, 60.0)
+        wait_until("the driver is away", lambda: not n3.has_driver())
         n3.kill_plugin()
         space.wait_running("w")
     finally:

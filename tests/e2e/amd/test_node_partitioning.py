@@ -127,7 +127,16 @@ def test_a_plugin_killed_at_every_step_brings_the_node_to_its_mode(space: Worksp
     assert "PartitioningFailed" not in event_reasons(n2)
 
 
-def test_an_api_server_that_is_away_in_between_only_delays_it(cluster: Cluster, n2: AmdNode) -> None:
+def accepts_pod(space: Workspace) -> bool:
+    """Whether n2's kubelet takes a pod; it rejects one for a taint that is gone until it hears of that."""
+    space.apply(pod("probe", space.namespace, node="n2"))
+    wait_until("the pod has begun or is rejected", lambda: space.phase("probe") != "Pending")
+    phase = space.phase("probe")
+    space.delete("probe")
+    return phase == "Running"
+
+
+def test_an_api_server_that_is_away_in_between_only_delays_it(cluster: Cluster, space: Workspace, n2: AmdNode) -> None:
     n2.simulate("--reload-pause-ms", "2000")
     n2.ask("cpx")
     n2.wait_phase("ApplyingPartitions")
@@ -135,6 +144,7 @@ def test_an_api_server_that_is_away_in_between_only_delays_it(cluster: Cluster, 
     wait_until("the hardware is changed meanwhile", lambda: set(n2.modes().values()) == {"cpx_nps4"}, 60.0)
     cluster.run("start", "control-plane", "apiserver")
     n2.wait_partitioned("cpx")
+    wait_until("the kubelet knows that the node is untainted", lambda: accepts_pod(space))
 
 
 # With AMD's Device Config Manager on the node: the test says and does what it does.
