@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.amd.helpers import AMD_NODES, PROFILES, SYSTEM, AmdNode, end_partitioning
+from tests.e2e.amd.helpers import AMD_NODES, PROFILES, STATIC_PODS, SYSTEM, AmdNode, end_partitioning
 from tests.support.chart import Release
 from tests.support.cluster import CACHE, Cluster, wait_until
 from tests.support.fixtures import resync_soon, session_cluster
@@ -16,6 +16,7 @@ SETTINGS = {
     "resources.amd.enabled": "true",
     "resources.amd.extendedResourceName": "amd.com/gpu",
     "controller.nodePartitioning.enabled": "true",
+    "controller.nodePartitioning.maxUnavailable": "2",
     # The real one tries for 30 minutes; ours hangs no longer than a test can wait.
     "controller.nodePartitioning.dcmTimeout": "20s",
     "controller.nodePartitioning.applyTimeout": "60s",
@@ -35,7 +36,7 @@ def cluster() -> Iterator[Cluster]:
         for name in ("partita", "busybox"):
             cluster.run("load", CACHE / "images" / f"{name}.tar")
         for node in AMD_NODES:
-            resync_soon(cluster, node, crashLoopBackOff=RESTART_AT_ONCE)
+            resync_soon(cluster, node, crashLoopBackOff=RESTART_AT_ONCE, staticPodPath=STATIC_PODS)
         yield cluster
 
 
@@ -61,6 +62,14 @@ def space(cluster: Cluster, release: Release) -> Iterator[Workspace]:
 def n2(cluster: Cluster, release: Release) -> Iterator[AmdNode]:
     """Eight GPUs in SPX/NPS1; afterwards nobody asks anything of the node."""
     node = AmdNode(cluster, "n2")
+    yield node
+    end_partitioning(node)
+
+
+@pytest.fixture
+def n4(cluster: Cluster, release: Release) -> Iterator[AmdNode]:
+    """Two GPUs in SPX/NPS1; afterwards nobody asks anything of the node."""
+    node = AmdNode(cluster, "n4")
     yield node
     end_partitioning(node)
 

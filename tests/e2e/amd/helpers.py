@@ -16,6 +16,7 @@ from tests.support.workload import RESOURCE, Device, Workspace
 
 PROFILES = {"n1": "h100x1", "n2": "mi300xx8", "n3": "h100x1+mi300xx1", "n4": "mi300xx2"}
 AMD_NODES = ("n2", "n3", "n4")
+STATIC_PODS = "/etc/kubernetes/manifests"
 SYSTEM = "partita-system"
 CLASS = "gpu.amd.com"
 KAIWO = "kaiwo.silogen.ai/v1alpha1"
@@ -128,9 +129,9 @@ class AmdNode:
         what = f"{self.name} is {' or '.join(phases)} {profile or ''}"
         return self.cluster.wait(self.kaiwo, what, there, patience_s)
 
-    def wait_partitioned(self, profile: str, patience_s: float = PATIENCE_S) -> None:
+    def wait_partitioned(self, profile: str) -> None:
         """Completed, the hardware is so, no taint is left."""
-        self.wait_phase("Completed", profile=profile, patience_s=patience_s)
+        self.wait_phase("Completed", profile=profile)
         mode = {"cpx": "cpx_nps4", "spx": "spx_nps1"}.get(profile, profile)
         assert set(self.modes().values()) == {mode}
         wait_until(f"{self.name} is untainted", lambda: not self.taints())
@@ -253,6 +254,24 @@ def check_view(node: AmdNode, seen: set[str], devices: Sequence[Device]) -> set[
     got = sorted((slots[render].pci, modes.get(slots[render].pci)) for render in renders)
     assert got == sorted((device.text(PCI_BUS_ID), device.find("partitionProfile")) for device in devices)
     return renders
+
+
+def start_guarded(space: Workspace, node: AmdNode) -> None:
+    """A pod on the node that its budget lets nobody evict."""
+    guarded = pod("guarded", space.namespace, node=node.name)
+    guarded["metadata"]["labels"] = {"app": "guarded"}
+    budget = {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": "guarded", "namespace": space.namespace},
+        "spec": {"maxUnavailable": 0, "selector": {"matchLabels": {"app": "guarded"}}},
+    }
+    space.apply(budget, guarded)
+    space.wait_running("guarded")
+
+
+def unguard(space: Workspace) -> None:
+    space.cluster.delete(path("policy/v1", "poddisruptionbudgets", namespace=space.namespace, name="guarded"))
 
 
 def event_reasons(node: AmdNode) -> set[str]:

@@ -15,28 +15,12 @@ from tests.e2e.amd.helpers import (
     event_reasons,
     nodes_seen,
     profiles_config,
+    start_guarded,
+    unguard,
 )
 from tests.support.cluster import Cluster, path, wait_until
 from tests.support.manifests import claim_template, pod
 from tests.support.workload import Workspace
-
-
-def start_guarded(space: Workspace) -> None:
-    """A pod on n2 that its budget lets nobody evict."""
-    guarded = pod("guarded", space.namespace, node="n2")
-    guarded["metadata"]["labels"] = {"app": "guarded"}
-    budget = {
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": {"name": "guarded", "namespace": space.namespace},
-        "spec": {"maxUnavailable": 0, "selector": {"matchLabels": {"app": "guarded"}}},
-    }
-    space.apply(budget, guarded)
-    space.wait_running("guarded")
-
-
-def unguard(space: Workspace) -> None:
-    space.cluster.delete(path("policy/v1", "poddisruptionbudgets", namespace=space.namespace, name="guarded"))
 
 
 def test_a_node_goes_from_spx_to_cpx_and_back_with_pods_running(
@@ -66,7 +50,7 @@ def test_a_node_goes_from_spx_to_cpx_and_back_with_pods_running(
 def test_a_disruption_budget_holds_the_node_until_it_allows_the_eviction(
     cluster: Cluster, space: Workspace, n2: AmdNode
 ) -> None:
-    start_guarded(space)
+    start_guarded(space, n2)
     n2.ask("cpx")
     wait_until("the KaiwoNode names who it waits for", lambda: "guarded" in n2.message())
     assert n2.taints() == {"kaiwo-partitioning:NoSchedule"}, "no taint kills what a budget guards"
@@ -108,7 +92,7 @@ def test_a_mode_that_the_hardware_lacks_fails_untainted_with_the_reason(cluster:
 def test_a_plugin_killed_at_every_step_brings_the_node_to_its_mode(space: Workspace, n2: AmdNode) -> None:
     n2.cluster.apply(profiles_config(cpx=("CPX", "NPS4", 8), qpx_nps4=("QPX", "NPS4", 8)))
     n2.simulate("--reload-pause-ms", "2000")
-    start_guarded(space)
+    start_guarded(space, n2)
     n2.ask("cpx")
     wait_until("the node drains", n2.taints)
     n2.kill_plugin()
