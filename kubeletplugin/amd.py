@@ -80,7 +80,6 @@ class AmdDriver:
         self._store = store
         self._cdi = cdi
         self._crash = crash
-        self._on_claim = on_claim
         self._rescan_interval_s = rescan_interval_s
         self._boot_id_path = boot_id_path
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="amdsmi")
@@ -88,7 +87,7 @@ class AmdDriver:
         self._inventory = AmdInventory()
         self._offered = DeviceSet()
         self._boot_id = ""
-        self._target = NodeTarget(node, client)
+        self._target = NodeTarget(node, client, on_claim)
         self._home = HomeModes(store.path.with_name("home-modes.json"))
         self._reload = ReloadMark(store.path.with_name("reloading"))
 
@@ -104,6 +103,7 @@ class AmdDriver:
                 async with self._store.lease():  # another instance may be in the middle of a reload
                     await self._rescan_once()
                     await self._recover_claims()
+                await self._target.look()
                 return
             except StateUnreadable as error:
                 await self._rebuild(error)
@@ -145,7 +145,7 @@ class AmdDriver:
 
         def plan() -> AmdPreparePlan:
             return plan_amd_prepare(
-                request, self._inventory, self._store.checkpoint, self._boot_id, on_claim=self._may_change
+                request, self._inventory, self._store.checkpoint, self._boot_id, on_claim=self._target.may_change
             )
 
         async with self._one_at_a_time, self._store.lease():
@@ -167,10 +167,6 @@ class AmdDriver:
             ReadyDevice((device.request,), device.pool, device.device, device.cdi_ids, device.share_id)
             for device in record.devices
         )
-
-    @property
-    def _may_change(self) -> bool:
-        return self._on_claim and not self._target.is_set
 
     def _plan_again(self, record: ClaimRecord) -> AmdPreparePlan:
         # The claim was promised its mode, whatever this node's policy is now.
@@ -242,7 +238,7 @@ class AmdDriver:
     # Publishing
 
     def offer(self, features: Features) -> DeviceSet:
-        on_claim = self._may_change and features.partitionable and features.shared
+        on_claim = self._target.may_change and features.partitionable and features.shared
         self._offered = build_amd_devices(self._inventory, self._store.checkpoint, on_claim=on_claim)
         prepared = sum(len(record.devices) for record in self._store.checkpoint.records.values())
         show_prepared(self._node, self.name, {"gpu": prepared})
@@ -281,7 +277,7 @@ class AmdDriver:
             try:
                 async with self._one_at_a_time, self._store.lease():
                     await self._rescan_once()
-                    if idle_s >= _IDLE_S and self._may_change:
+                    if idle_s >= _IDLE_S and self._target.may_change:
                         await self._return_home()
             except (Retryable, StateUnreadable) as error:
                 log.warning("not_looked_after", extra={"driver": self.name, "error": str(error)})

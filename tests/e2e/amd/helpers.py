@@ -22,6 +22,7 @@ CLASS = "gpu.amd.com"
 KAIWO = "kaiwo.silogen.ai/v1alpha1"
 ENABLED = "kaiwo.silogen.ai/node.amd.partitioning.enabled"
 PROFILE = "kaiwo.silogen.ai/node.amd.partitioning.profile"
+POLICY = "partita/amd-partitioning"
 DCM_PROFILE = "dcm.amd.com/gpu-config-profile"
 DCM_STATE = "dcm.amd.com/gpu-config-profile-state"
 MODES = ("spx_nps1", "dpx_nps1", "qpx_nps1", "cpx_nps1", "dpx_nps2", "qpx_nps4", "cpx_nps4")  # of an MI300X

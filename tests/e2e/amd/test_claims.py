@@ -2,6 +2,7 @@
 
 from tests.e2e.amd.helpers import (
     CLASS,
+    POLICY,
     PROFILES,
     AmdNode,
     amd_request,
@@ -58,6 +59,19 @@ def test_selectors_and_capacity_of_the_reference_drivers_partition_on_claim_work
     space.apply(claim_template("gpu", space.namespace, wanted), claiming_pod(space, "w", "n3", "gpu"))
     space.wait_running("w")
     check_view(n3, nodes_seen(space, "w"), space.devices(space.claim_of("w", "t-gpu")))
+
+
+def test_a_node_may_be_static_where_others_partition_on_claim(space: Workspace, n4: AmdNode) -> None:
+    n4.label(**{POLICY: "static"})
+    try:
+        wait_until("n4 offers what there is", lambda: n4.published() == ["spx_nps1"] * 2)
+        space.apply(
+            claim_template("part", space.namespace, amd_request("cpx_nps1")), claiming_pod(space, "w", "n4", "part")
+        )
+        space.wait_unschedulable("w")
+    finally:
+        n4.label(**{POLICY: None})
+    space.wait_running("w")
 
 
 def test_a_pod_may_have_gpus_of_both_vendors(cluster: Cluster, space: Workspace, n3: AmdNode) -> None:
