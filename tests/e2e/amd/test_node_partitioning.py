@@ -35,6 +35,9 @@ def test_a_node_goes_from_spx_to_cpx_and_back_with_pods_running(
         assert cluster.find(space.pods(name)) is None, "evicted pods without an owner are gone"
     config = cluster.get(path("v1", "configmaps", namespace="kube-amd-gpu", name="config-manager-config"))
     assert '"CPX"' in config["data"]["config.json"]
+    gpus = cluster.get(n2.kaiwo)["status"]["resources"]["gpus"]
+    assert (gpus["model"], gpus["physicalCount"], gpus["logicalCount"]) == ("AMD_Instinct_MI300X_OAM", 8, 64)
+    assert gpus["isPartitioned"]
 
     space.apply(claim_template("part", space.namespace, amd_request("cpx_nps4", count=2)))
     space.apply(claiming_pod(space, "part", "n2", "part"))
