@@ -105,6 +105,25 @@ def test_each_mode_has_its_partitions(
     assert int(dict(line.split() for line in bank.splitlines())["size_in_bytes"]) // MIB == first
 
 
+def test_the_tree_tells_the_engines_of_a_partition_as_the_library_does(install: Install, root: Path) -> None:
+    """Under CPX a decoder is shared by two partitions, and each has one die and two DMA engines of its own."""
+    smi = install("mi300xx1")
+    set_compute(smi, smi.amdsmi_get_processor_handles()[0], "CPX")
+    handle = reopen(smi)[0]
+    profile = smi.amdsmi_get_gpu_accelerator_partition_profile_config(handle)["profiles"][-1]
+    told = {
+        each["resource_type"]: (each["partition_resource"], each["num_partitions_share_resource"])
+        for each in profile["resources"]
+    }
+    folder = root / "sys/bus/pci/devices/0000:05:00.0/compute_partition_config"
+    shown = {
+        kind: tuple(int((folder / kind / name).read_text()) for name in ("num_inst", "num_shared"))
+        for kind in ("xcc", "dec", "dma", "jpeg")
+    }
+    assert shown == {"xcc": (1, 1), "dec": (1, 2), "dma": (2, 1), "jpeg": (1, 2)}
+    assert [told[kind] for kind in ("XCC", "DECODER", "DMA", "JPEG")] == list(shown.values())
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_a_fresh_node_shows_the_usual_gpus(install: Install, root: Path, model: str) -> None:
     """A fresh node shows the model's usual number of whole GPUs, in hives, each with its own card and render node."""

@@ -193,6 +193,17 @@ uint32_t partitions_in(const struct gpu *gpu, uint32_t compute_mode)
     }
 }
 
+void describe_engines(const struct gpu *gpu, uint32_t compute_mode, struct engines engines[ENGINE_KINDS])
+{
+    uint32_t parts = partitions_in(gpu, compute_mode), xcc = gpu->xcc_count;
+    /* Decoders and JPEG engines: one per two XCCs. */
+    const struct engines all[ENGINE_KINDS] = {{"xcc", xcc, 1}, {"dec", xcc / 2, 1}, {"dma", 2 * xcc, 1}, {"jpeg", xcc / 2, 1}};
+    for (int i = 0; i < ENGINE_KINDS; i++) {
+        uint32_t amount = all[i].amount / parts;
+        engines[i] = (struct engines){all[i].name, amount ? amount : 1, amount ? 1 : parts / all[i].amount};
+    }
+}
+
 int is_compatible(const struct gpu *gpu, uint32_t compute_mode, uint32_t memory_mode)
 {
     if (!partitions_in(gpu, compute_mode) || !(gpu->memory_modes & (1u << memory_mode)))

@@ -78,6 +78,14 @@ int render(const struct state *state);
 /* The driver loads: requested memory modes take effect and every GPU gets its automatic compute mode. */
 void load_driver(struct state *state);
 
+/* What a partition has of one kind of engine: `amount`, each shared by so many partitions. */
+struct engines {
+    const char *name; /* as in compute_partition_config */
+    uint32_t amount, sharing;
+};
+enum { ENGINE_KINDS = 4 };
+void describe_engines(const struct gpu *gpu, uint32_t compute_mode, struct engines engines[ENGINE_KINDS]);
+
 /* Rules of the kernel driver, by model. */
 uint32_t partitions_in(const struct gpu *gpu, uint32_t compute_mode); /* 0: not a mode of this model */
 int is_compatible(const struct gpu *gpu, uint32_t compute_mode, uint32_t memory_mode);
