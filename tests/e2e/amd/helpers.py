@@ -56,9 +56,10 @@ class AmdNode:
     def kaiwo(self) -> str:
         return path(KAIWO, "kaiwonodes", name=self.name)
 
-    def simulate(self, *arguments: str) -> None:
-        """`hack/simulator amd`."""
-        run([ROOT / "hack" / "simulator", "amd", "--root", self.root, *arguments])
+    def simulate(self, *arguments: str) -> Object:
+        """`hack/simulator amd`; the truth about the hardware afterwards."""
+        truth: Object = json.loads(run([ROOT / "hack" / "simulator", "amd", "--root", self.root, *arguments]))
+        return truth
 
     def install(self, profile: str) -> None:
         """Other GPUs instead of those that are there; the driver has published them afterwards."""

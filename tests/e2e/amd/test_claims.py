@@ -10,7 +10,7 @@ from tests.e2e.amd.helpers import (
     claiming_pod,
     nodes_seen,
 )
-from tests.support.cluster import Cluster, path, wait_until
+from tests.support.cluster import Cluster, Object, path, wait_until
 from tests.support.manifests import claim_template, gpu_request, request
 from tests.support.workload import Workspace
 
@@ -100,3 +100,27 @@ def test_a_plugin_killed_while_the_driver_reloads_finishes_it_for_the_claim(
     finally:
         n3.simulate("--reload-pause-ms", "0")
     check_view(n3, nodes_seen(space, "w"), space.devices(space.claim_of("w", "t-gpu")))
+
+
+def test_a_rebooted_node_gives_a_claim_the_same_partition_under_other_numbers(
+    cluster: Cluster, space: Workspace, n4: AmdNode
+) -> None:
+    space.apply(claim_template("gpu", space.namespace, amd_request("cpx_nps4")))
+    space.apply(claiming_pod(space, "w", "n4", "gpu", restartPolicy="Always"))
+    space.wait_running("w")
+    devices = space.devices(space.claim_of("w", "t-gpu"))
+    (render,) = check_view(n4, nodes_seen(space, "w"), devices)
+    before = n4.slots()[render]
+    cluster.run("poweroff", "n4")
+    n4.simulate("--reboot", "5")
+    assert set(n4.modes().values()) == {"spx_nps1"}
+    cluster.run("poweron", "n4")
+
+    def runs_again(pod: Object) -> bool:
+        return any(each["restartCount"] and each["ready"] for each in pod["status"]["containerStatuses"])
+
+    cluster.wait(space.pods("w"), "w runs again", runs_again, 120.0)
+    seen = nodes_seen(space, "w")
+    (render,) = check_view(n4, seen, devices)
+    assert n4.slots()[render] == before
+    assert f"/dev/dri/card{5 + before.index}" in seen

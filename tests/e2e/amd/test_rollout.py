@@ -1,4 +1,4 @@
-"""Several nodes at once, control-plane nodes, the workloads of kube-system, and drains that come to nothing."""
+"""Several nodes at once, control-plane nodes, the workloads of kube-system, and what comes to nothing at first."""
 
 import json
 from collections.abc import Iterator
@@ -140,6 +140,13 @@ def test_workloads_of_kube_system_are_made_to_tolerate_the_taints(
     n4.wait_partitioned("cpx")
     for each in workloads:
         assert tolerated(cluster, each) == {"own", *TAINTS}
+
+
+def test_a_reload_that_leaves_the_node_without_its_driver_is_mended(profiles: None, n4: AmdNode) -> None:
+    n4.simulate("--losing-reloads", "1")
+    n4.ask("cpx")
+    n4.wait_partitioned("cpx")
+    assert n4.simulate()["faults"]["losing_reloads"] == 0, "one was lost"
 
 
 @pytest.fixture
