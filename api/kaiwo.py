@@ -216,6 +216,30 @@ class PartitioningStatus(_Model):
     applier: Literal["", "plugin", "dcm"] = ""
 
 
+class Amount(_Model):
+    """Quantities. `nominal` is what Kaiwo plans with: nine tenths."""
+
+    actual: str = "0"
+    nominal: str = "0"
+
+
+class GpuResources(_Model):
+    vendor: str = ""
+    model: str = Field(default="", description="As attribute productName of the devices.")
+    resource_name: str = Field(default="", description="The DeviceClass.")
+    logical_count: int = Field(default=0, description="Partitions; whole GPUs where claims choose the partitions.")
+    physical_count: int = 0
+    physical_vram_per_gpu: str = "0"
+    logical_vram_per_gpu: str = "0"
+    is_partitioned: bool = False
+
+
+class NodeResources(_Model):
+    cpu: Amount = Amount()
+    memory: Amount = Amount()
+    gpus: GpuResources = GpuResources()
+
+
 Overall = Literal["NotReady", "Ready", "Unknown", "Error", "Partitioning"]
 NodeType = Literal["", "gpu", "cpu-only"]
 
@@ -224,6 +248,7 @@ class KaiwoNodeStatus(_Model):
     status: Overall = "Unknown"
     partitioning: PartitioningStatus = PartitioningStatus()
     node_type: NodeType = ""
+    resources: NodeResources = NodeResources()
     is_control_plane: bool = False
     unschedulable: bool = False
     conditions: list[KaiwoCondition] = Field(

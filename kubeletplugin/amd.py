@@ -13,11 +13,13 @@ from api.errors import Busy, HardwareError, InvalidObject, PartitaError, Retryab
 from api.names import AMD_CDI_VENDOR, AMD_GPU_DRIVER
 from api.resources import allocated_devices
 from kubeletplugin.amd_home import HomeModes
+from kubeletplugin.amd_reload import ReloadMark
 from kubeletplugin.amd_target import NodeTarget
 from kubeletplugin.driver import CLAIM_API
 from kubeletplugin.events import Recorder
 from kubeletplugin.files import CdiFiles, CrashPoint, Store
 from kubeletplugin.hardware.amdsmi import AmdBackend
+from kubeletplugin.hardware.backend import LibraryMissing
 from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.amd_cdi import build_amd_cdi_spec
 from kubeletplugin.model.amd_devices import build_amd_devices
@@ -25,6 +27,7 @@ from kubeletplugin.model.amd_partitions import AmdInventory
 from kubeletplugin.model.amd_prepare import (
     AmdPreparePlan,
     AmdStep,
+    ReloadDriver,
     complete_amd,
     plan_amd_again,
     plan_amd_prepare,
@@ -77,7 +80,6 @@ class AmdDriver:
         self._store = store
         self._cdi = cdi
         self._crash = crash
-        self._on_claim = on_claim
         self._rescan_interval_s = rescan_interval_s
         self._boot_id_path = boot_id_path
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="amdsmi")
@@ -85,8 +87,9 @@ class AmdDriver:
         self._inventory = AmdInventory()
         self._offered = DeviceSet()
         self._boot_id = ""
-        self._target = NodeTarget(node, client)
+        self._target = NodeTarget(node, client, on_claim)
         self._home = HomeModes(store.path.with_name("home-modes.json"))
+        self._reload = ReloadMark(store.path.with_name("reloading"))
 
     # Start
 
@@ -95,9 +98,12 @@ class AmdDriver:
         self._boot_id = self._boot_id_path.read_text().strip()
         while True:
             try:
-                await self._rescan_once()
-                async with self._store.lease():
+                if not self._reload.is_set(self._boot_id):
+                    await self._call(self._backend.read_inventory)  # a node without GPUs gets no files of ours
+                async with self._store.lease():  # another instance may be in the middle of a reload
+                    await self._rescan_once()
                     await self._recover_claims()
+                await self._target.look()
                 return
             except StateUnreadable as error:
                 await self._rebuild(error)
@@ -139,7 +145,7 @@ class AmdDriver:
 
         def plan() -> AmdPreparePlan:
             return plan_amd_prepare(
-                request, self._inventory, self._store.checkpoint, self._boot_id, on_claim=self._may_change
+                request, self._inventory, self._store.checkpoint, self._boot_id, on_claim=self._target.may_change
             )
 
         async with self._one_at_a_time, self._store.lease():
@@ -161,10 +167,6 @@ class AmdDriver:
             ReadyDevice((device.request,), device.pool, device.device, device.cdi_ids, device.share_id)
             for device in record.devices
         )
-
-    @property
-    def _may_change(self) -> bool:
-        return self._on_claim and not self._target.is_set
 
     def _plan_again(self, record: ClaimRecord) -> AmdPreparePlan:
         # The claim was promised its mode, whatever this node's policy is now.
@@ -190,6 +192,8 @@ class AmdDriver:
         try:
             for step in steps:
                 log.info("step", extra={"driver": self.name, "step": str(step)})
+                if isinstance(step, ReloadDriver):
+                    self._reload.set(self._boot_id)
                 await self._call(partial(self._backend.apply_step, step))
         finally:
             await self._rescan_once()
@@ -234,7 +238,7 @@ class AmdDriver:
     # Publishing
 
     def offer(self, features: Features) -> DeviceSet:
-        on_claim = self._may_change and features.partitionable and features.shared
+        on_claim = self._target.may_change and features.partitionable and features.shared
         self._offered = build_amd_devices(self._inventory, self._store.checkpoint, on_claim=on_claim)
         prepared = sum(len(record.devices) for record in self._store.checkpoint.records.values())
         show_prepared(self._node, self.name, {"gpu": prepared})
@@ -273,7 +277,7 @@ class AmdDriver:
             try:
                 async with self._one_at_a_time, self._store.lease():
                     await self._rescan_once()
-                    if idle_s >= _IDLE_S and self._may_change:
+                    if idle_s >= _IDLE_S and self._target.may_change:
                         await self._return_home()
             except (Retryable, StateUnreadable) as error:
                 log.warning("not_looked_after", extra={"driver": self.name, "error": str(error)})
@@ -302,7 +306,16 @@ class AmdDriver:
             await asyncio.sleep(_SWEEP_INTERVAL_S)
 
     async def _rescan_once(self) -> None:
-        self._inventory = await self._call(self._backend.read_inventory)
+        """Under the lease. Loads the driver, where a reload of ours was interrupted."""
+        try:
+            self._inventory = await self._call(self._backend.read_inventory)
+        except LibraryMissing:
+            if not self._reload.is_set(self._boot_id):
+                raise
+            log.warning("loading_driver", extra={"driver": self.name, "why": "a reload of ours was interrupted"})
+            await self._call(self._backend.load_driver)
+            self._inventory = await self._call(self._backend.read_inventory)
+        self._reload.clear()
 
     async def _call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function)

@@ -1,4 +1,8 @@
-"""What the controller asks of this node as a whole: read from an annotation of the Node, answered in another."""
+"""What this node's Node object asks of its AMD GPUs.
+
+The controller asks for modes of the whole node in one annotation, and is answered in another. An administrator says by
+a label whether claims may change modes here, whatever the other nodes do.
+"""
 
 import asyncio
 import logging
@@ -18,21 +22,40 @@ from kubeletplugin.model.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 
+POLICY_LABEL: Final = "partita/amd-partitioning"
+_POLICIES: Final = ("on-claim", "static")
+_LOOK_LIMIT_S: Final = 5.0
 _TRIES: Final = 5
 _PAUSE_S: Final = 5.0
 _UNFOLLOWED_S: Final = 30.0
 
 
 class NodeTarget:
-    """The target of this node; `is_set` from the first time that it is seen."""
+    """The target of this node, and its policy."""
 
-    def __init__(self, node: str, client: Client) -> None:
-        self.is_set = False
+    def __init__(self, node: str, client: Client, on_claim: bool) -> None:
+        self.may_change = on_claim
+        """Whether claims may change modes now: neither the node's policy nor a target of its own forbids it."""
         self._node = node
         self._client = client
+        self._on_claim = on_claim
         self._target: Target | None = None
         self._modes: tuple[str | None, ...] = ()
         self._answered = ""
+
+    async def look(self) -> None:
+        """Once, before anything is offered; `run` follows. Without an answer, all nodes' policy is this node's."""
+        try:
+            async with asyncio.timeout(_LOOK_LIMIT_S):
+                self._read(await self._client.get(path("v1", "nodes", name=self._node)))
+        except (PartitaError, TimeoutError) as error:
+            log.warning("node_not_read", extra={"error": str(error)})
+
+    def _read(self, node: Json) -> None:
+        annotations, labels = (node["metadata"].get(key) or {} for key in ("annotations", "labels"))
+        self._target = _read_target(annotations)
+        is_pinned = TARGET_ANNOTATION in annotations or DCM_PROFILE_LABEL in labels
+        self.may_change = _read_policy(labels, self._on_claim) and not is_pinned
 
     def plan(self, inventory: AmdInventory, checkpoint: Checkpoint) -> tuple[AmdStep, ...]:
         """Raises InvalidObject or Busy."""
@@ -59,13 +82,11 @@ class NodeTarget:
                     await self._take(node, reach)
 
     async def _take(self, node: Json, reach: Callable[[], Awaitable[None]]) -> None:
-        annotations = node["metadata"].get("annotations") or {}
-        was_set = self.is_set
-        self.is_set = TARGET_ANNOTATION in annotations or DCM_PROFILE_LABEL in (node["metadata"].get("labels") or {})
-        self._target = _read_target(annotations)
-        answer = _read_report(annotations)
+        before = self.may_change
+        self._read(node)
+        answer = _read_report(node["metadata"].get("annotations") or {})
         if self._target is None:
-            if was_set != self.is_set:
+            if before != self.may_change:
                 await self._try(reach)
             return
         if answer is not None and answer.id == self._target.id and answer.state != "working":
@@ -102,6 +123,14 @@ class NodeTarget:
             except PartitaError as error:
                 log.warning("target_not_answered", extra={"error": str(error)})
                 await asyncio.sleep(_PAUSE_S)
+
+
+def _read_policy(labels: Json, on_claim: bool) -> bool:
+    """Whether claims may change modes. `on_claim`: where the node has no policy of its own."""
+    policy = labels.get(POLICY_LABEL)
+    if policy not in (None, *_POLICIES):
+        log.error("policy_unknown", extra={"label": POLICY_LABEL, "value": policy, "known": _POLICIES})
+    return policy == "on-claim" if policy in _POLICIES else on_claim
 
 
 def _read_target(annotations: Json) -> Target | None:

@@ -21,8 +21,9 @@ from api.kaiwo import (
     parse_profiles,
 )
 from api.names import AMD_GPU_DRIVER, PCI_BUS_ID_ATTRIBUTE
+from api.quantity import parse_quantity
 from api.resources import allocated_devices
-from controller.nodepartitioning.state import KaiwoNode, Node, Pod, Taint, Workload
+from controller.nodepartitioning.state import Device, KaiwoNode, Node, Pod, Taint, Workload
 
 Json = Mapping[str, Any]
 
@@ -53,13 +54,13 @@ class StoredProfiles:
 
 @dataclass(frozen=True, slots=True)
 class StoredSlice:
-    """Of `gpu.amd.com`. `devices`: PCI address and partition profile, empty where there is none."""
+    """Of `gpu.amd.com`."""
 
     node: str
     pool: str
     generation: int
     slice_count: int
-    devices: tuple[tuple[str, str], ...]
+    devices: tuple[Device, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,8 @@ class Holding:
 def parse_node(raw: Json) -> Node:
     metadata, spec = raw["metadata"], raw.get("spec") or {}
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
-    conditions = (raw.get("status") or {}).get("conditions") or ()
+    status = raw.get("status") or {}
+    allocatable = status.get("allocatable") or {}
     return Node(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -83,8 +85,10 @@ def parse_node(raw: Json) -> Node:
             Taint(taint["key"], taint.get("value") or "", taint["effect"]) for taint in spec.get("taints") or ()
         ),
         is_control_plane=CONTROL_PLANE_LABEL in labels,
-        is_ready=any(each["type"] == "Ready" and each["status"] == "True" for each in conditions),
+        is_ready=any(each["type"] == "Ready" and each["status"] == "True" for each in status.get("conditions") or ()),
         is_unschedulable=bool(spec.get("unschedulable")),
+        cpu=allocatable.get("cpu", "0"),
+        memory=allocatable.get("memory", "0"),
         target_id=_target_id(annotations.get(TARGET_ANNOTATION)),
         report=_report(annotations.get(REPORT_ANNOTATION)),
     )
@@ -132,15 +136,26 @@ def parse_slice(raw: Json) -> StoredSlice | None:
         pool=pool["name"],
         generation=int(pool.get("generation", 0)),
         slice_count=int(pool["resourceSliceCount"]),
-        devices=tuple(_device(device.get("attributes") or {}) for device in spec.get("devices") or ()),
+        devices=tuple(_device(device) for device in spec.get("devices") or ()),
     )
 
 
-def _device(attributes: Json) -> tuple[str, str]:
+def _device(raw: Json) -> Device:
+    attributes, capacity = raw.get("attributes") or {}, raw.get("capacity") or {}
+
     def text(*names: str) -> str:
         return next((attributes[name]["string"] for name in names if name in attributes), "")
 
-    return text(PCI_BUS_ID_ATTRIBUTE, "pciAddr", "parentPciAddr"), text("partitionProfile")
+    def amount(name: str, default: int) -> int:
+        return parse_quantity(capacity[name]["value"]) if name in capacity else default
+
+    return Device(
+        text(PCI_BUS_ID_ATTRIBUTE, "pciAddr", "parentPciAddr"),
+        text("partitionProfile"),
+        text("productName"),
+        amount("memory", 0),
+        amount("partitions", 1),
+    )
 
 
 def parse_holding(raw: Json) -> Holding | None:
@@ -156,7 +171,7 @@ def parse_holding(raw: Json) -> Holding | None:
     )
 
 
-def combine_slices(slices: Iterable[StoredSlice]) -> tuple[tuple[str, ...], ...] | None:
+def combine_slices(slices: Iterable[StoredSlice]) -> tuple[Device, ...] | None:
     """`Observation.published` of a node; None while its newest generation is not complete."""
     found = tuple(slices)
     if not found:
@@ -165,11 +180,7 @@ def combine_slices(slices: Iterable[StoredSlice]) -> tuple[tuple[str, ...], ...]
     current = [piece for piece in found if piece.generation == newest]
     if len(current) < current[0].slice_count:
         return None
-    by_gpu: dict[str, list[str]] = {}
-    for piece in current:
-        for address, profile in piece.devices:
-            by_gpu.setdefault(address, []).append(profile)
-    return tuple(tuple(sorted(by_gpu[address])) for address in sorted(by_gpu))
+    return tuple(sorted(device for piece in current for device in piece.devices))
 
 
 def is_dcm_pod(raw: Json) -> bool:

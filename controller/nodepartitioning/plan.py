@@ -30,7 +30,8 @@ from api.kaiwo import (
     assign_modes,
 )
 from controller.nodepartitioning.actions import Action, EnsureConfigMap, EnsureKaiwoNode, Plan, SetSpec
-from controller.nodepartitioning.state import KaiwoNode, Node, Observation, Pod, Settings, Taint
+from controller.nodepartitioning.resources import group_by_gpu
+from controller.nodepartitioning.state import Device, KaiwoNode, Node, Observation, Pod, Settings, Taint
 
 DRAIN_TAINTS: Final = frozenset({Taint(KAIWO_TAINT_KEY, "", "NoSchedule")})
 DCM_TAINTS: Final = frozenset({Taint(DCM_TAINT_KEY, DCM_TAINT_VALUE, "NoExecute")})
@@ -147,7 +148,7 @@ def _sense_resting(seen: Observation, kaiwo: KaiwoNode, status: PartitioningStat
     if not seen.published and status.phase in ("Completed", "Error"):
         return Sensed(Signal.NOTHING, "the node shows no AMD GPUs at the moment")
     try:
-        modes = _wanted_modes(seen, spec.profile, len(seen.published))
+        modes = _wanted_modes(seen, spec.profile, len({device.gpu for device in seen.published}))
     except InvalidObject as error:
         return Sensed(Signal.FAULTY, str(error))
     is_new = spec.profile != status.target_profile
@@ -193,12 +194,14 @@ def _wanted_modes(seen: Observation, name: str, gpu_count: int) -> tuple[str, ..
     return tuple(mode.profile if mode else "-" for mode in assign_modes(name, profile, gpu_count))
 
 
-def _is_published(modes: Sequence[str], published: Sequence[Sequence[str]] | None) -> bool:
+def _is_published(modes: Sequence[str], published: Sequence[Device] | None) -> bool:
     """Every GPU shows devices of its mode, and of no other."""
-    if published is None or len(published) != len(modes):
+    shown = group_by_gpu(published or ())
+    if len(shown) != len(modes):
         return False
     return all(
-        mode == "-" or (bool(shown) and set(shown) == {mode}) for mode, shown in zip(modes, published, strict=True)
+        mode == "-" or {device.profile for device in devices} == {mode}
+        for mode, devices in zip(modes, shown, strict=True)
     )
 
 

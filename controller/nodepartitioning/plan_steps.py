@@ -41,6 +41,7 @@ from controller.nodepartitioning.plan import (
     prepare_objects,
     sense,
 )
+from controller.nodepartitioning.resources import build_resources
 from controller.nodepartitioning.state import KaiwoNode, Observation, Settings, Taint
 
 CONDITION: Final = "PartitioningCompleted"
@@ -154,12 +155,15 @@ def _build_status(seen: Observation, kaiwo: KaiwoNode, status: PartitioningStatu
     elif status.phase in ACTIVE:
         overall = "Partitioning"
     node_type: NodeType = kaiwo.status.node_type
+    resources = kaiwo.status.resources
     if seen.published is not None:
         node_type = "gpu" if seen.published else "cpu-only"
+        resources = build_resources(seen.node, seen.published)
     return KaiwoNodeStatus(
         status=overall,
         partitioning=status,
         node_type=node_type,
+        resources=resources,
         is_control_plane=seen.node.is_control_plane,
         unschedulable=seen.node.is_unschedulable,
         conditions=_build_conditions(seen, kaiwo, status, sensed),

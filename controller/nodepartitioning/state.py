@@ -22,6 +22,9 @@ class Node:
     is_control_plane: bool = False
     is_ready: bool = True
     is_unschedulable: bool = False
+    cpu: str = "0"
+    memory: str = "0"
+    """Allocatable, as quantities."""
     target_id: str = ""
     """Of the target that stands on the Node for our plugin."""
     report: TargetReport | None = None
@@ -63,6 +66,20 @@ class Workload:
     tolerates: bool
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Device:
+    """One that the node's ResourceSlices offer."""
+
+    gpu: str
+    """PCI address of the GPU that it is, or is a part of."""
+    profile: str
+    """Empty where the GPU cannot be partitioned."""
+    product: str = ""
+    memory_bytes: int = 0
+    partitions: int = 1
+    """That it stands for, each with so much memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """`now` in seconds since 1970."""
@@ -76,8 +93,8 @@ class Observation:
     """Why the ConfigMap cannot be read."""
     pods: tuple[Pod, ...] = ()
     kube_system: tuple[Workload, ...] = ()
-    published: tuple[tuple[str, ...], ...] | None = None
-    """By GPU in order of PCI address: `partitionProfile` of each of its devices. None: no slices, or not complete."""
+    published: tuple[Device, ...] | None = None
+    """In order of GPUs. None: no slices, or not complete."""
     dcm_present: bool = False
     """A Device Config Manager runs on this node."""
     is_admitted: bool = True

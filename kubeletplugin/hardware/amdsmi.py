@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol, assert_never
 
 from api.errors import HardwareError
+from kubeletplugin.hardware.amd_module import load_module
 from kubeletplugin.hardware.amd_sysfs import AmdRoot, Offers, read_inventory, with_offers
 from kubeletplugin.hardware.backend import DeviceBusy, LibraryMissing, NotPermitted
 from kubeletplugin.model.amd_partitions import AmdInventory, Mode, ModeOffer
@@ -55,6 +56,9 @@ class AmdBackend(Protocol):
     def apply_step(self, step: AmdStep) -> None:
         """Do one step, unless it is done. Raises DeviceBusy, ModeRefused, NotPermitted, HardwareError."""
 
+    def load_driver(self) -> None:
+        """Load amdgpu, which a reload has left unloaded. Raises HardwareError."""
+
 
 class AmdSmi:
     """`AmdBackend` by the vendor's library."""
@@ -63,14 +67,19 @@ class AmdSmi:
         self._root, self._sleep = root, sleep
         self._lock = threading.Lock()  # AMD: no concurrent partition operations
         self._offers: Offers = {}  # what the models can do; asked once, for an open library makes GPUs look used
+        self._asked: frozenset[tuple[str, ...]] = frozenset()  # GPUs that the offers are of
 
     def read_inventory(self) -> AmdInventory:
         with self._lock:
             if not self._root.has_gpus():
                 raise LibraryMissing(f"no GPU is driven by amdgpu under {self._root.sys}")
             found = read_inventory(self._root, self._sleep)
-            if any(gpu.mode is not None and gpu.pci_address not in self._offers for gpu in found.gpus):
+            there = frozenset(
+                (gpu.pci_address, gpu.device_id, gpu.unique_id) for gpu in found.gpus if gpu.mode is not None
+            )
+            if not there <= self._asked:
                 self._offers = self._read_offers()
+                self._asked = frozenset(gpu for gpu in there if gpu[0] in self._offers)
             return with_offers(found, self._offers)
 
     def read_device_nodes(self) -> dict[str, DeviceNode]:
@@ -87,6 +96,10 @@ class AmdSmi:
                     self._set_compute(step)
                 case _:
                     assert_never(step)
+
+    def load_driver(self) -> None:
+        with self._lock:
+            load_module(self._root)
 
     def _read_offers(self) -> Offers:
         """By GPU its modes under every memory mode; none where the library will not tell."""

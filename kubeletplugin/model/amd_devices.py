@@ -5,6 +5,8 @@ do not clash. `partitionIndex`, `memoryRange`, `hiveID`, `gpuIndex`, `computePar
 
 A node that keeps its modes (static) offers the partitions that exist, one device each.
 
+A claim that asks for capacity `partitions: 1`, as for AMD's driver when it partitions on claim, fits every device.
+
 A node that partitions on claim offers each mode of each GPU as one device, of which every allocation is one partition
 (consumable capacity `partitions`). Names never change, so the scheduler's book stays right whatever mode the hardware
 is in; counters keep the modes apart:
@@ -147,6 +149,7 @@ def _partition_device(one: _Gpu, partition: Partition) -> ApiDevice:
             "memory": {"value": format_quantity(partition.memory_bytes)},
             "computeUnits": {"value": format_quantity(partition.compute_units)},
             "simdUnits": {"value": format_quantity(partition.simd_units)},
+            "partitions": {"value": "1"},
         },
     }
 
@@ -163,7 +166,9 @@ def _mode_device(one: _Gpu, offer: ModeOffer) -> ApiDevice:
         "attributes": _attributes(one, offer.mode, is_whole),
         "capacity": {name: {"value": format_quantity(amount)} for name, amount in amounts.items()},
     }
-    if not is_whole:
+    if is_whole:
+        device["capacity"]["partitions"] = {"value": "1"}
+    else:
         for capacity in device["capacity"].values():
             capacity["requestPolicy"] = _fixed_policy("0")  # the size of each partition: no allocation uses it up
         count = offer.partitions - (one.held_by_name() if gpu.mode == offer.mode else 0)

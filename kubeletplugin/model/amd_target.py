@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from api.errors import Busy, InvalidObject
+from api.errors import Busy, InvalidObject, Retryable
 from kubeletplugin.model.amd_partitions import AmdGpu, AmdInventory, Mode, held_partitions
 from kubeletplugin.model.amd_prepare import AmdStep, ReloadDriver, SetComputeMode, SetMemoryMode
 from kubeletplugin.model.checkpoint import Checkpoint
@@ -11,8 +11,11 @@ from kubeletplugin.model.checkpoint import Checkpoint
 def plan_target(inventory: AmdInventory, checkpoint: Checkpoint, target: Sequence[str | None]) -> tuple[AmdStep, ...]:
     """The steps; none where the node is there already. `target`: `cpx_nps4` by GPU in order, None: as it is.
 
-    Raises InvalidObject where the hardware cannot be brought there, Busy where a claim is in the way.
+    Raises InvalidObject where the hardware cannot be brought there, Busy where a claim is in the way, Retryable while
+    not every GPU can be read: which one the target means by its index is not known then.
     """
+    if inventory.unreadable:
+        raise Retryable("; ".join(inventory.unreadable))
     if len(target) != len(inventory.gpus):
         raise InvalidObject(f"the target has modes for {len(target)} GPUs; the node has {len(inventory.gpus)}")
     wanted = {

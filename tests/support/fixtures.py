@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tests.support.cluster import CACHE, Cluster
 
@@ -26,12 +27,16 @@ def session_cluster(name: str, *options: str) -> Iterator[Cluster]:
                 cluster.stop()
 
 
-def resync_soon(cluster: Cluster, node: str) -> None:
-    """Kubelets look at a pod that failed again after 60 to 90 s (syncFrequency 1m); here after 5 to 8 s."""
+def resync_soon(cluster: Cluster, node: str, **more: Any) -> None:
+    """Kubelets look at a pod that failed again after 60 to 90 s (syncFrequency 1m); here after 5 to 8 s.
+
+    `more`: further fields of the KubeletConfiguration.
+    """
     file = cluster.state / "nodes" / node / "etc/kubernetes/kubelet.json"
     config = json.loads(file.read_text())
-    if config.get("syncFrequency") != "5s":
-        file.write_text(json.dumps({**config, "syncFrequency": "5s"}))
+    wanted = {**config, "syncFrequency": "5s", **more}
+    if config != wanted:
+        file.write_text(json.dumps(wanted))
         cluster.run("kill", node, "kubelet")
         cluster.run("start", node, "kubelet")
         cluster.wait_node(node)

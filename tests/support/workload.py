@@ -58,6 +58,10 @@ class Device:
     def text(self, attribute: str) -> str:
         return str(self.attributes[attribute]["string"])
 
+    def find(self, attribute: str) -> str | None:
+        """None where the device has no such attribute."""
+        return self.text(attribute) if attribute in self.attributes else None
+
     @property
     def gpu(self) -> str:
         """UUID of the GPU that it is, or is a part of."""
@@ -165,6 +169,23 @@ def wait_empty(cluster: Cluster) -> None:
         return [name for name in names if name.startswith(PREFIX)]
 
     wait_until("every namespace of a test is gone", lambda: not left(), 180.0)
+
+
+def claims_of(pod: Object, container: Object) -> list[tuple[str, str | None]]:
+    """(claim, request or None for all) of a container, those for its extended resources among them."""
+    names = {each["name"]: each["resourceClaimName"] for each in pod["status"].get("resourceClaimStatuses", ())}
+    names |= {
+        each["name"]: each["resourceClaimName"]
+        for each in pod["spec"].get("resourceClaims", ())
+        if "resourceClaimName" in each
+    }
+    wanted = container.get("resources", {}).get("claims", ())
+    found: list[tuple[str, str | None]] = [(names[each["name"]], each.get("request")) for each in wanted]
+    implicit = pod["status"].get("extendedResourceClaimStatus", {})
+    for mapping in implicit.get("requestMappings", ()):
+        if mapping["containerName"] == container["name"]:
+            found.append((implicit["resourceClaimName"], mapping["requestName"]))
+    return found
 
 
 def sees_exactly(view: View, devices: Iterable[Device]) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench import computedomain, prepare, prepare_amd
+from bench import computedomain, prepare, prepare_amd, repartition
 
 ROOT = Path(__file__).resolve().parents[3]
 CLUSTER = "bench"
@@ -25,9 +25,14 @@ def main() -> None:
     one.add_argument("--as-user", action="store_true", help="let the plugin use the kubeconfig, not a service account")
     domains = benches.add_parser("computedomain", help="ComputeDomains: time to form, API writes, CPU, memory, scale")
     computedomain.add_options(domains)
+    nodes = benches.add_parser("repartition", help="a node of eight AMD GPUs: time from one profile to the other")
+    nodes.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()
     if arguments.bench == "computedomain":
         computedomain.run(arguments)
+        return
+    if arguments.bench == "repartition":
+        repartition.run(arguments.rounds)
         return
     kubeconfig = arguments.kubeconfig or _start_cluster()
     base = Path("/var/tmp/partita-bench")  # short, for socket paths; on a disk, for durable appends

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from simulator.amd import node
 from simulator.amd.models import MODELS
 
+from api.errors import HardwareError
 from kubeletplugin.hardware.amd_sysfs import AmdRoot, read_inventory
 from kubeletplugin.hardware.amdsmi import AmdSmi, ModeRefused
 from kubeletplugin.hardware.backend import DeviceBusy, LibraryMissing
@@ -54,8 +56,9 @@ OFFERS = {
     "mi300a": {("SPX", 1, 1), ("TPX", 1, 3), ("CPX", 1, 6)},
     "mi300x": {("SPX", 1, 1), ("DPX", 1, 2), ("QPX", 1, 4), ("CPX", 1, 8), ("DPX", 2, 2), ("QPX", 4, 4), ("CPX", 4, 8)},
     "mi308x": {("SPX", 1, 1), ("DPX", 1, 2), ("CPX", 1, 4), ("CPX", 4, 4)},
-    "mi355x": {("SPX", 1, 1), ("DPX", 1, 2), ("QPX", 1, 4), ("CPX", 1, 8), ("DPX", 2, 2), ("QPX", 2, 4), ("CPX", 2, 8)},
+    "mi350x": {("SPX", 1, 1), ("DPX", 1, 2), ("QPX", 1, 4), ("CPX", 1, 8), ("DPX", 2, 2), ("QPX", 2, 4), ("CPX", 2, 8)},
 }
+OFFERS |= {"mi325x": OFFERS["mi300x"], "mi355x": OFFERS["mi350x"]}
 
 
 @pytest.mark.parametrize("model", OFFERS)
@@ -64,6 +67,15 @@ def test_offers_are_what_the_hardware_can_do(make: Make, model: str) -> None:
     gpu = make(model).read_inventory().gpus[0]
     expected = {ModeOffer(Mode(compute, f"NPS{memory}"), parts) for compute, memory, parts in OFFERS[model]}
     assert set(gpu.offers) == expected
+
+
+def test_another_gpu_in_the_same_place_is_asked_for_its_own_modes(make: Make, root: Path) -> None:
+    """What was learnt of a GPU is not said of the one that replaces it."""
+    backend = make("mi300xx1")
+    assert backend.read_inventory().gpus[0].partitions_in(Mode("QPX", "NPS1")) == 4
+    node.install(root, "mi300ax1", cache=Path(os.environ.get("PARTITA_CACHE", ".cache")))
+    (gpu,) = backend.read_inventory().gpus
+    assert (gpu.partitions_in(Mode("TPX", "NPS1")), gpu.partitions_in(Mode("QPX", "NPS1"))) == (3, 0)
 
 
 @pytest.mark.parametrize("model", [model for model in OFFERS if OFFERS[model]])
@@ -124,6 +136,35 @@ def test_an_unloaded_driver_is_no_hardware(make: Make, root: Path) -> None:
     node.load_driver(root)
     node.describe(root)
     assert modes(backend.read_inventory()) == {Mode("CPX", "NPS4")}
+
+
+def test_a_reload_whose_program_is_killed_leaves_no_driver_until_it_is_loaded(make: Make, root: Path) -> None:
+    """The node's own modprobe brings the driver back, in the memory mode that was asked for before."""
+    backend = make("mi300xx1")
+    backend.apply_step(SetMemoryMode(FIRST, "NPS4"))
+    node.set_fault(root, "reload_pause_ms", 60_000)
+    program = (
+        "from pathlib import Path; import sys; from kubeletplugin.hardware.amd_sysfs import AmdRoot\n"
+        "from kubeletplugin.hardware.amdsmi import AmdSmi; from kubeletplugin.model.amd_prepare import ReloadDriver\n"
+        f"AmdSmi(AmdRoot('/', Path(sys.argv[1]))).apply_step(ReloadDriver(('{FIRST}',), 'NPS4'))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, root]) as reloading:
+        while (root / "dev/kfd").exists():
+            assert reloading.poll() is None
+            time.sleep(0.01)
+        reloading.kill()
+    with pytest.raises(LibraryMissing):
+        backend.read_inventory()
+    backend.load_driver()
+    assert modes(backend.read_inventory()) == {Mode("CPX", "NPS4")}
+    backend.load_driver()
+
+
+def test_a_driver_that_cannot_be_loaded_says_what_modprobe_says(make: Make, root: Path) -> None:
+    make("mi300xx1")
+    (root / "usr/sbin/modprobe").unlink()
+    with pytest.raises(HardwareError, match=r"modprobe under .*modprobe.*load it by hand"):
+        AmdSmi(AmdRoot("/", root)).load_driver()
 
 
 def test_a_gpu_in_the_middle_of_a_change_is_not_published(make: Make, root: Path) -> None:

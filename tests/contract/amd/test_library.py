@@ -21,6 +21,12 @@ MODES = [
     ("mi300x", "QPX", 4, 4, 76, 49152, 49136),
     ("mi300x", "CPX", 1, 8, 38, 24574, 24574),
     ("mi300x", "CPX", 4, 8, 38, 24576, 24568),
+    ("mi325x", "SPX", 1, 1, 304, 262128, 262128),
+    ("mi325x", "DPX", 1, 2, 152, 131064, 131064),
+    ("mi325x", "DPX", 2, 2, 152, 131072, 131056),
+    ("mi325x", "QPX", 1, 4, 76, 65532, 65532),
+    ("mi325x", "QPX", 4, 4, 76, 65536, 65520),
+    ("mi325x", "CPX", 1, 8, 38, 32766, 32766),
     ("mi325x", "CPX", 4, 8, 38, 32768, 32760),
     ("mi300a", "SPX", 1, 1, 228, 131056, 131056),
     ("mi300a", "TPX", 1, 3, 76, 43685, 43685),
@@ -29,11 +35,20 @@ MODES = [
     ("mi308x", "DPX", 1, 2, 40, 98296, 98296),
     ("mi308x", "CPX", 1, 4, 20, 49148, 49148),
     ("mi308x", "CPX", 4, 4, 20, 49152, 49136),
+    ("mi350x", "SPX", 1, 1, 256, 294896, 294896),
+    ("mi350x", "DPX", 1, 2, 128, 147448, 147448),
     ("mi350x", "DPX", 2, 2, 128, 147456, 147440),
     ("mi350x", "QPX", 1, 4, 64, 73724, 73724),
     ("mi350x", "QPX", 2, 4, 64, 73728, 73720),
+    ("mi350x", "CPX", 1, 8, 32, 36862, 36862),
     ("mi350x", "CPX", 2, 8, 32, 36864, 36860),
+    ("mi355x", "SPX", 1, 1, 256, 294896, 294896),
+    ("mi355x", "DPX", 1, 2, 128, 147448, 147448),
+    ("mi355x", "DPX", 2, 2, 128, 147456, 147440),
+    ("mi355x", "QPX", 1, 4, 64, 73724, 73724),
+    ("mi355x", "QPX", 2, 4, 64, 73728, 73720),
     ("mi355x", "CPX", 1, 8, 32, 36862, 36862),
+    ("mi355x", "CPX", 2, 8, 32, 36864, 36860),
 ]
 
 
@@ -88,6 +103,25 @@ def test_each_mode_has_its_partitions(
     assert len(list(nodes.iterdir())) == cpus + len(handles)
     bank = (nodes / str(cpus) / "mem_banks/0/properties").read_text()
     assert int(dict(line.split() for line in bank.splitlines())["size_in_bytes"]) // MIB == first
+
+
+def test_the_tree_tells_the_engines_of_a_partition_as_the_library_does(install: Install, root: Path) -> None:
+    """Under CPX a decoder is shared by two partitions, and each has one die and two DMA engines of its own."""
+    smi = install("mi300xx1")
+    set_compute(smi, smi.amdsmi_get_processor_handles()[0], "CPX")
+    handle = reopen(smi)[0]
+    profile = smi.amdsmi_get_gpu_accelerator_partition_profile_config(handle)["profiles"][-1]
+    told = {
+        each["resource_type"]: (each["partition_resource"], each["num_partitions_share_resource"])
+        for each in profile["resources"]
+    }
+    folder = root / "sys/bus/pci/devices/0000:05:00.0/compute_partition_config"
+    shown = {
+        kind: tuple(int((folder / kind / name).read_text()) for name in ("num_inst", "num_shared"))
+        for kind in ("xcc", "dec", "dma", "jpeg")
+    }
+    assert shown == {"xcc": (1, 1), "dec": (1, 2), "dma": (2, 1), "jpeg": (1, 2)}
+    assert [told[kind] for kind in ("XCC", "DECODER", "DMA", "JPEG")] == list(shown.values())
 
 
 @pytest.mark.parametrize("model", MODELS)

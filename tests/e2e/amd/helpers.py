@@ -1,24 +1,32 @@
 """AMD nodes of a cluster, from outside: what the hardware is, what a container sees of it, what is asked of a node."""
 
 import json
+import os
 import re
+import signal
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.cluster import ROOT, Cluster, CommandFailed, Object, path, run, wait_until
-from tests.support.manifests import pod, request
+from tests.support.cluster import ROOT, Cluster, Object, path, run, wait_until
+from tests.support.manifests import IDLE, IMAGE, pod, request
 from tests.support.workload import RESOURCE, Device, Workspace
 
+PROFILES = {"n1": "h100x1", "n2": "mi300xx8", "n3": "h100x1+mi300xx1", "n4": "mi300xx2"}
+AMD_NODES = ("n2", "n3", "n4")
+STATIC_PODS = "/etc/kubernetes/manifests"
 SYSTEM = "partita-system"
 CLASS = "gpu.amd.com"
 KAIWO = "kaiwo.silogen.ai/v1alpha1"
 ENABLED = "kaiwo.silogen.ai/node.amd.partitioning.enabled"
 PROFILE = "kaiwo.silogen.ai/node.amd.partitioning.profile"
+POLICY = "partita/amd-partitioning"
 DCM_PROFILE = "dcm.amd.com/gpu-config-profile"
 DCM_STATE = "dcm.amd.com/gpu-config-profile-state"
 MODES = ("spx_nps1", "dpx_nps1", "qpx_nps1", "cpx_nps1", "dpx_nps2", "qpx_nps4", "cpx_nps4")  # of an MI300X
+PCI_BUS_ID = "resource.kubernetes.io/pciBusID"
 PATIENCE_S = 120.0
 
 
@@ -48,9 +56,21 @@ class AmdNode:
     def kaiwo(self) -> str:
         return path(KAIWO, "kaiwonodes", name=self.name)
 
-    def simulate(self, *arguments: str) -> None:
-        """`hack/simulator amd`."""
-        run([ROOT / "hack" / "simulator", "amd", "--root", self.root, *arguments])
+    def simulate(self, *arguments: str) -> Object:
+        """`hack/simulator amd`; the truth about the hardware afterwards."""
+        truth: Object = json.loads(run([ROOT / "hack" / "simulator", "amd", "--root", self.root, *arguments]))
+        return truth
+
+    def install(self, profile: str) -> None:
+        """Other GPUs instead of those that are there; the driver has published them afterwards."""
+        place = ("--root", self.root, "--node", self.name, "--index", str(int(self.name[1:]) - 1))
+        run([ROOT / "hack" / "simulator", "install", *place, "--profile", profile])
+        self.wait_gpus(profile)
+
+    def wait_gpus(self, profile: str) -> None:
+        product = (self.root / "sys/bus/pci/devices/0000:05:00.0/product_name").read_text().strip().replace(" ", "_")
+        gpus = int(profile.rpartition("x")[2])
+        wait_until(f"{self.name} offers {gpus} {product}", lambda: self.gpus_published() == {product: gpus})
 
     def slots(self) -> dict[int, Slot]:
         """By render minor, from KFD's topology."""
@@ -72,6 +92,10 @@ class AmdNode:
             if compute.exists():
                 found[folder.name] = f"{compute.read_text().strip()}_{memory.read_text().strip()}".lower()
         return found
+
+    def has_driver(self) -> bool:
+        """Whether amdgpu is loaded."""
+        return (self.root / "sys/module/amdgpu").exists()
 
     def label(self, **labels: str | None) -> None:
         """`enabled`, `profile`; None takes one away."""
@@ -107,9 +131,9 @@ class AmdNode:
         what = f"{self.name} is {' or '.join(phases)} {profile or ''}"
         return self.cluster.wait(self.kaiwo, what, there, patience_s)
 
-    def wait_partitioned(self, profile: str, patience_s: float = PATIENCE_S) -> None:
+    def wait_partitioned(self, profile: str) -> None:
         """Completed, the hardware is so, no taint is left."""
-        self.wait_phase("Completed", profile=profile, patience_s=patience_s)
+        self.wait_phase("Completed", profile=profile)
         mode = {"cpx": "cpx_nps4", "spx": "spx_nps1"}.get(profile, profile)
         assert set(self.modes().values()) == {mode}
         wait_until(f"{self.name} is untainted", lambda: not self.taints())
@@ -117,23 +141,44 @@ class AmdNode:
 
     def published(self) -> list[str]:
         """Partition profiles of the devices in the node's slices."""
+        return [
+            str(attributes.get("partitionProfile", {}).get("string", "")) for attributes in self.published_attributes()
+        ]
+
+    def gpus_published(self) -> dict[str, int]:
+        """How many GPUs there are in the node's slices, by model."""
+        found = {(each["productName"]["string"], each[PCI_BUS_ID]["string"]) for each in self.published_attributes()}
+        return dict(Counter(product for product, _ in found))
+
+    def published_attributes(self) -> list[Object]:
+        """Of the devices in the node's slices."""
         slices = self.cluster.list(path(RESOURCE, "resourceslices"), fieldSelector=f"spec.driver={CLASS}")
         own = [piece for piece in slices if piece["spec"].get("nodeName") == self.name]
         newest = max((piece["spec"]["pool"]["generation"] for piece in own), default=0)
         return [
-            str(device["attributes"].get("partitionProfile", {}).get("string", ""))
+            device["attributes"]
             for piece in own
             if piece["spec"]["pool"]["generation"] == newest
             for device in piece["spec"].get("devices", ())
         ]
 
     def kill_plugin(self) -> None:
-        """SIGKILL to the node plugin, wherever it is; the kubelet starts it again."""
-        find = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q '[p]artita-kubelet-plugin'"
-        try:
-            self.cluster.in_node(self.name, "sh", "-c", f"{find} && kill -9 ${{p#/proc/}}; done; true")
-        except CommandFailed as error:
-            raise AssertionError(f"the plugin on {self.name} could not be killed: {error}") from error
+        """SIGKILL to the node plugin; the kubelet starts it again. What the kernel was doing for it, it finishes."""
+        os.kill(wait_until(f"the plugin on {self.name} runs", self._find_plugin), signal.SIGKILL)
+        self.simulate()
+
+    def _find_plugin(self) -> int | None:
+        """Its pid on this machine: the process in the control group of the node's pod."""
+        pods = self.cluster.list(path("v1", "pods", namespace=SYSTEM), fieldSelector=f"spec.nodeName={self.name}")
+        groups = [f"/pod{pod['metadata']['uid']}/" for pod in pods]
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                is_plugin = "partita-kubelet-plugin" in (folder / "cmdline").read_text()
+                if is_plugin and any(group in (folder / "cgroup").read_text() for group in groups):
+                    return int(folder.name)
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # a process that ended meanwhile
+        return None
 
 
 def end_partitioning(node: AmdNode) -> None:
@@ -159,11 +204,43 @@ def claiming_pod(space: Workspace, name: str, node: str | None, template: str, *
     return pod(name, space.namespace, templates=(template,), node=node, **spec)
 
 
+def mode_name(mode: str | None) -> str:
+    """Of the claim template and the container for a mode; None for a GPU that has none."""
+    return mode.replace("_", "-") if mode else "any"
+
+
+def mode_pod(space: Workspace, name: str, node: AmdNode, modes: Sequence[str | None]) -> Object:
+    """A container for each mode, with a claim of its own from the mode's template; it tells in its log what it sees."""
+    names = [mode_name(mode) for mode in modes]
+    body = pod(name, space.namespace, templates=tuple(names), node=node.name)
+    spec = body["spec"]
+    look = ["sh", "-c", f"find /dev -type c; echo seen; {IDLE}"]
+    spec["containers"] = [
+        {"name": each, "image": IMAGE, "command": look, "resources": {"claims": [{"name": f"t-{each}"}]}}
+        for each in names
+    ]
+    return body
+
+
+def nodes_told(space: Workspace, name: str, container: str) -> set[str]:
+    """Paths of the AMD device nodes that a container of `mode_pod` has seen when it began."""
+
+    def told() -> str | None:
+        text = str(space.cluster.get(f"{space.pods(name)}/log?container={container}").get("message", ""))
+        return text if "seen" in text.splitlines() else None
+
+    return _amd_nodes(wait_until(f"{name}/{container} has told what it sees", told))
+
+
+def _amd_nodes(text: str) -> set[str]:
+    return set(re.findall(r"^/dev/(?:kfd|dri/\S+)$", text, re.MULTILINE))
+
+
 def nodes_seen(space: Workspace, name: str, container: str = "c0") -> set[str]:
     """Paths of the AMD device nodes in the container."""
 
     text = space.cluster.in_pod(name, "find", "/dev", "-type", "c", namespace=space.namespace, container=container)
-    return set(re.findall(r"^/dev/(?:kfd|dri/\S+)$", text, re.MULTILINE))
+    return _amd_nodes(text)
 
 
 def check_view(node: AmdNode, seen: set[str], devices: Sequence[Device]) -> set[int]:
@@ -176,20 +253,34 @@ def check_view(node: AmdNode, seen: set[str], devices: Sequence[Device]) -> set[
     slots, modes = node.slots(), node.modes()
     assert "/dev/kfd" in seen
     assert len(cards) == len(renders) == len(devices)
-    got = sorted((slots[render].pci, modes[slots[render].pci]) for render in renders)
-    attribute = "resource.kubernetes.io/pciBusID"
-    assert got == sorted((device.text(attribute), device.text("partitionProfile")) for device in devices)
+    got = sorted((slots[render].pci, modes.get(slots[render].pci)) for render in renders)
+    assert got == sorted((device.text(PCI_BUS_ID), device.find("partitionProfile")) for device in devices)
     return renders
 
 
-def event_reasons(node: AmdNode) -> list[str]:
-    """Of the Events about the Node."""
+def start_guarded(space: Workspace, node: AmdNode) -> None:
+    """A pod on the node that its budget lets nobody evict."""
+    guarded = pod("guarded", space.namespace, node=node.name)
+    guarded["metadata"]["labels"] = {"app": "guarded"}
+    budget = {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": "guarded", "namespace": space.namespace},
+        "spec": {"maxUnavailable": 0, "selector": {"matchLabels": {"app": "guarded"}}},
+    }
+    space.apply(budget, guarded)
+    space.wait_running("guarded")
+
+
+def unguard(space: Workspace) -> None:
+    space.cluster.delete(path("policy/v1", "poddisruptionbudgets", namespace=space.namespace, name="guarded"))
+
+
+def event_reasons(node: AmdNode) -> set[str]:
+    """Of the Events about the KaiwoNode, which is another one in every test."""
+    uid = node.cluster.get(node.kaiwo)["metadata"]["uid"]
     events = node.cluster.list(path("events.k8s.io/v1", "events"))
-    return [
-        str(each["reason"])
-        for each in events
-        if each.get("regarding", {}).get("kind") == "Node" and each["regarding"]["name"] == node.name
-    ]
+    return {str(each["reason"]) for each in events if each.get("regarding", {}).get("uid") == uid}
 
 
 def profiles_config(**profiles: tuple[str, str, int | None]) -> Object:

@@ -15,6 +15,8 @@ from tests.e2e.amd.helpers import (
     event_reasons,
     nodes_seen,
     profiles_config,
+    start_guarded,
+    unguard,
 )
 from tests.support.cluster import Cluster, path, wait_until
 from tests.support.manifests import claim_template, pod
@@ -33,6 +35,9 @@ def test_a_node_goes_from_spx_to_cpx_and_back_with_pods_running(
         assert cluster.find(space.pods(name)) is None, "evicted pods without an owner are gone"
     config = cluster.get(path("v1", "configmaps", namespace="kube-amd-gpu", name="config-manager-config"))
     assert '"CPX"' in config["data"]["config.json"]
+    gpus = cluster.get(n2.kaiwo)["status"]["resources"]["gpus"]
+    assert (gpus["model"], gpus["physicalCount"], gpus["logicalCount"]) == ("AMD_Instinct_MI300X_OAM", 8, 64)
+    assert gpus["isPartitioned"]
 
     space.apply(claim_template("part", space.namespace, amd_request("cpx_nps4", count=2)))
     space.apply(claiming_pod(space, "part", "n2", "part"))
@@ -48,21 +53,12 @@ def test_a_node_goes_from_spx_to_cpx_and_back_with_pods_running(
 def test_a_disruption_budget_holds_the_node_until_it_allows_the_eviction(
     cluster: Cluster, space: Workspace, n2: AmdNode
 ) -> None:
-    guarded = pod("guarded", space.namespace, node="n2")
-    guarded["metadata"]["labels"] = {"app": "guarded"}
-    budget = {
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": {"name": "guarded", "namespace": space.namespace},
-        "spec": {"maxUnavailable": 0, "selector": {"matchLabels": {"app": "guarded"}}},
-    }
-    space.apply(budget, guarded)
-    space.wait_running("guarded")
+    start_guarded(space, n2)
     n2.ask("cpx")
     wait_until("the KaiwoNode names who it waits for", lambda: "guarded" in n2.message())
     assert n2.taints() == {"kaiwo-partitioning:NoSchedule"}, "no taint kills what a budget guards"
     assert space.phase("guarded") == "Running"
-    cluster.delete(path("policy/v1", "poddisruptionbudgets", namespace=space.namespace, name="guarded"))
+    unguard(space)
     n2.wait_partitioned("cpx")
 
 
@@ -96,7 +92,38 @@ def test_a_mode_that_the_hardware_lacks_fails_untainted_with_the_reason(cluster:
         cluster.delete(where)
 
 
-def test_an_api_server_that_is_away_in_between_only_delays_it(cluster: Cluster, n2: AmdNode) -> None:
+def test_a_plugin_killed_at_every_step_brings_the_node_to_its_mode(space: Workspace, n2: AmdNode) -> None:
+    n2.cluster.apply(profiles_config(cpx=("CPX", "NPS4", 8), qpx_nps4=("QPX", "NPS4", 8)))
+    n2.simulate("--reload-pause-ms", "2000")
+    start_guarded(space, n2)
+    n2.ask("cpx")
+    wait_until("the node drains", n2.taints)
+    n2.kill_plugin()
+    unguard(space)
+    wait_until("the driver is away", lambda: not n2.has_driver())
+    n2.kill_plugin()
+    n2.wait_partitioned("cpx")
+
+    n2.simulate("--change-pause-ms", "200")
+    n2.ask("qpx_nps4")
+    wait_until("some GPUs are changed", lambda: 1 < list(n2.modes().values()).count("qpx_nps4") < 8)
+    n2.kill_plugin()
+    wait_until("the hardware is changed", lambda: set(n2.modes().values()) == {"qpx_nps4"})
+    n2.kill_plugin()
+    n2.wait_partitioned("qpx_nps4")
+    assert "PartitioningFailed" not in event_reasons(n2)
+
+
+def accepts_pod(space: Workspace) -> bool:
+    """Whether n2's kubelet takes a pod; it rejects one for a taint that is gone until it hears of that."""
+    space.apply(pod("probe", space.namespace, node="n2"))
+    wait_until("the pod has begun or is rejected", lambda: space.phase("probe") != "Pending")
+    phase = space.phase("probe")
+    space.delete("probe")
+    return phase == "Running"
+
+
+def test_an_api_server_that_is_away_in_between_only_delays_it(cluster: Cluster, space: Workspace, n2: AmdNode) -> None:
     n2.simulate("--reload-pause-ms", "2000")
     n2.ask("cpx")
     n2.wait_phase("ApplyingPartitions")
@@ -104,6 +131,7 @@ def test_an_api_server_that_is_away_in_between_only_delays_it(cluster: Cluster, 
     wait_until("the hardware is changed meanwhile", lambda: set(n2.modes().values()) == {"cpx_nps4"}, 60.0)
     cluster.run("start", "control-plane", "apiserver")
     n2.wait_partitioned("cpx")
+    wait_until("the kubelet knows that the node is untainted", lambda: accepts_pod(space))
 
 
 # With AMD's Device Config Manager on the node: the test says and does what it does.

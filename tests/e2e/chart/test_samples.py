@@ -9,6 +9,7 @@ import yaml
 
 from tests.support.chart import Release
 from tests.support.cluster import ROOT, Cluster, Object, path, wait_until
+from tests.support.workload import claims_of
 
 SAMPLES = sorted((ROOT / "deployments/samples").glob("*.yaml"))
 NAMESPACE = "samples"
@@ -46,23 +47,6 @@ def allocated(cluster: Cluster, pod: Object, container: Object) -> list[Object]:
         for device in piece["spec"].get("devices", ())
     }
     return [devices[each] for each in results]
-
-
-def claims_of(pod: Object, container: Object) -> list[tuple[str, str | None]]:
-    """(claim, request or None for all) of a container, those for its extended resources among them."""
-    names = {each["name"]: each["resourceClaimName"] for each in pod["status"].get("resourceClaimStatuses", ())}
-    names |= {
-        each["name"]: each["resourceClaimName"]
-        for each in pod["spec"].get("resourceClaims", ())
-        if "resourceClaimName" in each
-    }
-    wanted = container.get("resources", {}).get("claims", ())
-    found: list[tuple[str, str | None]] = [(names[each["name"]], each.get("request")) for each in wanted]
-    implicit = pod["status"].get("extendedResourceClaimStatus", {})
-    for mapping in implicit.get("requestMappings", ()):
-        if mapping["containerName"] == container["name"]:
-            found.append((implicit["resourceClaimName"], mapping["requestName"]))
-    return found
 
 
 @pytest.mark.parametrize("sample", [sample.name for sample in SAMPLES])

@@ -52,6 +52,7 @@ def test_device_classes_select_what_the_reference_driver_publishes() -> None:
         "gpu.nvidia.com": "device.driver == 'gpu.nvidia.com' && device.attributes['gpu.nvidia.com'].type == 'gpu'",
         "mig.nvidia.com": "device.driver == 'gpu.nvidia.com' && device.attributes['gpu.nvidia.com'].type == 'mig'",
         "gpu.amd.com": "device.driver == 'gpu.amd.com'",
+        "gpu.amd.com-spx": "device.driver == 'gpu.amd.com' && device.attributes['gpu.amd.com'].type == 'amdgpu'",
         "compute-domain-daemon.nvidia.com": "device.driver == 'compute-domain.nvidia.com' "
         "&& device.attributes['compute-domain.nvidia.com'].type == 'daemon'",
         "compute-domain-default-channel.nvidia.com": "device.driver == 'compute-domain.nvidia.com' "
@@ -72,6 +73,14 @@ def test_extended_resources_are_offered_only_when_named() -> None:
     assert "extendedResourceName" not in of_kind(render(), "DeviceClass")["gpu.nvidia.com"]["spec"]
     named = of_kind(render("resources.gpus.extendedResourceName=nvidia.com/gpu"), "DeviceClass")
     assert named["gpu.nvidia.com"]["spec"]["extendedResourceName"] == "nvidia.com/gpu"
+
+
+@pytest.mark.parametrize(("partitioning", "holder"), [("on-claim", "gpu.amd.com-spx"), ("static", "gpu.amd.com")])
+def test_an_extended_resource_is_never_a_part_of_an_amd_gpu_that_could_be_whole(partitioning: str, holder: str) -> None:
+    settings = ("resources.amd.enabled=true", "resources.amd.extendedResourceName=amd.com/gpu")
+    classes = of_kind(render(*settings, f"resources.amd.partitioning={partitioning}"), "DeviceClass")
+    named = {name for name, each in classes.items() if each["spec"].get("extendedResourceName") == "amd.com/gpu"}
+    assert named == {holder}
 
 
 @pytest.mark.parametrize(

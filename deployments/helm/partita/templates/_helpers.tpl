@@ -101,7 +101,14 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- $_ := set $classes "compute-domain-default-channel.nvidia.com" (dict "driver" "compute-domain.nvidia.com" "type" "channel" "channel" true) -}}
 {{- end -}}
 {{- if .Values.resources.amd.enabled -}}
-{{- $_ := set $classes "gpu.amd.com" (dict "driver" "gpu.amd.com" "extended" .Values.resources.amd.extendedResourceName) -}}
+{{- $extended := .Values.resources.amd.extendedResourceName -}}
+{{- if eq .Values.resources.amd.partitioning "static" -}}
+{{- $_ := set $classes "gpu.amd.com" (dict "driver" "gpu.amd.com" "extended" $extended) -}}
+{{- else -}}
+{{- /* Every GPU is offered as a whole and in parts, and an extended resource means a whole one. */ -}}
+{{- $_ := set $classes "gpu.amd.com" (dict "driver" "gpu.amd.com") -}}
+{{- $_ := set $classes "gpu.amd.com-spx" (dict "driver" "gpu.amd.com" "type" "amdgpu" "extended" $extended) -}}
+{{- end -}}
 {{- end -}}
 {{- toYaml $classes }}
 {{- end }}

@@ -1,26 +1,35 @@
-"""Build the library from `src/`, once per content of the sources."""
+"""Build the library and `modprobe` from `src/`, once per content of the sources."""
 
 import hashlib
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Final
 
 SOURCES: Final = Path(__file__).parent / "src"
-FLAGS: Final = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden")
+LIBRARY: Final = "libamd_smi.so"
+MODPROBE: Final = "modprobe"
+_FLAGS: Final = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden")
+_PROGRAMS: Final = {
+    LIBRARY: ("-fPIC", "-shared", f"-Wl,-soname,{LIBRARY}", "amdsmi.c", "state.c", "tree.c"),
+    MODPROBE: ("-static", "-DSTATIC_TOOL", "modprobe.c", "state.c", "tree.c"),
+}
 
 
-def build_library(cache: Path) -> Path:
-    """Path of the built `libamd_smi.so`; needs a C compiler where it has not been built from these sources yet."""
-    files = sorted(SOURCES.iterdir())
-    digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
-    built = cache / "simulator" / f"libamd_smi-{digest}.so"
+def build(cache: Path) -> Path:
+    """The folder with both; needs a C compiler where they have not been built from these sources yet."""
+    digest = hashlib.sha256(repr((_FLAGS, _PROGRAMS)).encode())
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.read_bytes())
+    built = cache.resolve() / "simulator" / f"amd-{digest.hexdigest()[:16]}"
     if not built.exists():
-        built.parent.mkdir(parents=True, exist_ok=True)
-        fresh = built.with_suffix(f".{os.getpid()}")
-        code = [str(path) for path in files if path.suffix == ".c"]
-        subprocess.run(
-            [os.environ.get("CC", "cc"), *FLAGS, "-Wl,-soname,libamd_smi.so", "-o", str(fresh), *code], check=True
-        )
-        fresh.rename(built)
+        fresh = built.with_name(f".{built.name}.{os.getpid()}")
+        fresh.mkdir(parents=True, exist_ok=True)
+        for name, words in _PROGRAMS.items():
+            subprocess.run([os.environ.get("CC", "cc"), *_FLAGS, *words, "-o", fresh / name], cwd=SOURCES, check=True)
+        try:
+            fresh.rename(built)
+        except OSError:  # somebody else was faster
+            shutil.rmtree(fresh)
     return built

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from simulator.amd import build
 from simulator.amd import state as store
-from simulator.amd.build import build_library
 from simulator.amd.models import BUSES, Model, parse_profile
 
 Fault = Literal["failing_reloads", "losing_reloads", "change_pause_ms", "reload_pause_ms"]
@@ -21,6 +21,7 @@ _SHOWN: Final = (
     "sys/devices/platform",
 )
 """What amdgpu shows; other vendors' hardware in the same tree stays."""
+MODPROBE: Final = Path("usr/sbin/modprobe")
 FIRST_HIVE_ID: Final = 15188982192727901047  # of a captured MI300X node
 FIRST_UNIQUE_ID: Final = 16404946649897475633  # of its first GPU
 DRIVER_VERSION: Final = "6.12.12"
@@ -37,13 +38,9 @@ def install(
     if parsed is None:
         raise ValueError(f"{profile!r} names no AMD model")
     model, count = parsed
-    built = build_library(cache or Path(os.environ.get("PARTITA_CACHE", ".cache")))
-    library = root / store.LIBRARY
-    library.parent.mkdir(parents=True, exist_ok=True)
-    if not library.exists() or library.read_bytes() != built.read_bytes():
-        fresh = library.with_suffix(".fresh")
-        shutil.copy2(built, fresh)
-        fresh.rename(library)
+    built = build.build(cache or Path(os.environ.get("PARTITA_CACHE", ".cache")))
+    _put(built / build.LIBRARY, root / store.LIBRARY)
+    _put(built / build.MODPROBE, root / MODPROBE)
     for shown in _SHOWN:
         _remove(root / shown)
     for link in (root / "sys/bus/pci/devices").glob("*"):
@@ -51,6 +48,16 @@ def install(
             shutil.rmtree(link.resolve())
             link.unlink()
     store.create(root, _first_state(model, count, index, driver_version))
+
+
+def _put(built: Path, place: Path) -> None:
+    """A process that uses the old file goes on with it."""
+    if place.exists() and place.read_bytes() == built.read_bytes():
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fresh = place.with_suffix(".fresh")
+    shutil.copy2(built, fresh)
+    fresh.rename(place)
 
 
 def is_installed(root: Path) -> bool:

@@ -76,6 +76,7 @@ def run_amd(arguments: list[str]) -> int:
     parser.add_argument("--free", type=int, metavar="GPU", help="no process uses it")
     parser.add_argument("--pid", type=int, default=0)
     parser.add_argument("--set-modes", metavar="MODE", help="as an administrator: cpx_nps4 on every GPU")
+    parser.add_argument("--reboot", type=int, metavar="CARD", help="like `reboot`; DRM minors then begin at this card")
     parser.add_argument("--load-driver", action="store_true", help="modprobe amdgpu")
     for fault in FAULTS:
         parser.add_argument(f"--{fault.replace('_', '-')}", type=int)
@@ -87,6 +88,8 @@ def run_amd(arguments: list[str]) -> int:
     if given.set_modes:
         compute, _, memory = given.set_modes.upper().partition("_NPS")
         node.set_modes(given.root, compute, int(memory))
+    if given.reboot is not None:
+        node.reboot(given.root, first_card=given.reboot, kfd_major=node.KFD_MAJOR - 1)
     if given.load_driver:
         node.load_driver(given.root)
     for fault in FAULTS:

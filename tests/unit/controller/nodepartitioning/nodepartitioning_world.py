@@ -35,7 +35,7 @@ from controller.nodepartitioning.actions import (
 )
 from controller.nodepartitioning.plan import APPLY_TAINTS, admit
 from controller.nodepartitioning.plan_steps import plan_node
-from controller.nodepartitioning.state import KaiwoNode, Node, Observation, Pod, Settings, Workload
+from controller.nodepartitioning.state import Device, KaiwoNode, Node, Observation, Pod, Settings, Workload
 
 GPUS = 8
 
@@ -95,7 +95,11 @@ class Cluster:
             profiles=parse_profiles({CONFIG_MAP_KEY: self.config}) if self.config else None,
             pods=tuple(machine.pods),
             kube_system=tuple(self.kube_system),
-            published=tuple((mode,) * (8 if "cpx" in mode else 1) for mode in machine.modes),
+            published=tuple(
+                Device(f"0000:{number:02x}:00.0", mode)
+                for number, mode in enumerate(machine.modes)
+                for _ in range(8 if "cpx" in mode else 1)
+            ),
             dcm_present=machine.has_dcm,
             is_admitted=name in admit(states, self.settings),
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from api.errors import Busy, ClaimError, HardwareError, InvalidObject
+from api.errors import Busy, ClaimError, HardwareError, InvalidObject, Retryable
 from kubeletplugin.model.amd_cdi import build_amd_cdi_spec
 from kubeletplugin.model.amd_devices import build_amd_devices
 from kubeletplugin.model.amd_partitions import (
@@ -73,6 +73,7 @@ def test_a_static_node_offers_what_exists_as_the_reference_driver_does() -> None
         "memory": {"value": "192Gi"},
         "computeUnits": {"value": "304"},
         "simdUnits": {"value": "1216"},
+        "partitions": {"value": "1"},
     }
     assert "consumesCounters" not in device
 
@@ -209,6 +210,13 @@ def test_a_target_is_reached_memory_first_and_only_where_nobody_holds_anything()
     with pytest.raises(Busy, match="default/claim holds gpu-0000-05-00-0-cpx-nps4"):
         plan_target(node.inventory, node.checkpoint, ("spx_nps1", "spx_nps1"))
     assert plan_target(replace(node.inventory), node.checkpoint, (None, "qpx_nps4"))
+
+
+def test_a_target_waits_while_a_gpu_cannot_be_read() -> None:
+    """GPUs are meant by their index, which is not known of the rest when one is in the middle of a change."""
+    found = replace(inventory(build_gpu(0)), unreadable=("GPU 0000:06:00.0 changes while it is read",))
+    with pytest.raises(Retryable, match=r"0000:06:00\.0 changes"):
+        plan_target(found, Checkpoint(), ("cpx_nps4", "cpx_nps4"))
 
 
 def test_a_node_without_amd_hardware_does_not_import_what_serves_it() -> None:

@@ -613,13 +613,11 @@ API amdsmi_get_gpu_accelerator_partition_profile(handle processor, struct partit
 
 static void describe_resources(const struct gpu *gpu, uint32_t mode, struct resource_profile *resources)
 {
-    enum { XCC = 0, DECODER = 2, DMA = 3, JPEG = 4 };
-    uint32_t parts = partitions_in(gpu, mode), engines = gpu->xcc_count / 2; /* decoders and JPEG: one per two XCCs */
-    const uint32_t all[][2] = {{XCC, gpu->xcc_count}, {DECODER, engines}, {DMA, 2 * gpu->xcc_count}, {JPEG, engines}};
-    for (uint32_t i = 0; i < 4; i++) {
-        uint32_t amount = all[i][1] / parts;
-        resources[i] = (struct resource_profile){i, all[i][0], amount ? amount : 1, amount ? 1 : parts / all[i][1], {0}};
-    }
+    const uint32_t types[ENGINE_KINDS] = {0, 2, 3, 4}; /* XCC, DECODER, DMA, JPEG */
+    struct engines engines[ENGINE_KINDS];
+    describe_engines(gpu, mode, engines);
+    for (uint32_t i = 0; i < ENGINE_KINDS; i++)
+        resources[i] = (struct resource_profile){i, types[i], engines[i].amount, engines[i].sharing, {0}};
 }
 
 API amdsmi_get_gpu_accelerator_partition_profile_config(handle processor, struct profile_config *config)
@@ -723,6 +721,7 @@ static int is_reload_blocked(struct state *state)
     return blocked;
 }
 
+/* `modprobe -r amdgpu && modprobe amdgpu`: who kills it in between leaves the driver unloaded. */
 API amdsmi_gpu_driver_reload(void)
 {
     struct state state;
@@ -737,7 +736,6 @@ API amdsmi_gpu_driver_reload(void)
     if (is_lost)
         state.losing_reloads--;
     state.driver_loaded = 0;
-    state.loading = !is_lost;
     if (state_store(&state))
         return end(IO);
     usleep(state.reload_pause_ms * 1000);

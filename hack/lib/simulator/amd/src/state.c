@@ -18,6 +18,12 @@ static int lock_fd = -1;
 static char folder[PATH_MAX];
 static char root[PATH_MAX];
 
+#ifdef STATIC_TOOL
+const char *library_folder(void)
+{
+    return strcpy(folder, "/opt/rocm/lib");
+}
+#else
 const char *library_folder(void)
 {
     if (!folder[0]) {
@@ -28,6 +34,7 @@ const char *library_folder(void)
     }
     return folder;
 }
+#endif
 
 const char *root_folder(void)
 {
@@ -183,6 +190,17 @@ uint32_t partitions_in(const struct gpu *gpu, uint32_t compute_mode)
     case QPX: return xcc == 8 ? 4 : 0;
     case CPX: return xcc;
     default: return 0;
+    }
+}
+
+void describe_engines(const struct gpu *gpu, uint32_t compute_mode, struct engines engines[ENGINE_KINDS])
+{
+    uint32_t parts = partitions_in(gpu, compute_mode), xcc = gpu->xcc_count;
+    /* Decoders and JPEG engines: one per two XCCs. */
+    const struct engines all[ENGINE_KINDS] = {{"xcc", xcc, 1}, {"dec", xcc / 2, 1}, {"dma", 2 * xcc, 1}, {"jpeg", xcc / 2, 1}};
+    for (int i = 0; i < ENGINE_KINDS; i++) {
+        uint32_t amount = all[i].amount / parts;
+        engines[i] = (struct engines){all[i].name, amount ? amount : 1, amount ? 1 : parts / all[i].amount};
     }
 }
 

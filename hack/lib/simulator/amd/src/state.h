@@ -57,13 +57,13 @@ struct state {
     uint32_t losing_reloads;   /* so many reloads to come unload the driver and cannot load it again */
     uint32_t change_pause_ms;  /* how long a change shows itself half done in sysfs */
     uint32_t reload_pause_ms;
-    uint32_t loading; /* modprobe runs; it ends whether or not its caller lives */
+    uint32_t loading; /* the driver is to be loaded by whoever next takes the lock */
     uint64_t drawn_topology;
     struct gpu gpus[MAX_GPUS];
     uint64_t checksum; /* FNV-1a of everything before */
 };
 
-/* Where `libamd_smi.so` lies: <root>/opt/rocm/lib. */
+/* Where `libamd_smi.so` lies: <root>/opt/rocm/lib; for programs that run with the root as theirs, below `/`. */
 const char *library_folder(void);
 const char *root_folder(void);
 
@@ -77,6 +77,14 @@ int render(const struct state *state);
 
 /* The driver loads: requested memory modes take effect and every GPU gets its automatic compute mode. */
 void load_driver(struct state *state);
+
+/* What a partition has of one kind of engine: `amount`, each shared by so many partitions. */
+struct engines {
+    const char *name; /* as in compute_partition_config */
+    uint32_t amount, sharing;
+};
+enum { ENGINE_KINDS = 4 };
+void describe_engines(const struct gpu *gpu, uint32_t compute_mode, struct engines engines[ENGINE_KINDS]);
 
 /* Rules of the kernel driver, by model. */
 uint32_t partitions_in(const struct gpu *gpu, uint32_t compute_mode); /* 0: not a mode of this model */

@@ -172,6 +172,14 @@ static void draw_modes(const struct gpu *gpu, const char *folder)
     snprintf(config, sizeof config, "%s/compute_partition_config", folder);
     put(config, "supported_xcp_configs", "%s\n", modes);
     put(config, "xcp_config", "%s\n", compute_mode_name(gpu->compute_mode));
+    struct engines engines[ENGINE_KINDS];
+    describe_engines(gpu, gpu->compute_mode, engines);
+    for (int i = 0; i < ENGINE_KINDS; i++) {
+        char kind[1100];
+        snprintf(kind, sizeof kind, "%s/%s", config, engines[i].name);
+        put(kind, "num_inst", "%u\n", engines[i].amount);
+        put(kind, "num_shared", "%u\n", engines[i].sharing);
+    }
     list_memory_modes(gpu, modes, sizeof modes);
     put(config, "supported_nps_configs", "%s\n", modes);
     if (!gpu->apu)
