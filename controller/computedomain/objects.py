@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from functools import lru_cache
 from typing import Any, Final
 
 from api.clique import DAEMON_HTTP_PORT, DAEMON_PROBE_TIMEOUT_S, IMEX_PORT, TLS_DIRECTORY, clique_object_name
@@ -27,6 +28,7 @@ DAEMON_GRACE_S: Final = 10
 _NAME_LENGTH: Final = 48  # 63 of a DNS label, less two hashes and their dashes
 
 
+@lru_cache(maxsize=4096)  # every plan asks for the names of all members again
 def short_hash(text: str, length: int) -> str:
     """`length` characters of [a-z2-7]."""
     return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode().lower()[:length]
