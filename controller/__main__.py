@@ -96,6 +96,7 @@ def build_domain_settings(settings: ControllerSettings) -> Settings:
         image=settings.image,
         max_nodes_per_imex_domain=settings.max_nodes_per_imex_domain,
         tls=settings.imex_tls,
+        node_list=settings.imex_node_list,
         service_account=settings.daemon_service_account,
         priority_class=settings.daemon_priority_class,
         image_pull_policy=settings.image_pull_policy,

@@ -27,6 +27,7 @@ class ControllerSettings:
     lease_retry_period_s: float = 2.0
     max_nodes_per_imex_domain: int = MAX_NODES_PER_IMEX_DOMAIN
     imex_tls: bool = True
+    imex_node_list: str = "names"
     daemon_service_account: str = "partita-imex-daemon"
     daemon_priority_class: str = ""
     compute_domains: bool = True
@@ -55,6 +56,7 @@ _OPTIONS: Final = {
     "LEASE_RETRY_PERIOD": ("2s", "between two looks at the lease"),
     "MAX_NODES_PER_IMEX_DOMAIN": (str(MAX_NODES_PER_IMEX_DOMAIN), "nodes of one ComputeDomain in one NVLink clique"),
     "IMEX_TLS": ("true", "encrypt between the IMEX daemons: true or false"),
+    "IMEX_NODE_LIST": ("names", "what the daemons list: names, or addresses for NVIDIA drivers before 570.158.01"),
     "DAEMON_SERVICE_ACCOUNT": ("partita-imex-daemon", "of the IMEX daemons' pods"),
     "DAEMON_PRIORITY_CLASS": ("", "of the IMEX daemons' pods"),
     "COMPUTE_DOMAINS": ("true", "form and tear down ComputeDomains: true or false"),
@@ -101,6 +103,7 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
         lease_retry_period_s=lease[2],
         max_nodes_per_imex_domain=_parse_positive("MAX_NODES_PER_IMEX_DOMAIN", values),
         imex_tls=_parse_bool("IMEX_TLS", values),
+        imex_node_list=_parse_choice("IMEX_NODE_LIST", values, ("names", "addresses")),
         daemon_service_account=values["DAEMON_SERVICE_ACCOUNT"],
         daemon_priority_class=values["DAEMON_PRIORITY_CLASS"],
         compute_domains=_parse_bool("COMPUTE_DOMAINS", values),
@@ -115,9 +118,13 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
 
 
 def _parse_bool(name: str, values: Mapping[str, str]) -> bool:
-    if values[name] not in ("true", "false"):
-        raise InvalidObject(f"{name} {values[name]!r}: right would be true or false")
-    return values[name] == "true"
+    return _parse_choice(name, values, ("true", "false")) == "true"
+
+
+def _parse_choice(name: str, values: Mapping[str, str], right: tuple[str, str]) -> str:
+    if values[name] not in right:
+        raise InvalidObject(f"{name} {values[name]!r}: right would be {' or '.join(right)}")
+    return values[name]
 
 
 def _parse_positive(name: str, values: Mapping[str, str]) -> int:

@@ -87,11 +87,13 @@ def _find_change(stored: Membership, members: list[Member], domain: Domain, want
     if any(new is None or new.index != old.index or old.address not in ("", new.address) for old, new in pairs):
         return NOW
     changed = [(old, new) for old, new in pairs if new is not None and _entry(old) != _wanted_entry(new)]
-    if len(after) > len(pairs) or any(old.address != new.address for old, new in changed):
+    known = {old.node: old.address for old in stored.members}
+    if any(member.address != known.get(member.node, "") for member in members):
         return NOW if all(member.address for member in members) else ("addresses", GATHER_ADDRESSES_S)
     if any((old.ready, old.released) != (new.ready, new.released) for old, new in changed):
         return NOW if all(member.ready for member in members) else ("readiness", GATHER_READINESS_S)
-    return ("words", GATHER_WORDS_S) if changed or abandoned != stored.abandoned else None
+    other = changed or len(after) > len(pairs) or abandoned != stored.abandoned
+    return ("words", GATHER_WORDS_S) if other else None
 
 
 def _entry(member: StoredMember) -> tuple[str, bool, bool, str]:

@@ -160,7 +160,7 @@ def _build_container(domain: Domain, member: Member, settings: Settings) -> Json
         "image": settings.image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["partita-imex-daemon"],
-        "env": _build_environment(domain, member),
+        "env": _build_environment(domain, member, settings),
         "ports": [
             {"name": "imex", "containerPort": IMEX_PORT},
             {"name": "http", "containerPort": DAEMON_HTTP_PORT},
@@ -190,13 +190,14 @@ def _build_container(domain: Domain, member: Member, settings: Settings) -> Json
     return container
 
 
-def _build_environment(domain: Domain, member: Member) -> list[Json]:
+def _build_environment(domain: Domain, member: Member, settings: Settings) -> list[Json]:
     values = {
         "COMPUTE_DOMAIN_UUID": domain.ref.uid,
         "COMPUTE_DOMAIN_NAME": domain.ref.name,
         "COMPUTE_DOMAIN_NAMESPACE": domain.ref.namespace,
         "CLIQUE_ID": member.clique_id,
         "NODE_NAME": member.node,
+        "IMEX_NODE_LIST": settings.node_list,
         "NVIDIA_VISIBLE_DEVICES": "void",  # else NVIDIA's container runtime adds every GPU
     }
     fields = {

@@ -156,6 +156,8 @@ class Settings:
     image: str
     max_nodes_per_imex_domain: int = 18
     tls: bool = True
+    node_list: str = "names"
+    """What nvidia-imex's node list has: names, which survive a change of address, or addresses."""
     service_account: str = "partita-imex-daemon"
     priority_class: str = ""
     image_pull_policy: str = "IfNotPresent"

@@ -55,6 +55,16 @@ class Driver:
         devices = {each["spec"]["pool"]["name"]: each["spec"]["devices"][0] for each in found}
         return {node: device["attributes"].get("cliqueID", {}).get("string", "") for node, device in devices.items()}
 
+    def plugin_starts(self, node: str) -> int:
+        """How often the node's plugin was started again; -1 while it is not ready."""
+        pods = path("v1", "pods", namespace=self.namespace)
+        selected = {
+            "labelSelector": "app.kubernetes.io/component=kubelet-plugin",
+            "fieldSelector": f"spec.nodeName={node}",
+        }
+        states = [each["status"].get("containerStatuses", [{}])[0] for each in self.cluster.list(pods, **selected)]
+        return next((each["restartCount"] for each in states if each.get("ready")), -1)
+
     def controllers(self) -> list[Object]:
         """Their pods."""
         pods = path("v1", "pods", namespace=self.namespace)

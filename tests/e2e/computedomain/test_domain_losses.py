@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.e2e.computedomain.jobs import CONTROLLER, PATIENCE_S, RETRY_S, Job, Space, condition
-from tests.support.cluster import Cluster, path, wait_until
+from tests.support.cluster import Cluster, CommandFailed, Object, path, wait_until
 from tests.support.hardware import Simulator
 
 
@@ -94,6 +94,49 @@ def test_an_imex_daemon_that_refuses_its_peers_degrades_the_domain_and_is_named(
     train.wait_condition("Degraded", "False", "AsExpected")
     train.wait_ready(2)
     train.share_all_ways("a", "b")
+
+
+def test_an_imex_daemon_that_hangs_is_noticed_inside_the_job_and_mended(train: Job) -> None:
+    hardware = Simulator(train.cluster, "n2")
+    hardware.inject("imex", "hang")
+    try:
+
+        def broken() -> bool:
+            try:
+                train.share("a", "b", wait_s=0)
+            except CommandFailed:
+                return True
+            return False
+
+        wait_until("the ranks lose each other", broken, PATIENCE_S)
+    finally:
+        hardware.inject("imex", "hang", "--off")
+    train.share_all_ways("a", "b")
+
+
+def test_a_node_that_dies_leaves_when_its_pod_is_given_up_and_may_join_again_when_it_is_back(train: Job) -> None:
+    cluster, driver = train.cluster, train.space.driver
+    starts = driver.plugin_starts("n2")
+    cluster.run("poweroff", "n2")
+    try:
+        train.wait_condition("Degraded", "True", "MemberLost")
+        assert set(train.indexes()) == {"n1", "n2"}, "its place is kept for it"
+        where = train.space.where("v1", "pods", "b")
+        cluster.delete(where, gracePeriodSeconds=0)
+        train.wait("n1 goes on alone", lambda d: [n["name"] for n in d["status"]["nodes"] if alone(d)] == ["n1"])
+        assert "OK" in train.check("a")
+    finally:
+        cluster.run("poweron", "n2")
+    cluster.wait_node("n2")
+    wait_until("its plugin is there again", lambda: driver.plugin_starts("n2") > starts, RETRY_S)
+    train.start(b="n2")
+    train.wait_running("b", patience_s=RETRY_S)
+    train.wait_ready(2)
+    train.share_all_ways("a", "b")
+
+
+def alone(domain: Object) -> bool:
+    return (domain["status"]["memberNodes"], domain["status"]["readyNodes"]) == (1, 1)
 
 
 def kill_controller(train: Job) -> None:

@@ -323,14 +323,18 @@ def test_formation_costs_two_writes_a_node_and_a_few_more() -> None:
     assert len(world.writes) <= 8 + 2 * len(nodes) + 4 * (cliques - 1)
 
 
-def test_the_first_address_waits_for_the_others_however_long_words_have_waited() -> None:
+@pytest.mark.parametrize("together", [True, False], ids=["all at once", "one after the other"])
+def test_the_first_address_waits_for_the_others_however_long_words_and_joins_have_waited(together: bool) -> None:
     world = World()
     world.add_claim("n0")
-    world.add_claim("n1")
-    for _ in range(2):
+    if together:
+        world.add_claim("n1")
+    for _ in range(4):
         for action in world.plan().actions:
             world.apply(action)
-    world.plan()  # the daemons' pods are starting: words that wait
+        if "n1" not in [claim.node for claim in world.claims.values()]:
+            world.add_claim("n1")
+    world.plan()  # the daemons' pods are starting, and n1 has joined: words that wait
     world.now += 1.9
     name = next(name for name, pod in world.pods.items() if pod.node == "n0")
     world.pods[name] = replace(world.pods[name], phase=Phase.RUNNING, address="10.0.0.1")

@@ -211,6 +211,7 @@ def test_durations_are_gos(text: str, seconds: float) -> None:
         {"LEASE_DURATION": "15"},
         {"LEASE_DURATION": "5s"},
         {"IMEX_TLS": "yes"},
+        {"IMEX_NODE_LIST": "dns"},
         {"MAX_NODES_PER_IMEX_DOMAIN": "0"},
         {"LOG_VERBOSITY": "loud"},
     ],
