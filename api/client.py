@@ -8,11 +8,12 @@ import json
 import logging
 import random
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Final, Literal, Self
 
 from api.connection import Connection, without_system_certificates
 from api.errors import InvalidObject, PartitaError, Retryable
+from api.identity import ServiceAccount, parse_service_account
 from api.names import FIELD_MANAGER
 
 with without_system_certificates():
@@ -166,6 +167,10 @@ class Client:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    async def service_account(self) -> ServiceAccount | None:
+        """Whose token we use; None where it is no service account's."""
+        return parse_service_account(await self._connection.authorization())
 
     async def get(self, path: str, **query: str) -> Json:
         """Raises NotFound, Forbidden, Unavailable."""
@@ -381,20 +386,9 @@ async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
             pending.append(rest)
 
 
-def back_off_s(first_s: float = BACK_OFF_S[0], most_s: float = BACK_OFF_S[1]) -> "_BackOff":
+def back_off_s(first_s: float = BACK_OFF_S[0], most_s: float = BACK_OFF_S[1]) -> Iterator[float]:
     """Endless delays in seconds: doubling from `first_s` to `most_s`, each with +-50 % jitter."""
-    return _BackOff(first_s, most_s)
-
-
-class _BackOff:
-    def __init__(self, first_s: float, most_s: float) -> None:
-        self._next_s = first_s
-        self._most_s = most_s
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> float:
-        delay_s = self._next_s * random.uniform(0.5, 1.5)
-        self._next_s = min(self._next_s * 2, self._most_s)
-        return delay_s
+    delay_s = first_s
+    while True:
+        yield delay_s * random.uniform(0.5, 1.5)
+        delay_s = min(delay_s * 2, most_s)

@@ -15,6 +15,7 @@ from typing import Any
 
 from api.client import ApiError, Client, Conflict, NotFound, path
 from api.errors import PartitaError
+from api.identity import ServiceAccount
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +55,24 @@ def is_free(lease: SeenLease, settings: LeaseSettings, now: float) -> bool:
     return lease.holder in ("", settings.identity) or now - lease.changed_at >= settings.duration_s
 
 
-def build_lease(settings: LeaseSettings, before: SeenLease, now: datetime, *, release: bool = False) -> Json:
-    """The Lease as its holder writes it."""
+def build_lease(
+    settings: LeaseSettings,
+    before: SeenLease,
+    now: datetime,
+    owner: ServiceAccount | None = None,
+    *,
+    release: bool = False,
+) -> Json:
+    """The Lease as its holder writes it. It goes with its `owner`: what was uninstalled holds up no successor."""
     moment = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     taken = before.holder != settings.identity
     metadata: Json = {"name": settings.name, "namespace": settings.namespace}
     if before.version is not None:
         metadata["resourceVersion"] = before.version
+    if owner is not None and owner.namespace == settings.namespace:
+        metadata["ownerReferences"] = [
+            {"apiVersion": "v1", "kind": "ServiceAccount", "name": owner.name, "uid": owner.uid}
+        ]
     spec: Json = {
         "holderIdentity": "" if release else settings.identity,
         "leaseDurationSeconds": 1 if release else max(1, round(settings.duration_s)),
@@ -80,10 +92,12 @@ class Elector:
         self._settings = settings
         self._collection = path("coordination.k8s.io/v1", "leases", namespace=settings.namespace)
         self._lease = SeenLease(None, "", 0, 0.0)
+        self._owner: ServiceAccount | None = None
         self.leading = False
 
     async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
         """Wait until we lead, then `lead` for as long as that lasts. Raises LeadershipLost; on cancel gives it up."""
+        self._owner = await self._client.service_account()
         while not await self._try():  # noqa: ASYNC110  the event is another process's
             await asyncio.sleep(self._settings.retry_period_s)
         self.leading = True
@@ -132,6 +146,8 @@ class Elector:
                     return False
                 await self._write(release=False)
                 return True
+        except NotFound:
+            self._lease = SeenLease(None, "", 0, time.monotonic())  # deleted: another may have made its own by now
         except Conflict:
             await self._look_again()
         except (ApiError, TimeoutError) as error:
@@ -153,7 +169,7 @@ class Elector:
         self._take(raw)
 
     async def _write(self, *, release: bool) -> None:
-        body = build_lease(self._settings, self._lease, datetime.now(UTC), release=release)
+        body = build_lease(self._settings, self._lease, datetime.now(UTC), self._owner, release=release)
         if self._lease.version is None:
             self._take(await self._client.create(self._collection, body))
         else:

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
+import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from bench.computedomain_cluster import (
     Request,
     count_refused,
     memory_mib,
+    short_user,
 )
 from bench.report import median, show
 
@@ -60,6 +63,7 @@ async def run(cluster: BenchCluster, sizes: list[int], repetitions: int) -> None
                 unit = name.rpartition("_")[2] if name.endswith(("_s", "_MiB")) else ""
                 spread = {"least": round(min(values), 3), "most": round(max(values), 3)}
                 show(BENCH, f"{size}-nodes", name, median(values), unit, runs=len(values), **spread)
+            bench.show_writes(size)
 
 
 async def poll(read: Callable[[], Awaitable[T]], until: Callable[[T], bool]) -> T:
@@ -110,6 +114,8 @@ class RealNodes:
         self._cluster = cluster
         self._client = client
         self._nodes: list[str] = []
+        self._writes: Counter[str] = Counter()
+        """Of the last formation, by what and whose they are."""
         self._serial = 0
 
     async def prepare(self, count: int) -> None:
@@ -120,6 +126,17 @@ class RealNodes:
             lambda: self._client.list(where, fieldSelector=selector), until=lambda found: len(found) == count
         )
         self._nodes = sorted(each["spec"]["nodeName"] for each in slices)
+
+    def show_writes(self, size: int) -> None:
+        """Every write of the last formation, the most frequent first."""
+        show(
+            BENCH,
+            f"{size}-nodes",
+            "domain_writes_of_the_last_run",
+            self._writes.total(),
+            "",
+            **dict(self._writes.most_common()),
+        )
 
     async def measure_plain(self, size: int) -> list[tuple[str, float]]:
         """The same pods without claims."""
@@ -152,6 +169,7 @@ class RealNodes:
             daemons_s = await ready - started
             await asyncio.sleep(SETTLE_S)
             requests = self._cluster.requests(offset)
+            self._writes = Counter(_describe(each) for each in requests if each.writes)
             memory = self._memory_mib()
             prepared_s = self._last_prepared(namespace) - started
             teardown_offset = self._cluster.audit_offset()
@@ -182,6 +200,9 @@ class RealNodes:
         name = f"bench-{self._serial}-{int(time.time())}"
         where = path("v1", "namespaces", name=name)
         await self._client.create(path("v1", "namespaces"), {"metadata": {"name": name}})
+        made = (path("v1", kind, namespace=name) for kind in ("serviceaccounts", "configmaps"))
+        for collection in made:  # by the control plane: not to be counted with what follows
+            await poll(lambda collection=collection: self._client.list(collection), until=bool)  # type: ignore[misc]
         try:
             yield name
         finally:
@@ -272,6 +293,11 @@ def _build_pod(node: str, *, claims: bool) -> Json:
 def _is_ready(pod: Json) -> bool:
     conditions = pod["status"].get("conditions") or ()
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
+def _describe(request: Request) -> str:
+    user = re.sub(r"^node:.*", "kubelet", short_user(request.user))
+    return f"{user}: {request.verb} {'/'.join(filter(None, (request.resource, request.subresource)))}"
 
 
 def _ours(requests: list[Request]) -> list[Request]:

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.e2e.computedomain.jobs import FORCE, PATIENCE_S, Driver, Space, condition
-from tests.support.cluster import CommandFailed, wait_until
+from tests.e2e.computedomain.jobs import CONTROLLER, FORCE, PATIENCE_S, Driver, Space, condition
+from tests.support.cluster import CommandFailed, path, wait_until
 from tests.support.hardware import Simulator
 
 ELSEWHERE = "nvidia-dra-driver-gpu-2"
@@ -87,6 +87,7 @@ def test_a_driver_that_is_installed_anew_elsewhere_takes_over_the_running_domain
     job.wait_ready(2)
     first, second = here.driver, Driver(here.cluster, ELSEWHERE)
     first.uninstall()
+    here.cluster.wait_gone(path("coordination.k8s.io/v1", "leases", namespace=first.namespace, name=CONTROLLER))
     second.install()
     here.driver = second
     try:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from api.client import Conflict, Invalid, Unavailable
 from api.errors import InvalidObject, Retryable
+from api.identity import ServiceAccount
 from controller.apply import PartlyApplied, apply_stages
 from controller.computedomain.tls import make_certificates
 from controller.events import build_event
@@ -190,6 +191,14 @@ def test_taking_a_lease_counts_and_releasing_it_names_nobody() -> None:
     assert taken["metadata"]["resourceVersion"] == "7"
     released = build_lease(LEASE, SeenLease("8", "me", 4, 0.0), now, release=True)
     assert released["spec"]["holderIdentity"] == "" and released["spec"]["leaseTransitions"] == 4
+
+
+def test_a_lease_goes_with_the_account_of_its_namespace() -> None:
+    before, now = SeenLease("7", "me", 3, 0.0), datetime.now(UTC)
+    owned = build_lease(LEASE, before, now, ServiceAccount("ns", "sa", "u"))
+    assert [owner["uid"] for owner in owned["metadata"]["ownerReferences"]] == ["u"]
+    for owner in (ServiceAccount("elsewhere", "sa", "u"), None):
+        assert "ownerReferences" not in build_lease(LEASE, before, now, owner)["metadata"]
 
 
 # --- settings ----------------------------------------------------------------------------------------------------
