@@ -39,6 +39,7 @@ from kubeletplugin.model.checkpoint import Checkpoint, ClaimRecord, ClaimState
 from kubeletplugin.model.claims import parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
+from kubeletplugin.settings import RELOAD_MARK
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class AmdDriver:
         self._boot_id = ""
         self._target = NodeTarget(node, client, on_claim)
         self._home = HomeModes(store.path.with_name("home-modes.json"))
-        self._reload = ReloadMark(store.path.with_name("reloading"))
+        self._reload = ReloadMark(store.path.with_name(RELOAD_MARK))
 
     # Start
 
@@ -98,8 +99,6 @@ class AmdDriver:
         self._boot_id = self._boot_id_path.read_text().strip()
         while True:
             try:
-                if not self._reload.is_set(self._boot_id):
-                    await self._call(self._backend.read_inventory)  # a node without GPUs gets no files of ours
                 async with self._store.lease():  # another instance may be in the middle of a reload
                     await self._rescan_once()
                     await self._recover_claims()
