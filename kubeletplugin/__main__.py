@@ -33,7 +33,7 @@ from kubeletplugin.metrics import HttpServer
 from kubeletplugin.nvidia import NvidiaDriver
 from kubeletplugin.publisher import Publisher
 from kubeletplugin.server import HealthBoard, KubeletServer
-from kubeletplugin.settings import Settings, parse_endpoint, parse_settings, parse_xids
+from kubeletplugin.settings import RELOAD_MARK, Settings, parse_endpoint, parse_settings, parse_xids
 
 log = logging.getLogger("kubeletplugin")
 
@@ -109,8 +109,8 @@ def find_drivers(settings: Settings, enabled: Sequence[str]) -> list[str]:
     if len({name in NVIDIA_DRIVERS for name in enabled}) == 1:
         return list(enabled)
     roots = (settings.seen_driver_root, Path("/"))
-    # Where it was served before, its driver may be away because we were killed while reloading it.
-    has_amd = settings.data_directory(AMD_GPU_DRIVER).is_dir() or any(
+    # The kernel module may be away because we were killed while reloading it.
+    has_amd = (settings.data_directory(AMD_GPU_DRIVER) / RELOAD_MARK).exists() or any(
         (root / "sys/module/amdgpu/drivers/pci:amdgpu").is_dir() for root in roots
     )
     has_nvidia = bool(DriverRoot(settings.driver_root, settings.seen_driver_root).find_library("libnvidia-ml.so.1"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from api.client import ApiError, Client, Json, NotFound, path
-from api.errors import Busy, HardwareError, InvalidObject, PartitaError, Retryable, StateUnreadable
+from api.errors import Busy, HardwareError, InvalidObject, PartitaError, StateUnreadable
 from api.names import AMD_CDI_VENDOR, AMD_GPU_DRIVER
 from api.resources import allocated_devices
 from kubeletplugin.amd_home import HomeModes
@@ -39,6 +39,7 @@ from kubeletplugin.model.checkpoint import Checkpoint, ClaimRecord, ClaimState
 from kubeletplugin.model.claims import parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
+from kubeletplugin.settings import RELOAD_MARK
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +88,10 @@ class AmdDriver:
         self._inventory = AmdInventory()
         self._offered = DeviceSet()
         self._boot_id = ""
+        self._changed: Callable[[], None] = lambda: None
         self._target = NodeTarget(node, client, on_claim)
         self._home = HomeModes(store.path.with_name("home-modes.json"))
-        self._reload = ReloadMark(store.path.with_name("reloading"))
+        self._reload = ReloadMark(store.path.with_name(RELOAD_MARK))
 
     # Start
 
@@ -98,8 +100,6 @@ class AmdDriver:
         self._boot_id = self._boot_id_path.read_text().strip()
         while True:
             try:
-                if not self._reload.is_set(self._boot_id):
-                    await self._call(self._backend.read_inventory)  # a node without GPUs gets no files of ours
                 async with self._store.lease():  # another instance may be in the middle of a reload
                     await self._rescan_once()
                     await self._recover_claims()
@@ -253,39 +253,33 @@ class AmdDriver:
         )
 
     async def run(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._rescan(changed))
+            tasks.create_task(self._rescan())
             tasks.create_task(self._sweep_regularly(changed))
-            tasks.create_task(self._target.run(lambda: self._reach_target(changed)))
+            tasks.create_task(self._target.run(self._reach_target))
 
-    async def _reach_target(self, changed: Callable[[], None]) -> None:
+    async def _reach_target(self) -> None:
         """Bring the node into the modes that the controller asks for, and say how it went."""
-        changed()  # a node with a target no longer partitions on claim
+        self._changed()  # a node with a target no longer partitions on claim
         async with self._one_at_a_time, self._store.lease():
             await self._rescan_once()
             steps = self._target.plan(self._inventory, self._store.checkpoint)
             await self._run_steps(steps)
         self._target.observe(self._inventory)
-        changed()
 
-    async def _rescan(self, changed: Callable[[], None]) -> None:
+    async def _rescan(self) -> None:
         idle_s = 0.0
         while True:
             await asyncio.sleep(self._rescan_interval_s)
             idle_s = 0.0 if self._store.checkpoint.records else idle_s + self._rescan_interval_s
-            before = self._inventory
             try:
                 async with self._one_at_a_time, self._store.lease():
                     await self._rescan_once()
                     if idle_s >= _IDLE_S and self._target.may_change:
                         await self._return_home()
-            except (Retryable, StateUnreadable) as error:
+            except PartitaError as error:
                 log.warning("not_looked_after", extra={"driver": self.name, "error": str(error)})
-            except HardwareError as error:
-                log.error("rescan_failed", extra={"driver": self.name, "error": str(error)})
-                self._inventory = AmdInventory(unreadable=(str(error),))
-            if self._inventory != before:
-                changed()
 
     async def _return_home(self) -> None:
         """Undo what claims that are gone did to the memory mode, so that claims for several GPUs find it."""
@@ -306,16 +300,28 @@ class AmdDriver:
             await asyncio.sleep(_SWEEP_INTERVAL_S)
 
     async def _rescan_once(self) -> None:
-        """Under the lease. Loads the driver, where a reload of ours was interrupted."""
+        """Under the lease. What cannot be read is not offered, whatever was read before."""
+        before = self._inventory
         try:
-            self._inventory = await self._call(self._backend.read_inventory)
+            self._inventory = await self._read_hardware()
+            self._reload.clear()
+        except HardwareError as error:
+            self._inventory = AmdInventory(unreadable=(str(error),))
+            raise
+        finally:
+            if self._inventory != before:
+                self._changed()
+
+    async def _read_hardware(self) -> AmdInventory:
+        """Loads the driver, where a reload of ours was interrupted."""
+        try:
+            return await self._call(self._backend.read_inventory)
         except LibraryMissing:
             if not self._reload.is_set(self._boot_id):
                 raise
-            log.warning("loading_driver", extra={"driver": self.name, "why": "a reload of ours was interrupted"})
-            await self._call(self._backend.load_driver)
-            self._inventory = await self._call(self._backend.read_inventory)
-        self._reload.clear()
+        log.warning("loading_driver", extra={"driver": self.name, "why": "a reload of ours was interrupted"})
+        await self._call(self._backend.load_driver)
+        return await self._call(self._backend.read_inventory)
 
     async def _call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function)

@@ -13,6 +13,8 @@ from typing import Final
 from api.errors import InvalidObject
 
 DEFAULT_RESCAN_INTERVAL_S: Final = 3.0
+RELOAD_MARK: Final = "reloading"
+"""In a driver's data directory: a reload of its kernel module has begun (`kubeletplugin.amd_reload`)."""
 CRASH_STEPS: Final = ("intent", "hardware", "cdi", "done", "undone", "cdi_removed", "removed")
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Protocol, assert_never
+from typing import Any, Final, Protocol, TypeVar, assert_never
 
 from api.errors import HardwareError
 from kubeletplugin.hardware.amd_module import load_module
@@ -19,6 +19,8 @@ from kubeletplugin.hardware.backend import DeviceBusy, LibraryMissing, NotPermit
 from kubeletplugin.model.amd_partitions import AmdInventory, Mode, ModeOffer
 from kubeletplugin.model.amd_prepare import AmdStep, ReloadDriver, SetComputeMode, SetMemoryMode
 from kubeletplugin.model.cdi import DeviceNode
+
+T = TypeVar("T")
 
 BUSY_TRIES: Final = 3
 BUSY_PAUSE_S: Final = 1.0
@@ -38,6 +40,7 @@ _ERRORS: Final[dict[int, tuple[type[HardwareError], str]]] = {
     _NOT_SUPPORTED: (ModeRefused, "the GPU cannot be partitioned, or not so"),
     _NO_PERMISSION: (NotPermitted, "AMD SMI needs root"),
     30: (DeviceBusy, "a process uses the GPU; monitoring agents that hold /dev/kfd are the usual cause"),
+    31: (DeviceBusy, "the GPUs were changed by somebody else meanwhile"),  # a handle of before the change
     34: (LibraryMissing, "the amdgpu driver is not loaded"),
     54: (DeviceBusy, "the amdgpu driver could not be loaded again, usually because a process uses it"),
     55: (ModeRefused, "the GPU does not have this mode, or not under its memory mode"),
@@ -78,7 +81,7 @@ class AmdSmi:
                 (gpu.pci_address, gpu.device_id, gpu.unique_id) for gpu in found.gpus if gpu.mode is not None
             )
             if not there <= self._asked:
-                self._offers = self._read_offers()
+                self._offers = self._while_busy(self._read_offers)
                 self._asked = frozenset(gpu for gpu in there if gpu[0] in self._offers)
             return with_offers(found, self._offers)
 
@@ -93,7 +96,7 @@ class AmdSmi:
                 case ReloadDriver():
                     self._reload(step)
                 case SetComputeMode():
-                    self._set_compute(step)
+                    self._while_busy(lambda: self._set_compute(step))
                 case _:
                     assert_never(step)
 
@@ -142,17 +145,16 @@ class AmdSmi:
                 if memory != step.memory_mode:
                     raise ModeRefused(f"GPU {pci} is in {memory} after the reload; asked for was {step.memory_mode}")
 
-    def _set_compute(self, step: SetComputeMode) -> None:
-        for attempt in range(1, BUSY_TRIES + 1):
+    def _while_busy(self, work: Callable[[], T]) -> T:
+        """What uses a GPU for a moment, or changes it, is waited for."""
+        for _ in range(BUSY_TRIES - 1):
             try:
-                self._try_compute(step)
-                return
+                return work()
             except DeviceBusy:
-                if attempt == BUSY_TRIES:
-                    raise
                 self._sleep(BUSY_PAUSE_S)
+        return work()
 
-    def _try_compute(self, step: SetComputeMode) -> None:
+    def _set_compute(self, step: SetComputeMode) -> None:
         with self._session() as smi:
             handle = _primary(smi, step.gpu_uuid)
             memory = smi.amdsmi_get_gpu_memory_partition(handle)

@@ -4,7 +4,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.amd.helpers import AMD_NODES, PROFILES, STATIC_PODS, SYSTEM, AmdNode, end_partitioning
+from tests.e2e.amd.helpers import (
+    AMD_NODES,
+    CONFIG_MAP,
+    PROFILES,
+    STATIC_PODS,
+    SYSTEM,
+    AmdNode,
+    end_partitioning,
+    profiles_config,
+)
 from tests.support.chart import Release
 from tests.support.cluster import CACHE, Cluster, wait_until
 from tests.support.fixtures import resync_soon, session_cluster
@@ -44,8 +53,10 @@ def cluster() -> Iterator[Cluster]:
 def release(cluster: Cluster) -> Release:
     release = Release(cluster, namespace=SYSTEM)
     release.install(**SETTINGS)
+    # What a session that was ended has left.
+    cluster.delete(CONFIG_MAP)
     for name in AMD_NODES:
-        end_partitioning(AmdNode(cluster, name))  # what a session that was ended has left
+        end_partitioning(AmdNode(cluster, name))
     return release
 
 
@@ -56,6 +67,14 @@ def space(cluster: Cluster, release: Release) -> Iterator[Workspace]:
         yield space
         cluster.kubectl("delete", "pods", "--all", "--namespace", space.namespace, "--grace-period=1")
         wait_until("no claim holds a GPU", lambda: not any(each.get("status") for each in cluster.list(space.claims())))
+
+
+@pytest.fixture
+def profiles(cluster: Cluster, release: Release) -> Iterator[None]:
+    """`spx`, `cpx` and `qpx_nps4`, for nodes of any number of GPUs; afterwards there are the usual ones again."""
+    cluster.apply(profiles_config(spx=("SPX", "NPS1", None), cpx=("CPX", "NPS4", None), qpx_nps4=("QPX", "NPS4", None)))
+    yield
+    cluster.delete(CONFIG_MAP)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ PROFILE = "kaiwo.silogen.ai/node.amd.partitioning.profile"
 POLICY = "partita/amd-partitioning"
 DCM_PROFILE = "dcm.amd.com/gpu-config-profile"
 DCM_STATE = "dcm.amd.com/gpu-config-profile-state"
+CONFIG_MAP = path("v1", "configmaps", namespace="kube-amd-gpu", name="config-manager-config")
 MODES = ("spx_nps1", "dpx_nps1", "qpx_nps1", "cpx_nps1", "dpx_nps2", "qpx_nps4", "cpx_nps4")  # of an MI300X
 PCI_BUS_ID = "resource.kubernetes.io/pciBusID"
 PATIENCE_S = 120.0

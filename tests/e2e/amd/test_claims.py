@@ -62,6 +62,7 @@ def test_selectors_and_capacity_of_the_reference_drivers_partition_on_claim_work
 
 
 def test_a_node_may_be_static_where_others_partition_on_claim(space: Workspace, n4: AmdNode) -> None:
+    n4.simulate("--set-modes", "spx_nps1")  # whatever claims have brought it into before
     n4.label(**{POLICY: "static"})
     try:
         wait_until("n4 offers what there is", lambda: n4.published() == ["spx_nps1"] * 2)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.e2e.amd.helpers import (
+    CONFIG_MAP,
     DCM_PROFILE,
     DCM_STATE,
     AmdNode,
@@ -18,7 +19,7 @@ from tests.e2e.amd.helpers import (
     start_guarded,
     unguard,
 )
-from tests.support.cluster import Cluster, path, wait_until
+from tests.support.cluster import Cluster, wait_until
 from tests.support.manifests import claim_template, pod
 from tests.support.workload import Workspace
 
@@ -33,7 +34,7 @@ def test_a_node_goes_from_spx_to_cpx_and_back_with_pods_running(
     n2.wait_partitioned("cpx")
     for name in ("plain", "claiming"):
         assert cluster.find(space.pods(name)) is None, "evicted pods without an owner are gone"
-    config = cluster.get(path("v1", "configmaps", namespace="kube-amd-gpu", name="config-manager-config"))
+    config = cluster.get(CONFIG_MAP)
     assert '"CPX"' in config["data"]["config.json"]
     gpus = cluster.get(n2.kaiwo)["status"]["resources"]["gpus"]
     assert (gpus["model"], gpus["physicalCount"], gpus["logicalCount"]) == ("AMD_Instinct_MI300X_OAM", 8, 64)
@@ -80,7 +81,6 @@ def test_an_unknown_profile_is_an_error_that_names_the_known_ones(n2: AmdNode) -
 
 
 def test_a_mode_that_the_hardware_lacks_fails_untainted_with_the_reason(cluster: Cluster, n2: AmdNode) -> None:
-    where = path("v1", "configmaps", namespace="kube-amd-gpu", name="config-manager-config")
     cluster.apply(profiles_config(spx=("SPX", "NPS1", 8), cpx=("CPX", "NPS4", 8), tpx=("TPX", "NPS1", None)))
     try:
         n2.ask("tpx")
@@ -89,11 +89,12 @@ def test_a_mode_that_the_hardware_lacks_fails_untainted_with_the_reason(cluster:
         wait_until("no taint is left", lambda: not n2.taints())
         assert "PartitioningFailed" in event_reasons(n2)
     finally:
-        cluster.delete(where)
+        cluster.delete(CONFIG_MAP)
 
 
-def test_a_plugin_killed_at_every_step_brings_the_node_to_its_mode(space: Workspace, n2: AmdNode) -> None:
-    n2.cluster.apply(profiles_config(cpx=("CPX", "NPS4", 8), qpx_nps4=("QPX", "NPS4", 8)))
+def test_a_plugin_killed_at_every_step_brings_the_node_to_its_mode(
+    space: Workspace, profiles: None, n2: AmdNode
+) -> None:
     n2.simulate("--reload-pause-ms", "2000")
     start_guarded(space, n2)
     n2.ask("cpx")
@@ -112,26 +113,6 @@ def test_a_plugin_killed_at_every_step_brings_the_node_to_its_mode(space: Worksp
     n2.kill_plugin()
     n2.wait_partitioned("qpx_nps4")
     assert "PartitioningFailed" not in event_reasons(n2)
-
-
-def accepts_pod(space: Workspace) -> bool:
-    """Whether n2's kubelet takes a pod; it rejects one for a taint that is gone until it hears of that."""
-    space.apply(pod("probe", space.namespace, node="n2"))
-    wait_until("the pod has begun or is rejected", lambda: space.phase("probe") != "Pending")
-    phase = space.phase("probe")
-    space.delete("probe")
-    return phase == "Running"
-
-
-def test_an_api_server_that_is_away_in_between_only_delays_it(cluster: Cluster, space: Workspace, n2: AmdNode) -> None:
-    n2.simulate("--reload-pause-ms", "2000")
-    n2.ask("cpx")
-    n2.wait_phase("ApplyingPartitions")
-    cluster.run("kill", "control-plane", "apiserver")
-    wait_until("the hardware is changed meanwhile", lambda: set(n2.modes().values()) == {"cpx_nps4"}, 60.0)
-    cluster.run("start", "control-plane", "apiserver")
-    n2.wait_partitioned("cpx")
-    wait_until("the kubelet knows that the node is untainted", lambda: accepts_pod(space))
 
 
 # With AMD's Device Config Manager on the node: the test says and does what it does.

@@ -29,14 +29,6 @@ KUBE_SYSTEM = "kube-system"
 
 
 @pytest.fixture
-def profiles(cluster: Cluster, release: Release) -> Iterator[None]:
-    """For nodes of any number of GPUs."""
-    cluster.apply(profiles_config(spx=("SPX", "NPS1", None), cpx=("CPX", "NPS4", None)))
-    yield
-    cluster.delete(path("v1", "configmaps", namespace="kube-amd-gpu", name="config-manager-config"))
-
-
-@pytest.fixture
 def control_plane(cluster: Cluster, profiles: None) -> Iterator[AmdNode]:
     """n2, with a program of the control plane: a static pod."""
     node = AmdNode(cluster, "n2")
