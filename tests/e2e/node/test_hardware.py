@@ -45,11 +45,10 @@ def test_overlap_is_refused_with_the_names_of_both_claims(cluster: Cluster, benc
 
 def bind_by_hand(cluster: Cluster, bench: Bench, claim_name: str, pod_name: str, allocation: Object) -> None:
     """Allocate a claim and bind its pod past the scheduler."""
-    gates = [{"name": "example.com/by-hand"}]
     cluster.apply(
         [
             claim(claim_name, bench.namespace, mig_request()),
-            pod(pod_name, bench.namespace, claims=(claim_name,), schedulingGates=gates),
+            pod(pod_name, bench.namespace, claims=(claim_name,), schedulerName="by-hand"),
         ]
     )
     uid = cluster.get(bench.pods(pod_name))["metadata"]["uid"]
@@ -58,7 +57,6 @@ def bind_by_hand(cluster: Cluster, bench: Bench, claim_name: str, pod_name: str,
     finalizer = {"metadata": {"finalizers": ["resource.kubernetes.io/delete-protection"]}}
     cluster.patch(bench.claims(claim_name), finalizer)
     cluster.patch(f"{bench.claims(claim_name)}/status", body)
-    cluster.patch(bench.pods(pod_name), {"spec": {"schedulingGates": None}})
     binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod_name}}
     target = {"target": {"apiVersion": "v1", "kind": "Node", "name": BARE_NODE}}
     cluster.create(f"{bench.pods(pod_name)}/binding", {**binding, **target})
