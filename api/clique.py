@@ -29,10 +29,11 @@ TLS_DIRECTORY: Final = "/etc/imex/tls"
 """Where a daemon pod has `ca.crt`, `tls.crt` and `tls.key` of its IMEX domain; absent when encryption is off."""
 
 MEMBERSHIP_FILE: Final = "membership/membership.json"
-"""In the domain's directory on a node: its ComputeDomainClique, replaced as a whole; no file while there is none.
+"""In the domain's directory on a node: its ComputeDomainClique, replaced as a whole; no `metadata` while there is none.
 
-The node plugin writes it; the daemon sees its folder read-only. Plugin and daemon are upgraded at different times: the
-plugin hands on every field, also those that it does not know, and a daemon ignores what it does not know.
+The node plugin writes it before the daemon is started; the daemon sees its folder read-only. Plugin and daemon are
+upgraded at different times: the plugin hands on every field, also those that it does not know, and a daemon ignores
+what it does not know.
 """
 
 DAEMON_STATUS_FILE: Final = "status/status.json"

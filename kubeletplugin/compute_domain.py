@@ -24,7 +24,7 @@ from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles
 from kubeletplugin.hardware.imex import read_imex_nodes
 from kubeletplugin.hardware.tree import DriverRoot, read_driver_tree
-from kubeletplugin.membership import Memberships, follow_clique
+from kubeletplugin.membership import Memberships, follow_clique, provide_membership
 from kubeletplugin.merge import merge
 from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.cdi import cdi_file_name
@@ -244,8 +244,9 @@ class ComputeDomainDriver:
                 f"{self._root.host} has no nvidia-imex and nvidia-imex-ctl: install the driver's IMEX package there"
             )
         tree = read_driver_tree(self._root, self._executor.inventory.driver_version)
-        use = DomainUse("daemon", domain_uid)
-        return build_daemon_spec(request, use, imex, tree, str(self._make_folder(domain_uid)))
+        folder = self._make_folder(domain_uid)
+        provide_membership(folder)
+        return build_daemon_spec(request, DomainUse("daemon", domain_uid), imex, tree, str(folder))
 
     def _renew_daemon_specs(self) -> None:
         """An earlier version of this program, or of the NVIDIA driver, may have given daemons other files.

@@ -33,20 +33,25 @@ async def follow_clique(client: Client, where: str, name: str) -> AsyncGenerator
 
 
 def write_membership(folder: Path, clique: Json | None) -> None:
-    """Replace the file as a whole; without a membership there is no file. Raises DiskFull, DiskFailed."""
+    """Replace the file as a whole. Raises DiskFull, DiskFailed."""
     path = folder / MEMBERSHIP_FILE
+    content: Json = {"version": MEMBERSHIP_FILE_VERSION}
+    if clique is not None:
+        content["metadata"] = {"name": clique["metadata"]["name"]}
+        content |= {name: value for name, value in clique.items() if name not in _NOT_FOR_DAEMONS}
+    data = json.dumps(content, separators=(",", ":")).encode()
     try:
-        if clique is None:
-            path.unlink(missing_ok=True)
-            return
-        head = {"version": MEMBERSHIP_FILE_VERSION, "metadata": {"name": clique["metadata"]["name"]}}
-        content = {name: value for name, value in clique.items() if name not in _NOT_FOR_DAEMONS}
-        data = json.dumps({**head, **content}, separators=(",", ":")).encode()
         temporary = path.with_name(f".{path.name}.new")
         write_whole(temporary, data, durable=False)
         temporary.replace(path)
     except OSError as error:
         raise disk_error(error, path) from error
+
+
+def provide_membership(folder: Path) -> None:
+    """Make sure that there is a file: by that a daemon knows that somebody writes it. Raises DiskFull, DiskFailed."""
+    if not (folder / MEMBERSHIP_FILE).exists():
+        write_membership(folder, None)
 
 
 class Memberships:

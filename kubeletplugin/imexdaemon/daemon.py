@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 TLS_CHECK_S: Final = 30.0
 """The kubelet needs a minute or more to bring a renewed certificate into the pod."""
-FOLDER_LOOK_S: Final = 1.0
+FILE_LOOK_S: Final = 1.0
 HANG_LIMIT_S: Final = 30.0
 """An nvidia-imex that has answered nothing for so long is started anew."""
 
@@ -81,7 +81,7 @@ class Daemon:
             self._set(Readiness(True, "this node has no NVLink fabric: there is nothing to connect"))
             return
         file = settings.directory / MEMBERSHIP_FILE
-        await self._wait_for_folder(file.parent)
+        await self._wait_for(file)
         async for obj in watch_file(file):
             try:
                 membership = None if obj is None else _parse_file(obj)
@@ -96,13 +96,13 @@ class Daemon:
             self._membership = membership if is_own else None
             self._wake.set()
 
-    async def _wait_for_folder(self, folder: Path) -> None:
-        """The node plugin mounts it. Raises PluginTooOld, so that the kubelet makes the container anew."""
+    async def _wait_for(self, file: Path) -> None:
+        """The node plugin writes it before this container is made. Raises PluginTooOld, so that it is made anew."""
         given_up_at_s = time.monotonic() + self._settings.membership_wait_s
-        while not files.is_folder(folder):
+        while not files.is_there(file):
             told = (
-                f"{folder} is not there: the node plugin on {self._settings.node} is older than this daemon, and "
-                "knows no membership file; this daemon goes on when that plugin is upgraded"
+                f"{file} is not there: the node plugin on {self._settings.node} is older than this daemon, and writes "
+                "no such file; this daemon goes on when that plugin is upgraded"
             )
             if time.monotonic() > given_up_at_s:
                 raise PluginTooOld(told)
@@ -110,7 +110,7 @@ class Daemon:
                 self._obstacle = told
                 log.warning("membership_missing", extra={"error": told})
                 self._poll_now.set()
-            await asyncio.sleep(FOLDER_LOOK_S)
+            await asyncio.sleep(FILE_LOOK_S)
 
     async def _keep_imex(self) -> None:
         # Nowhere here asyncio.wait_for: in Python 3.11 it loses a cancellation that comes together with a result.
@@ -255,12 +255,12 @@ class Daemon:
         self._wake.set()
 
 
-def _parse_file(content: dict[str, Any]) -> Membership:
-    """Raises InvalidObject, also for a file that a newer node plugin means otherwise."""
+def _parse_file(content: dict[str, Any]) -> Membership | None:
+    """None while there is no membership. Raises InvalidObject, also for a file that a newer plugin means otherwise."""
     version = content.get("version", 1)
     if version != MEMBERSHIP_FILE_VERSION:
         raise InvalidObject(
             f"the node plugin writes membership files of version {version}, and this daemon reads version "
             f"{MEMBERSHIP_FILE_VERSION}: delete this pod, and a daemon of the controller's version takes its place"
         )
-    return parse_membership(content)
+    return parse_membership(content) if "metadata" in content else None

@@ -35,8 +35,8 @@ def read_tls(settings: Settings) -> tuple[TlsFiles | None, str]:
     return TlsFiles(str(authority), str(certificate), str(key), server_name), version
 
 
-def is_folder(path: Path) -> bool:
-    return path.is_dir()
+def is_there(path: Path) -> bool:
+    return path.exists()
 
 
 def write_imex_files(settings: Settings, table: NodeTable, tls: TlsFiles | None) -> None:

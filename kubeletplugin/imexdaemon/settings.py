@@ -34,7 +34,7 @@ class Settings:
     use_names: bool = True
     """Node list of names that /etc/hosts resolves (NVIDIA driver 570.158.01 and later), or of addresses."""
     membership_wait_s: float = 60.0
-    """How long to wait for the folder of the membership, which comes into a container only when that is made anew."""
+    """How long to wait for the file with the membership, which comes into a container only when that is made anew."""
     grace_s: float = 8.0
     """For nvidia-imex between SIGTERM and SIGKILL; less than the pod's own grace."""
 

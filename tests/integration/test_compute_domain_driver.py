@@ -392,7 +392,7 @@ def test_a_daemon_is_brought_the_membership_of_its_own_domain_and_of_no_other(cl
             mounts = {mount["containerPath"]: mount for mount in edits(spec)["mounts"]}
             file = Path(mounts["/imexd/membership"]["hostPath"], "membership.json")
             assert "ro" in mounts["/imexd/membership"]["options"]
-            assert read(file) == {}
+            assert read(file) == {"version": 1}
             message = "first"
 
             def told() -> bool:
@@ -406,7 +406,7 @@ def test_a_daemon_is_brought_the_membership_of_its_own_domain_and_of_no_other(cl
             await it.publish(released=False, message=message)
             await until(told)
             await it.client.delete(path(API, "computedomaincliques", namespace=SYSTEM, name=it.clique_name))
-            await until(lambda: read(file) == {})
+            await until(lambda: read(file) == {"version": 1})
             await it.kubelet.unprepare(daemon)
             assert it.domains() == []
 
@@ -433,7 +433,11 @@ def test_an_upgraded_plugin_brings_up_to_date_what_an_older_one_gave_to_a_daemon
             (folder,) = [
                 each["hostPath"] for each in edits(spec)["mounts"] if each["containerPath"] == "/imexd/membership"
             ]
-            await until(lambda: read(Path(folder, "membership.json")).get("daemons", [{}])[0].get("message") == "told")
+            await until(
+                lambda: (
+                    [each["message"] for each in read(Path(folder, "membership.json")).get("daemons", ())] == ["told"]
+                )
+            )
             await it.kubelet.unprepare(daemon)
 
     asyncio.run(scenario())

@@ -123,6 +123,7 @@ def cluster(hosts: list[Host], tmp_path: Path) -> Iterator[Cluster]:
     made = Cluster(tmp_path, [Member(host) for host in hosts])
     for host in hosts:
         (host.folder / "imexd" / MEMBERSHIP_FILE).parent.mkdir(parents=True)
+    made.write({"version": 1})
     try:
         yield made
     finally:
@@ -255,7 +256,7 @@ def test_a_membership_that_goes_stops_nvidia_imex_until_it_is_back(cluster: Clus
     cluster.publish({0: first, 1: second})
     cluster.start(first, second)
     cluster.wait_ready(first, second)
-    (first.host.folder / "imexd" / MEMBERSHIP_FILE).unlink()
+    cluster.write({"version": 1})
     wait_until(lambda: first.imex_pid() == 0)
     cluster.publish({0: first, 1: second})
     cluster.wait_ready(first, second)
@@ -273,32 +274,38 @@ def test_a_membership_of_another_clique_or_that_cannot_be_read_is_none(cluster: 
     cluster.wait_ready(first)
 
 
-def without_folder(member: Member) -> Path:
-    """What a container sees whose claim a node plugin prepared that knows no membership files."""
-    folder = (member.host.folder / "imexd" / MEMBERSHIP_FILE).parent
-    folder.rmdir()
-    return folder
+def without_membership(member: Member, *, folder: bool) -> Path:
+    """What a container sees whose claim a node plugin prepared that knows no membership files.
+
+    `folder`: an earlier container of the domain had it mounted, which leaves an empty folder behind.
+    """
+    file = member.host.folder / "imexd" / MEMBERSHIP_FILE
+    file.unlink()
+    if not folder:
+        file.parent.rmdir()
+    return file
 
 
-def test_a_daemon_that_is_newer_than_its_node_plugin_waits_and_says_for_what(cluster: Cluster) -> None:
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_daemon_that_is_newer_than_its_node_plugin_waits_and_says_for_what(cluster: Cluster, folder: bool) -> None:
     first = cluster.members[0]
-    folder = without_folder(first)
+    file = without_membership(first, folder=folder)
     cluster.start(first)
     wait_until(lambda: "is older than this daemon" in first.status()["message"])
     assert first.get("/livez")[0] == 200
     status, told = first.get("/readyz")
     assert status == 503
-    assert f"{folder} is not there" in told
-    folder.mkdir()
+    assert f"{file} is not there" in told
+    file.parent.mkdir(exist_ok=True)
     cluster.publish({0: first})
     cluster.wait_ready(first)
 
 
-def test_a_daemon_without_its_membership_folder_ends_after_a_while_so_that_its_container_is_made_anew(
+def test_a_daemon_without_its_membership_file_ends_after_a_while_so_that_its_container_is_made_anew(
     cluster: Cluster,
 ) -> None:
     first = cluster.members[0]
-    without_folder(first)
+    without_membership(first, folder=False)
     cluster.start(first, MEMBERSHIP_WAIT_S="0")
     assert first.process is not None
     assert first.process.wait(20) == 1
