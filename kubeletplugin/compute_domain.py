@@ -209,7 +209,8 @@ class ComputeDomainDriver:
     ) -> AsyncGenerator[tuple[Membership | None, DaemonReport | None], None]:
         """What the controller and this node's daemon say, at every change; the controller's word comes first."""
         name = clique_object_name(use.domain_uid, fabric.clique)
-        status = _follow_status(self._make_folder(use.domain_uid) / DAEMON_STATUS_FILE)
+        is_member = asyncio.Event()
+        status = self._follow_status(use.domain_uid, is_member)
         membership: Membership | None = None
         report: DaemonReport | None = None
         asked = False
@@ -221,6 +222,19 @@ class ComputeDomainDriver:
                     report = parse_report(found)
                 if asked:
                     yield membership, report
+                if membership is not None and membership.member(self._node) is not None:
+                    is_member.set()
+
+    async def _follow_status(self, domain_uid: str, is_member: asyncio.Event) -> AsyncGenerator[Json | None, None]:
+        """What the daemon says. Nothing is made on this node for a domain that it is no member of."""
+        await is_member.wait()
+        file = self._make_folder(domain_uid) / DAEMON_STATUS_FILE
+        try:
+            async with aclosing(watch_file(file)) as found:
+                async for content in found:
+                    yield content
+        except OSError as error:  # inotify instances are few: then the controller's word must do
+            log.warning("daemon_not_watched", extra={"path": str(file), "error": str(error)})
 
     def _prepare_channel(self, request: ClaimRequest, use: DomainUse) -> None:
         major = read_imex_nodes(self._root).channel_major
@@ -339,16 +353,6 @@ class ComputeDomainDriver:
     def _count(self) -> None:
         kinds = Counter(prepared.kind for prepared, _ in self._read_prepared())
         show_prepared(self._node, self.name, {kind: kinds[kind] for kind in ("channel", "daemon")})
-
-
-async def _follow_status(file: Path) -> AsyncGenerator[Json | None, None]:
-    """What the daemon says. Where it cannot be watched (inotify instances are few), the controller's word must do."""
-    try:
-        async with aclosing(watch_file(file)) as found:
-            async for content in found:
-                yield content
-    except OSError as error:
-        log.warning("daemon_not_watched", extra={"path": str(file), "error": str(error)})
 
 
 def _ready_devices(request: ClaimRequest, cdi_ids: tuple[str, ...]) -> tuple[ReadyDevice, ...]:

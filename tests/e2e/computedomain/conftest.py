@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e.computedomain.jobs import CLIQUES, Driver, Space, space
 from tests.support.cluster import CACHE, Cluster
-from tests.support.fixtures import session_cluster
+from tests.support.fixtures import resync_soon, session_cluster
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +15,8 @@ def cluster() -> Iterator[Cluster]:
     for cluster in session_cluster("domain", "--nodes", str(len(CLIQUES)), "--profile", profiles):
         for name in ("partita", "busybox"):
             cluster.run("load", CACHE / "images" / f"{name}.tar")
+        for node in ("n3", "n4"):  # where pods start while the API server is down
+            resync_soon(cluster, node)
         yield cluster
 
 
