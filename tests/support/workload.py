@@ -131,15 +131,21 @@ class Workspace:
         return str(next(each["resourceClaimName"] for each in statuses if each["name"] == entry))
 
     def devices(self, claim: str) -> list[Device]:
-        """What is allocated to a claim."""
+        """What is allocated to a claim, when all of it is published: a pool is not written all at once."""
         allocation = self.cluster.get(self.claims(claim))["status"]["allocation"]["devices"]["results"]
-        published = {
-            (piece["spec"]["pool"]["name"], device["name"]): device["attributes"]
-            for piece in self.cluster.list(path(RESOURCE, "resourceslices"))
-            for device in piece["spec"].get("devices", ())
-        }
+        wanted = {(each["pool"], each["device"]) for each in allocation}
+
+        def published() -> dict[tuple[str, str], Object] | None:
+            found = {
+                (piece["spec"]["pool"]["name"], device["name"]): device["attributes"]
+                for piece in self.cluster.list(path(RESOURCE, "resourceslices"))
+                for device in piece["spec"].get("devices", ())
+            }
+            return found if wanted <= found.keys() else None
+
+        attributes = wait_until(f"the devices of {claim} are published", published)
         return [
-            Device(each["request"], each["pool"], each["device"], published[each["pool"], each["device"]])
+            Device(each["request"], each["pool"], each["device"], attributes[each["pool"], each["device"]])
             for each in allocation
         ]
 
