@@ -24,7 +24,7 @@ from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles
 from kubeletplugin.hardware.imex import read_imex_nodes
 from kubeletplugin.hardware.tree import DriverRoot, read_driver_tree
-from kubeletplugin.membership import Memberships, follow_clique, provide_membership
+from kubeletplugin.membership import Cliques, Memberships, provide_membership
 from kubeletplugin.merge import merge
 from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.cdi import cdi_file_name
@@ -99,8 +99,8 @@ class ComputeDomainDriver:
         self._wait_s = wait_s
         self._binding = binding
         self._fabric: NodeFabric = Unsettled("the hardware has not been read yet")
-        self._cliques = path(RESOURCE_API_VERSION, CLIQUE_PLURAL, namespace=namespace)
-        self._memberships = Memberships(client, self._cliques)
+        self._cliques = Cliques(client, path(RESOURCE_API_VERSION, CLIQUE_PLURAL, namespace=namespace))
+        self._memberships = Memberships(self._cliques)
         self._awaited: Counter[str] = Counter()
         """Domains that claims wait for: how many."""
         self._known: Attached | NoFabric | None = None
@@ -214,7 +214,7 @@ class ComputeDomainDriver:
         membership: Membership | None = None
         report: DaemonReport | None = None
         asked = False
-        async with aclosing(merge(follow_clique(self._client, self._cliques, name), status)) as news:
+        async with aclosing(merge(self._cliques.follow(name), status)) as news:
             async for source, found in news:
                 if source == 0:
                     membership, asked = parse_membership(found) if found else None, True

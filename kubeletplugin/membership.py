@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -21,15 +22,80 @@ log = logging.getLogger(__name__)
 _NOT_FOR_DAEMONS: Final = frozenset({"apiVersion", "kind", "metadata", "abandonedClaims"})
 
 
-async def follow_clique(client: Client, where: str, name: str) -> AsyncGenerator[Json | None, None]:
-    """The ComputeDomainClique, and again at every change; None while there is none. Raises Forbidden, NotFound."""
-    watch = cast(
-        AsyncGenerator[tuple[str, Any], None], client.list_watch(where, field_selector=f"metadata.name={name}")
-    )
-    async with aclosing(watch) as events:
-        async for kind, found in events:
-            objects = found if kind == "SYNC" else () if kind == "DELETED" else (found,)
-            yield objects[0] if objects else None
+class Cliques:
+    """The ComputeDomainCliques that somebody on this node follows: one watch for each, however many follow it."""
+
+    def __init__(self, client: Client, where: str) -> None:
+        """`where` is the collection of ComputeDomainCliques in the driver's namespace."""
+        self._client = client
+        self._where = where
+        self._watched: dict[str, _Watched] = {}
+
+    async def follow(self, name: str) -> AsyncGenerator[Json | None, None]:
+        """The object, and again at every change; None while there is none. Raises Forbidden, NotFound."""
+        watched = self._watched.get(name)
+        if watched is None:
+            watched = self._watched[name] = _Watched()
+            watched.task = asyncio.create_task(self._watch(name, watched))
+        watched.followers += 1
+        last: object = _UNKNOWN
+        try:
+            while True:
+                changed = watched.changed
+                if watched.error is not None:
+                    raise watched.error
+                if watched.found is not last:
+                    last = watched.found
+                    yield watched.found
+                else:
+                    await changed.wait()
+        finally:
+            watched.followers -= 1
+            if watched.followers == 0 and watched.task is not None:
+                watched.task.cancel()
+                self._forget(name, watched)
+
+    async def _watch(self, name: str, watched: "_Watched") -> None:
+        watch = cast(
+            AsyncGenerator[tuple[str, Any], None],
+            self._client.list_watch(self._where, field_selector=f"metadata.name={name}"),
+        )
+        try:
+            async with aclosing(watch) as events:
+                async for kind, found in events:
+                    objects = found if kind == "SYNC" else () if kind == "DELETED" else (found,)
+                    watched.show(objects[0] if objects else None)
+        except Exception as error:  # noqa: BLE001  raised where it is waited for
+            self._forget(name, watched)  # whoever comes next begins anew
+            watched.fail(error)
+
+    def _forget(self, name: str, watched: "_Watched") -> None:
+        if self._watched.get(name) is watched:
+            del self._watched[name]
+
+
+_UNKNOWN: Final = {"": "the API server has not answered yet"}
+
+
+@dataclass(slots=True, eq=False)
+class _Watched:
+    found: Json | None = field(default_factory=lambda: _UNKNOWN)
+    error: Exception | None = None
+    followers: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+    def show(self, found: Json | None) -> None:
+        self.found = found
+        self._ring()
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self._ring()
+
+    def _ring(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
 
 
 def write_membership(folder: Path, clique: Json | None) -> None:
@@ -55,12 +121,10 @@ def provide_membership(folder: Path) -> None:
 
 
 class Memberships:
-    """One watch for each domain that has a daemon on this node."""
+    """Keeps the file of each domain that has a daemon on this node."""
 
-    def __init__(self, client: Client, where: str) -> None:
-        """`where` is the collection of ComputeDomainCliques in the driver's namespace."""
-        self._client = client
-        self._where = where
+    def __init__(self, cliques: Cliques) -> None:
+        self._cliques = cliques
         self._wanted: dict[str, Path] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -86,8 +150,8 @@ class Memberships:
         delays = back_off_s()
         while True:
             try:
-                async with aclosing(follow_clique(self._client, self._where, name)) as cliques:
-                    async for clique in cliques:
+                async with aclosing(self._cliques.follow(name)) as found:
+                    async for clique in found:
                         write_membership(folder, clique)
                         delays = back_off_s()
             except (Forbidden, NotFound, Retryable) as error:

@@ -413,6 +413,24 @@ def test_a_daemon_is_brought_the_membership_of_its_own_domain_and_of_no_other(cl
     asyncio.run(scenario())
 
 
+def test_claims_and_the_daemon_of_one_domain_share_one_watch(cluster: Cluster) -> None:
+    async def scenario() -> None:
+        async with world(cluster) as it:
+            daemon = await it.claim("d-watch", kind="Daemon", namespace=SYSTEM)
+            claims = [await it.claim("w0"), await it.claim("w1")]
+            await it.kubelet.prepare(daemon)
+            await it.publish(released=False, message="waits for node-2")
+            waiting = [asyncio.create_task(it.kubelet.prepare(claim)) for claim in claims]
+            await until(lambda: it.node.log.read_text().count("waits for node-2") == len(claims))
+            await it.publish(released=True)
+            await asyncio.gather(*waiting)
+            log = (cluster.state / "logs" / "audit.log").read_text().splitlines()
+            begun = [line for line in log if '"stage":"ResponseStarted"' in line and it.clique_name in line]
+            assert len(begun) == 1
+
+    asyncio.run(scenario())
+
+
 def test_an_upgraded_plugin_brings_up_to_date_what_an_older_one_gave_to_a_daemon(cluster: Cluster) -> None:
     """The container that runs does not notice; the kubelet's next one gets it."""
 

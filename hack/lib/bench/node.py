@@ -20,6 +20,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 DRIVER = "gpu.nvidia.com"
+_MEMORY = Path("/dev/shm")  # /run may be on a disk
 _TICKS = os.sysconf("SC_CLK_TCK")
 _SECRETS = "/var/run/secrets/kubernetes.io/serviceaccount"
 
@@ -45,7 +46,10 @@ class ServiceAccount:
 
 
 class Node:
-    """`base` is a short directory with a name of its own, on a real disk: socket paths are limited, appends cost."""
+    """`base` is a short directory with a name of its own, on a real disk: socket paths are limited, appends cost.
+
+    What a real node has in memory lies in memory here: the CDI directory, and the driver's files below /proc and /dev.
+    """
 
     def __init__(
         self,
@@ -58,10 +62,11 @@ class Node:
     ) -> None:
         self.name = name
         self.base = base
-        self.driver_root = base / "driver"
+        self._memory = _MEMORY / base.name
+        self.driver_root = self._memory / "driver"
         self.registry = base / "registry"
         self.plugins = base / "plugins"
-        self.cdi = Path("/run") / base.name / "cdi"  # in memory, as /var/run/cdi is
+        self.cdi = self._memory / "cdi"
         self.log = base / "plugin.log"
         self.http_port = _free_port()
         self.driver = driver
@@ -71,6 +76,7 @@ class Node:
         self._output: IO[bytes] | None = None
         self._stale: Path | None = None
         base.mkdir(parents=True, exist_ok=True)
+        self._memory.mkdir(parents=True, exist_ok=True)
         install = [sys.executable, "-m", "simulator", "install", "--root", str(self.driver_root)]
         subprocess.run([*install, "--profile", profile, "--node", name], check=True, stdout=subprocess.DEVNULL)
 
@@ -174,7 +180,7 @@ class Node:
         if self.is_running():
             self.end(signal.SIGKILL)
         shutil.rmtree(self.base, ignore_errors=True)
-        shutil.rmtree(self.cdi.parent, ignore_errors=True)
+        shutil.rmtree(self._memory, ignore_errors=True)
 
 
 def _with_secrets(account: Path, command: list[str]) -> list[str]:
