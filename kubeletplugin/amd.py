@@ -21,7 +21,7 @@ from kubeletplugin.files import CdiFiles, CrashPoint, Store
 from kubeletplugin.hardware.amdsmi import AmdBackend
 from kubeletplugin.hardware.backend import LibraryMissing
 from kubeletplugin.metrics import show_prepared
-from kubeletplugin.model.amd_cdi import build_amd_cdi_spec
+from kubeletplugin.model.amd_cdi import build_amd_cdi_spec, device_paths
 from kubeletplugin.model.amd_devices import build_amd_devices
 from kubeletplugin.model.amd_partitions import AmdInventory
 from kubeletplugin.model.amd_prepare import (
@@ -148,19 +148,20 @@ class AmdDriver:
                 request, self._inventory, self._store.checkpoint, self._boot_id, on_claim=self._target.may_change
             )
 
-        async with self._one_at_a_time, self._store.lease():
-            try:
-                planned = plan()
-            except Busy:
-                # The holder may be a claim that went away while nobody told us.
-                if not await self._sweep():
-                    raise
-                planned = plan()
-            if planned.done:
-                record = planned.record
-                self._ensure_cdi(record)
-            else:
-                record = await self._carry_out(planned)
+        async with self._store.lease():
+            async with self._one_at_a_time:
+                try:
+                    planned = plan()
+                except Busy:
+                    # The holder may be a claim that went away while nobody told us.
+                    if not await self._sweep():
+                        raise
+                    planned = plan()
+                if planned.done:
+                    record = planned.record
+                    self._ensure_cdi(record)
+                else:
+                    record = await self._carry_out(planned)
             await self._store.sync()
         self._crash("done")
         return tuple(
@@ -201,7 +202,9 @@ class AmdDriver:
     async def unprepare(self, ref: ClaimRef) -> None:
         async with self._one_at_a_time, self._store.lease():
             self._forget(ref.uid)
-            await self._store.sync()
+            # A power cut that takes the removal brings the record back, and the sweep after the start finds its claim
+            # gone. So nobody waits for the disk; the next claim's sync covers it, or one of its own.
+            self._store.sync_soon()
         self._crash("removed")
 
     def _forget(self, uid: str) -> None:
@@ -226,7 +229,8 @@ class AmdDriver:
         return swept
 
     def _build_cdi(self, record: ClaimRecord) -> Json:
-        return build_amd_cdi_spec(record, self._inventory, self._backend.read_device_nodes(), self._node)
+        nodes = self._backend.read_device_nodes(device_paths(record, self._inventory))
+        return build_amd_cdi_spec(record, self._inventory, nodes, self._node)
 
     def _ensure_cdi(self, record: ClaimRecord) -> None:
         """Written anew at every start: device numbers may be others after a reboot."""

@@ -54,19 +54,17 @@ class AmdRoot:
         """Whether amdgpu drives anything here; says nothing about what."""
         return any(_gpu_folders(self.sys))
 
-    def device_nodes(self) -> dict[str, DeviceNode]:
-        """`/dev/kfd` and what is under `/dev/dri`, by path in containers."""
-        folder = self.seen / "dev"
+    def device_nodes(self, paths: Iterable[str]) -> dict[str, DeviceNode]:
+        """Those of these device nodes that there are, by path in containers (`/dev/kfd`)."""
         found = {}
-        for path in (folder / "kfd", *sorted((folder / "dri").glob("*"))):
+        for path in paths:
             try:
-                status = path.stat()
+                status = Path(f"{self.seen}{path}").stat()
             except FileNotFoundError:
                 continue
             if stat.S_ISCHR(status.st_mode):
-                name = f"/dev/{path.relative_to(folder)}"
-                host = self.host.rstrip("/") + name
-                found[name] = DeviceNode(name, host, status.st_rdev >> 8 & 0xFFF, status.st_rdev & 0xFF)
+                host = self.host.rstrip("/") + path
+                found[path] = DeviceNode(path, host, status.st_rdev >> 8 & 0xFFF, status.st_rdev & 0xFF)
         return found
 
 

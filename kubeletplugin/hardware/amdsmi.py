@@ -8,7 +8,7 @@ import importlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeVar, assert_never
 
@@ -53,8 +53,8 @@ class AmdBackend(Protocol):
     def read_inventory(self) -> AmdInventory:
         """Everything, freshly read. Raises LibraryMissing where amdgpu drives nothing."""
 
-    def read_device_nodes(self) -> dict[str, DeviceNode]:
-        """`/dev/kfd` and the nodes under `/dev/dri`, by path in containers."""
+    def read_device_nodes(self, paths: Iterable[str]) -> dict[str, DeviceNode]:
+        """Those of them that there are, by path in containers (`/dev/kfd`)."""
 
     def apply_step(self, step: AmdStep) -> None:
         """Do one step, unless it is done. Raises DeviceBusy, ModeRefused, NotPermitted, HardwareError."""
@@ -85,8 +85,8 @@ class AmdSmi:
                 self._asked = frozenset(gpu for gpu in there if gpu[0] in self._offers)
             return with_offers(found, self._offers)
 
-    def read_device_nodes(self) -> dict[str, DeviceNode]:
-        return self._root.device_nodes()
+    def read_device_nodes(self, paths: Iterable[str]) -> dict[str, DeviceNode]:
+        return self._root.device_nodes(paths)
 
     def apply_step(self, step: AmdStep) -> None:
         with self._lock:

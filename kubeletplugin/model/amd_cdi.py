@@ -16,7 +16,7 @@ KFD_PATH: Final = "/dev/kfd"
 def build_amd_cdi_spec(
     record: ClaimRecord, inventory: AmdInventory, nodes: Mapping[str, DeviceNode], node_name: str
 ) -> dict[str, Any]:
-    """The spec of one claim; `nodes` by path in containers (`/dev/dri/card1`).
+    """The spec of one claim; `nodes` are those of `device_paths`, by path.
 
     Raises HardwareError where a partition or one of its device nodes is not there.
     """
@@ -31,7 +31,9 @@ def build_amd_cdi_spec(
         "devices": [
             {
                 "name": cdi_id.partition("=")[2],
-                "containerEdits": {"deviceNodes": _partition_nodes(record, device, inventory, nodes)},
+                "containerEdits": {
+                    "deviceNodes": [_node(record, path, nodes) for path in _partition_paths(record, device, inventory)]
+                },
             }
             for device in record.devices
             for cdi_id in device.cdi_ids
@@ -39,19 +41,20 @@ def build_amd_cdi_spec(
     }
 
 
-def _partition_nodes(
-    record: ClaimRecord, device: PreparedDevice, inventory: AmdInventory, nodes: Mapping[str, DeviceNode]
-) -> list[dict[str, Any]]:
+def device_paths(record: ClaimRecord, inventory: AmdInventory) -> tuple[str, ...]:
+    """The device nodes that the spec of this claim needs, as containers see them. Raises HardwareError."""
+    partitions = (_partition_paths(record, device, inventory) for device in record.devices)
+    return (KFD_PATH, *(path for paths in partitions for path in paths))
+
+
+def _partition_paths(record: ClaimRecord, device: PreparedDevice, inventory: AmdInventory) -> tuple[str, str]:
     partition = _find_partition(device, inventory)
     if partition is None:
         raise HardwareError(
             f"claim {record.claim}: the partition that device {device.device} stands for is not there; "
             "the GPU is gone or was brought into another mode"
         )
-    return [
-        _node(record, f"/dev/dri/card{partition.card}", nodes),
-        _node(record, f"/dev/dri/renderD{partition.render}", nodes),
-    ]
+    return f"/dev/dri/card{partition.card}", f"/dev/dri/renderD{partition.render}"
 
 
 def _find_partition(device: PreparedDevice, inventory: AmdInventory) -> Partition | None:
