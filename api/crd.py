@@ -4,11 +4,16 @@ A structural schema (apiextensions.k8s.io/v1) is JSON Schema without `$ref`, `ti
 false`, and with Kubernetes' own `x-kubernetes-*` keys, which the models carry in `json_schema_extra`.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel
+
+SCHEMA_ANNOTATION: Final = "partita/schema"
+"""Tells a definition from that of another version: a digest of its spec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +116,13 @@ def build_crd(resource: CustomResource) -> dict[str, Any]:
     }
     if resource.short_names:
         names["shortNames"] = list(resource.short_names)
+    spec = {"group": resource.group, "names": names, "scope": resource.scope, "versions": [version]}
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": resource.name},
-        "spec": {"group": resource.group, "names": names, "scope": resource.scope, "versions": [version]},
+        "metadata": {"name": resource.name, "annotations": {SCHEMA_ANNOTATION: digest}},
+        "spec": spec,
     }
 
 

@@ -7,11 +7,13 @@ import signal
 import sys
 from collections.abc import Coroutine, Iterator
 
-from api.client import Client
+from api import compute_domain, kaiwo
+from api.client import Client, Json
 from api.errors import PartitaError
 from api.logs import configure_logging
 from controller.computedomain.reconcile import ComputeDomains
 from controller.computedomain.state import Settings
+from controller.crds import renew_crds
 from controller.events import Events
 from controller.leader import Elector, LeaseSettings
 from controller.loop import WorkQueue
@@ -66,6 +68,7 @@ async def lead(client: Client, settings: ControllerSettings, metrics: Metrics) -
     events = Events(client, settings.identity)
     queues: list[WorkQueue] = []
     metrics.watch_queue(lambda: sum(len(queue) for queue in queues))
+    await renew_crds(client, _needed_crds(settings))
     async with asyncio.TaskGroup() as group:
         group.create_task(events.run())
         if settings.compute_domains:
@@ -77,6 +80,11 @@ async def lead(client: Client, settings: ControllerSettings, metrics: Metrics) -
             nodes = NodePartitioning(client, build_partitioning_settings(settings), events, metrics)
             queues.append(nodes.queue)
             group.create_task(nodes.run())
+
+
+def _needed_crds(settings: ControllerSettings) -> list[Json]:
+    domains = compute_domain.build_crds() if settings.compute_domains else []
+    return domains + (kaiwo.build_crds() if settings.node_partitioning else [])
 
 
 def build_lease_settings(settings: ControllerSettings) -> LeaseSettings:

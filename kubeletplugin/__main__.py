@@ -105,15 +105,13 @@ _LOOK_INTERVAL_S: Final = 10.0
 
 
 def find_drivers(settings: Settings, enabled: Sequence[str]) -> list[str]:
-    """The enabled drivers whose hardware shows itself now. Where only one vendor is enabled, its driver is awaited."""
-    if len({name in NVIDIA_DRIVERS for name in enabled}) == 1:
-        return list(enabled)
+    """The enabled drivers whose hardware shows itself now. A node may have none: it has nothing to serve."""
     roots = (settings.seen_driver_root, Path("/"))
     # The kernel module may be away because we were killed while reloading it.
     has_amd = (settings.data_directory(AMD_GPU_DRIVER) / RELOAD_MARK).exists() or any(
         (root / "sys/module/amdgpu/drivers/pci:amdgpu").is_dir() for root in roots
     )
-    has_nvidia = bool(DriverRoot(settings.driver_root, settings.seen_driver_root).find_library("libnvidia-ml.so.1"))
+    has_nvidia = DriverRoot(settings.driver_root, settings.seen_driver_root).has_gpus()
     return [name for name in enabled if (has_nvidia if name in NVIDIA_DRIVERS else has_amd)]
 
 
@@ -186,6 +184,8 @@ async def run(settings: Settings) -> None:
 
                 for name in find_drivers(settings, enabled):
                     start(name)
+                if not plugins:
+                    log.info("no_hardware", extra={"drivers": enabled})
                 if len(plugins) < len(enabled):
                     tasks.create_task(_start_later(settings, [name for name in enabled if name not in plugins], start))
                 if settings.http_endpoint:
@@ -198,7 +198,7 @@ async def run(settings: Settings) -> None:
 
 
 def _are_ready(plugins: Mapping[str, Plugin]) -> bool:
-    return bool(plugins) and all(plugin.is_ready() for plugin in plugins.values())
+    return all(plugin.is_ready() for plugin in plugins.values())
 
 
 async def _start_later(settings: Settings, missing: list[str], start: Callable[[str], None]) -> None:

@@ -107,11 +107,11 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
 
 
 def parse_endpoint(endpoint: str) -> tuple[str, int]:
-    """`:8080` -> (`0.0.0.0`, 8080). Raises InvalidObject."""
+    """`:8080` -> (``, 8080), which is every address of both families. Raises InvalidObject."""
     host, _, port = endpoint.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
         raise InvalidObject(f"HTTP_ENDPOINT={endpoint}: expected [address]:port")
-    return host.strip("[]") or "0.0.0.0", int(port)
+    return host.strip("[]"), int(port)
 
 
 def parse_xids(text: str) -> frozenset[int]:

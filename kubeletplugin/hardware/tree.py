@@ -28,6 +28,9 @@ _HOOKS: Final = (
     "usr/local/nvidia/toolkit/nvidia-ctk",
 )
 _CONTROL_NODES: Final = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
+# PCI: NVIDIA's vendor id, and the base class of display controllers (3D ones among them).
+_NVIDIA: Final = "0x10de"
+_DISPLAY: Final = "0x03"
 _GPU_NODE: Final = re.compile(r"nvidia(\d+)")
 _PCIE_ROOT: Final = re.compile(r"pci[0-9a-f]{4}:[0-9a-f]{2}")
 
@@ -52,6 +55,13 @@ class DriverRoot:
 
     def has_own_devices(self) -> bool:
         return (self.seen / "dev/nvidiactl").exists()
+
+    def has_gpus(self) -> bool:
+        """Whether NVIDIA GPUs are here, be their driver loaded already or not."""
+        return self.find_library("libnvidia-ml.so.1") is not None or any(
+            _read_word(device / "vendor") == _NVIDIA and _read_word(device / "class").startswith(_DISPLAY)
+            for device in (self.sys() / "bus/pci/devices").glob("*")
+        )
 
     def numa_node(self, pci_bus_id: str) -> int | None:
         try:
@@ -130,3 +140,11 @@ def _find_hook(root: DriverRoot) -> str | None:
     if root.hook:
         return root.hook
     return next((_join(root.host, path) for path in _HOOKS if (root.seen / path).is_file()), None)
+
+
+def _read_word(path: Path) -> str:
+    """The content of a file of sysfs; empty where it cannot be read."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -397,8 +397,31 @@ def test_slices_survive_a_restart_as_the_same_objects(control_plane: Cluster) ->
     asyncio.run(scenario())
 
 
+def test_a_node_without_a_gpu_is_ready_and_serves_one_that_comes_later(control_plane: Cluster) -> None:
+    async def scenario() -> None:
+        async with world(control_plane) as it:
+            root, later = it.node.driver_root, it.node.driver_root.with_name("later")
+            root.rename(later)
+            (root / "sys/bus/pci/devices").mkdir(parents=True)
+            it.node.start()
+            await until("readiness", lambda: _is_ready(it))
+            assert await it.slices() == []
+            assert not it.node.registration_socket.exists()
+            shutil.rmtree(root)
+            later.rename(root)
+            await it.node.wait_until_registered()
+            await it.connect()
+            await wait_for_devices(it.client, it.node.name)
+            await until("readiness", lambda: _is_ready(it))
+
+    asyncio.run(scenario())
+
+
 async def _is_ready(it: World) -> bool:
-    reader, writer = await asyncio.open_connection("127.0.0.1", it.node.http_port)
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.node.http_port)
+    except ConnectionRefusedError:
+        return False
     writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
     answer = await reader.read()
     writer.close()

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import ssl
 import urllib.error
 import urllib.request
@@ -171,17 +172,18 @@ def test_a_class_of_somebody_else_is_a_reason_to_refuse(cluster: Cluster, releas
         release.install()
 
 
-def test_a_device_plugin_that_offers_the_same_resource_is_a_reason_to_refuse(
-    cluster: Cluster, release: Release
+@pytest.mark.parametrize("resource", ["nvidia.com/gpu", "nvidia.com/mig-1g.10gb"])
+def test_a_device_plugin_that_offers_the_same_gpus_is_a_reason_to_refuse(
+    cluster: Cluster, release: Release, resource: str
 ) -> None:
-    offered = {"status": {"capacity": {"nvidia.com/gpu": "8"}}}
+    offered = {"status": {"capacity": {resource: "8"}}}
     node = path("v1", "nodes", name="n1")
     cluster.patch(f"{node}/status", offered)
     try:
-        with pytest.raises(CommandFailed, match=r"node n1 already offers nvidia\.com/gpu"):
+        with pytest.raises(CommandFailed, match=f"node n1 already offers {re.escape(resource)}"):
             release.install()
     finally:
-        cluster.patch(f"{node}/status", {"status": {"capacity": {"nvidia.com/gpu": None}}})
+        cluster.patch(f"{node}/status", {"status": {"capacity": {resource: None}}})
 
 
 def test_a_node_with_a_real_driver_gets_no_simulated_hardware(cluster: Cluster, release: Release) -> None:

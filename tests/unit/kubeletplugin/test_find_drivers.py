@@ -16,8 +16,24 @@ def settings(tmp_path: Path) -> Settings:
     return Settings("n1", driver_root=str(tmp_path / "root"), kubelet_plugins_directory_path=str(tmp_path / "plugins"))
 
 
-def test_the_only_vendor_is_waited_for(settings: Settings) -> None:
-    assert find_drivers(settings, [AMD_GPU_DRIVER]) == [AMD_GPU_DRIVER]
+def test_a_node_without_hardware_has_nothing_to_wait_for(settings: Settings) -> None:
+    assert find_drivers(settings, [NVIDIA_GPU_DRIVER]) == []
+    assert find_drivers(settings, BOTH) == []
+
+
+def test_a_gpu_is_waited_for_until_its_driver_is_loaded(settings: Settings) -> None:
+    """The driver's own files come later; another device of NVIDIA's, such as a network card's bridge, is no GPU."""
+    devices = settings.seen_driver_root / "sys/bus/pci/devices"
+    add_pci_device(devices / "0000:01:00.0", vendor="0x10de", kind="0x060400")
+    assert find_drivers(settings, BOTH) == []
+    add_pci_device(devices / "0000:02:00.0", vendor="0x10de", kind="0x030200")
+    assert find_drivers(settings, BOTH) == [NVIDIA_GPU_DRIVER]
+
+
+def add_pci_device(folder: Path, vendor: str, kind: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "vendor").write_text(f"{vendor}\n")
+    (folder / "class").write_text(f"{kind}\n")
 
 
 def test_each_vendor_is_found_by_its_driver(settings: Settings) -> None:

@@ -28,7 +28,7 @@ def test_a_wrong_setting_is_named(environment: dict[str, str], message: str) -> 
 
 
 def test_endpoints() -> None:
-    assert parse_endpoint(":8080") == ("0.0.0.0", 8080)
+    assert parse_endpoint(":8080") == ("", 8080)
     assert parse_endpoint("[::1]:9") == ("::1", 9)
     with pytest.raises(InvalidObject, match="HTTP_ENDPOINT=8080x"):
         parse_endpoint("8080x")

@@ -1,0 +1,39 @@
+"""Keeps our CustomResourceDefinitions what this version needs: Helm makes those in `crds/` once and never again.
+
+A stored one may be of an earlier version, or of another driver whose objects we take over; the API server then drops
+the fields that it does not know, silently.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from api.client import ApiError, Client, Json, Unavailable, back_off_s, path
+from api.crd import SCHEMA_ANNOTATION
+
+log = logging.getLogger(__name__)
+
+
+async def renew_crds(client: Client, definitions: Iterable[Json]) -> None:
+    """Apply those that are not as given; what is missing stays missing. Waits for the API server; raises nothing."""
+    for definition in definitions:
+        delays = back_off_s()
+        while True:
+            try:
+                await _renew(client, definition)
+            except Unavailable:
+                await asyncio.sleep(next(delays))
+                continue
+            except ApiError as error:
+                log.error("crd_not_renewed", extra={"crd": definition["metadata"]["name"], "error": str(error)})
+            break
+
+
+async def _renew(client: Client, definition: Json) -> None:
+    metadata = definition["metadata"]
+    where = path("apiextensions.k8s.io/v1", "customresourcedefinitions", name=metadata["name"])
+    stored = await client.get(where)
+    found = (stored["metadata"].get("annotations") or {}).get(SCHEMA_ANNOTATION)
+    if found != metadata["annotations"][SCHEMA_ANNOTATION]:
+        await client.apply(where, definition)
+        log.info("crd_renewed", extra={"crd": metadata["name"], "had": found})
