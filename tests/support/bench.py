@@ -154,7 +154,7 @@ class Bench:
         return held
 
     def cdi_files(self) -> list[str]:
-        return self.cluster.in_node(self.node, "ls", "/var/run/cdi").split()
+        return self.cluster.in_node(self.node, "sh", "-c", "ls /var/run/cdi 2>/dev/null || true").split()
 
     def held_now(self) -> dict[str, object]:
         """Everything that claims hold on the node."""
