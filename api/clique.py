@@ -6,7 +6,7 @@ lives in the driver's namespace under `clique_object_name(uid, clique_id)`, so a
 selector `metadata.name=...` before it exists. A reader needs nothing else:
 
 - the daemon of node N takes everybody's address and index from `members`, its own included. A member without an
-  address has no daemon yet: it belongs to no node list;
+  address has no daemon yet: it belongs to no node list. An `absent` one belongs to it, and is waited for by nobody;
 - the node plugin of node N releases the channel when N's entry says `released`, or, with `release_policy` Connected,
   when N's own daemon says that it is connected (`DAEMON_STATUS_FILE`); until then its `message` says what is missing.
   `draining` means: prepare no claim that is not prepared yet; a claim in `abandoned` is not to be waited for;
@@ -89,6 +89,8 @@ class Member:
     ready: bool
     released: bool
     message: str = ""
+    absent: bool = False
+    """It was connected, and Kubernetes has lost its node: it may come back, but nobody is to wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,4 +146,5 @@ def _parse_member(entry: Mapping[str, Any]) -> Member:
         ready=entry.get("status") == "Ready",
         released=bool(entry.get("released", False)),
         message=str(entry.get("message", "")),
+        absent=bool(entry.get("absent", False)),
     )

@@ -124,6 +124,8 @@ class CliqueDaemon(_Model):
     """*Added.*"""
     message: str = Field(default="", description="Why the channel is not released yet.")
     """*Added.*"""
+    absent: bool = Field(default=False, description="Its node is lost: the others do not wait for it.")
+    """*Added.*"""
 
 
 CONDITION_TYPES: Final = ("Ready", "MembersKnown", "DaemonsReady", "PeersConnected", "Draining", "Degraded")

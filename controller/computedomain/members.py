@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from controller.computedomain.state import (
+    ABSENT_AFTER_S,
     ChannelClaim,
     Clique,
     DaemonPod,
@@ -57,7 +58,7 @@ def plan_members(seen: Observation, settings: Settings) -> Members:
             if node not in indexes:
                 left_out[node] = f"NVLink clique {clique} has its {limit} nodes: no place for {node}"
         placed += [
-            _build_member(node, clique, index, pods.get((node, clique)), seen.occupied.get(node))
+            _build_member(node, clique, index, pods.get((node, clique)), seen)
             for node, index in sorted(indexes.items(), key=lambda item: item[1])
         ]
     released = _release(domain, tuple(placed), len(members))
@@ -132,9 +133,11 @@ def _current_pods(seen: Observation, settings: Settings) -> dict[tuple[str, str]
     }
 
 
-def _build_member(node: str, clique: str, index: int, pod: DaemonPod | None, occupant: str | None) -> Member:
+def _build_member(node: str, clique: str, index: int, pod: DaemonPod | None, seen: Observation) -> Member:
     ready = pod is not None and pod.phase is Phase.READY and pod.address != ""
-    return Member(node, clique, index, pod, ready, ready, "" if ready else _explain(node, pod, occupant))
+    absent = pod is not None and pod.lost_at is not None and seen.now - pod.lost_at >= ABSENT_AFTER_S
+    message = "" if ready else _explain(node, pod, seen.occupied.get(node))
+    return Member(node, clique, index, pod, ready, ready, message, absent)
 
 
 def _explain(node: str, pod: DaemonPod | None, occupant: str | None) -> str:
@@ -143,6 +146,8 @@ def _explain(node: str, pod: DaemonPod | None, occupant: str | None) -> str:
         return f"node {node} is used by ComputeDomain {occupant} until its pods end"
     if pod is None:
         return f"the daemon pod on {node} is being made"
+    if pod.lost_at is not None:
+        return f"node {node} is lost: Kubernetes hears nothing of it and of daemon pod {pod.ref}"
     if pod.message:
         return f"daemon pod {pod.ref}: {pod.message}"
     if pod.phase is Phase.PENDING:
@@ -154,7 +159,7 @@ def _release(domain: Domain, members: tuple[Member, ...], without_fabric: int) -
     """With releasePolicy AllNodes nobody gets a channel before everybody is connected."""
     if not domain.wait_for_all:
         return members
-    total = len(members) + without_fabric
+    total = sum(not member.absent for member in members) + without_fabric
     ready = without_fabric + sum(member.ready for member in members)
     if total >= domain.num_nodes and ready == total:
         return members

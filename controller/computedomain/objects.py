@@ -104,6 +104,7 @@ def _build_entry(member: Member) -> Json:
         "status": "Ready" if member.ready else "NotReady",
         "released": member.released,
         "message": member.message,
+        "absent": member.absent,
     }
     return entry
 

@@ -138,6 +138,7 @@ def parse_pod(raw: Json) -> DaemonPod | None:
         created_at=parse_time(metadata.get("creationTimestamp")),
         terminating=_is_terminating(metadata),
         message=_pod_message(status),
+        lost_at=_lost_at(status),
     )
 
 
@@ -148,6 +149,16 @@ def _phase(status: Json) -> Phase:
         return Phase.READY
     running = [entry for entry in status.get("containerStatuses") or [] if "running" in (entry.get("state") or {})]
     return Phase.RUNNING if running else Phase.PENDING
+
+
+def _lost_at(status: Json) -> float | None:
+    """A kubelet never says that a pod is not ready while its containers are: the node lifecycle controller did."""
+    containers = status.get("containerStatuses") or []
+    if not containers or not all(entry.get("ready") for entry in containers):
+        return None
+    conditions = status.get("conditions") or []
+    unready = [c for c in conditions if (c.get("type"), c.get("status")) == ("Ready", "False")]
+    return parse_time(unready[0].get("lastTransitionTime")) if unready else None
 
 
 _ORDINARY_WAITS: Final = frozenset({"ContainerCreating", "PodInitializing"})

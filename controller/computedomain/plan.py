@@ -36,6 +36,7 @@ from controller.computedomain.objects import (
 )
 from controller.computedomain.report import plan_reports
 from controller.computedomain.state import (
+    ABSENT_AFTER_S,
     FAILED_POD_RETRY_S,
     Clique,
     Domain,
@@ -135,9 +136,9 @@ def _plan_upkeep(seen: Observation, domain: Domain, members: Members, situation:
     # What was refused is said first: the stages after the one that is refused are not reached.
     told: list[list[Action]] = [[status] if status else []]
     stages = [*told, *structure] if seen.failures else [*structure, *told]
-    renewals = [secret.renew_at - seen.now for secret in seen.secrets if secret.renew_at > seen.now]
     follow_pods, follow_wake = plan_following(seen, members)
-    delays = [d for d in (*wakes, *renewals, retry_s, status_wake, report_wake, follow_wake) if d is not None]
+    wakes += _plan_wakes(seen)
+    delays = [d for d in (*wakes, retry_s, status_wake, report_wake, follow_wake) if d is not None]
     return Plan(
         situation,
         _stages(stages),
@@ -147,6 +148,13 @@ def _plan_upkeep(seen: Observation, domain: Domain, members: Members, situation:
         members,
         follow_pods,
     )
+
+
+def _plan_wakes(seen: Observation) -> list[float]:
+    """In how many seconds something is due that no change will tell of."""
+    renewals = [secret.renew_at for secret in seen.secrets]
+    losses = [pod.lost_at + ABSENT_AFTER_S for pod in seen.pods if pod.lost_at is not None]
+    return [due - seen.now for due in (*renewals, *losses) if due > seen.now]
 
 
 def _plan_template(seen: Observation, domain: Domain, situation: Situation) -> list[Action]:

@@ -95,6 +95,8 @@ class DaemonPod:
     terminating: bool = False
     message: str = ""
     """What its status says is in the way, in the kubelet's or scheduler's words."""
+    lost_at: float | None = None
+    """Since when Kubernetes hears nothing of its node, if its daemon was connected then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,8 @@ class Member:
     ready: bool = False
     released: bool = False
     message: str = ""
+    absent: bool = False
+    """Its node is lost: those that are there do not wait for it."""
 
     @property
     def address(self) -> str:
@@ -229,5 +233,7 @@ GATHER_READINESS_S: Final = 2.0
 nodes release their channels themselves."""
 GATHER_WORDS_S: Final = 2.0
 """How long a change of words alone may wait."""
+ABSENT_AFTER_S: Final = 10.0
+"""How long a node must be lost before the others stop waiting for it."""
 FAILED_POD_RETRY_S: Final = 10.0
 """A daemon pod that ended is replaced no sooner than this after it was made."""

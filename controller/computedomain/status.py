@@ -104,7 +104,8 @@ def find_trouble(seen: Observation, members: Members, domain: Domain) -> Trouble
     if occupied:
         return Trouble("NodeOccupied", _some(occupied))
     lost = [member.message for member in members.members if not member.ready]
-    if lost and _was_connected(domain) and not is_connected(members, domain):
+    absent = any(member.absent for member in members.members)
+    if absent or (lost and _was_connected(domain) and not is_connected(members, domain)):
         return Trouble("MemberLost", _some(lost))
     return None
 

@@ -120,7 +120,13 @@ def test_a_node_that_dies_leaves_when_its_pod_is_given_up_and_may_join_again_whe
     cluster.run("poweroff", "n2")
     try:
         train.wait_condition("Degraded", "True", "MemberLost")
+        train.wait_condition("PeersConnected", "False", "Connecting", "n1")
+        train.start(again="n1")
+        train.wait_running("again", patience_s=RETRY_S)  # before anybody has cleaned anything up
+        assert "OK" in train.check("again")
         assert set(train.indexes()) == {"n1", "n2"}, "its place is kept for it"
+        train.wait_condition("Degraded", "True", "MemberLost", "node n2 is lost")
+        train.space.end("again")
         where = train.space.where("v1", "pods", "b")
         cluster.delete(where, gracePeriodSeconds=0)
         train.wait("n1 goes on alone", lambda d: [n["name"] for n in d["status"]["nodes"] if alone(d)] == ["n1"])

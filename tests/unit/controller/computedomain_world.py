@@ -181,6 +181,18 @@ class World:
         """Force-deleted, or its node is gone."""
         self.pods.pop(name, None)
 
+    def lose_node(self, node: str) -> None:
+        """Kubernetes hears nothing of it any more, and says so of its pods."""
+        for name, pod in self.pods.items():
+            if pod.node == node and pod.phase is Phase.READY:
+                self.pods[name] = replace(pod, phase=Phase.RUNNING, lost_at=self.now)
+
+    def find_node(self, node: str) -> None:
+        """It is back: its kubelet speaks for its pods again."""
+        for name, pod in self.pods.items():
+            if pod.node == node:
+                self.pods[name] = replace(pod, lost_at=None)
+
     def step_cluster(self) -> bool:
         """One round of garbage collector, scheduler and kubelets; True when something changed."""
         before = (self.pods, self.daemon_claims, self.secrets)
@@ -197,6 +209,8 @@ class World:
     def _step_pod(self, pod: DaemonPod, owners: set[str]) -> DaemonPod:
         if pod.owner_uid not in owners:
             return replace(pod, terminating=True)
+        if pod.lost_at is not None:
+            return pod
         if pod.phase is Phase.PENDING and pod.ref.name in self.daemon_claims:
             self.serial += 1
             return replace(pod, phase=Phase.RUNNING, address=f"10.0.0.{self.serial}")

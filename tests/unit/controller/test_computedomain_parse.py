@@ -95,6 +95,21 @@ def test_a_daemon_pod_is_as_far_as_its_status_says() -> None:
     assert "no node fits" in parsed[5].message
 
 
+def test_a_pod_is_lost_when_it_is_said_to_be_unready_while_its_container_is_ready() -> None:
+    """As the node lifecycle controller leaves it; a kubelet that speaks for itself changes both."""
+
+    def seen(container: bool, condition: str) -> float | None:
+        told = {"type": "Ready", "status": condition, "lastTransitionTime": "2026-01-01T00:00:10Z"}
+        containers = [{"ready": container, "state": {"running": {}}}]
+        parsed = parse_pod(pod(containerStatuses=containers, conditions=[told]))
+        assert parsed is not None
+        return parsed.lost_at
+
+    assert seen(container=True, condition="False") == 1767225610.0
+    assert seen(container=False, condition="False") is None
+    assert seen(container=True, condition="True") is None
+
+
 def test_a_nodes_clique_is_an_attribute_of_its_channels() -> None:
     def node_slice(attributes: dict[str, Any]) -> dict[str, Any]:
         return {"spec": {"nodeName": "n", "devices": [{"name": "channel-0", "attributes": attributes}]}}

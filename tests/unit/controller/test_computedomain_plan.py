@@ -19,7 +19,7 @@ from controller.computedomain.actions import (
 )
 from controller.computedomain.check import UnsafePlan, check_plan
 from controller.computedomain.plan import plan_domain
-from controller.computedomain.state import Binding, Clique, Phase, Ref, Template
+from controller.computedomain.state import ABSENT_AFTER_S, Binding, Clique, Phase, Ref, Template
 from controller.computedomain.status import find_condition
 
 
@@ -192,6 +192,52 @@ def test_a_node_whose_plugin_is_away_keeps_its_place() -> None:
     del world.fabric["n0"]
     world.converge()
     assert _indexes(world) == before
+
+
+def _absent(world: World) -> set[str]:
+    return {m.node for clique in world.cliques.values() for m in clique.membership.members if m.absent}
+
+
+def test_a_node_that_is_lost_keeps_its_place_and_nobody_waits_for_it() -> None:
+    world = _formed("n0", "n1", "n2")
+    before = _indexes(world)
+    world.lose_node("n0")
+    world.converge()
+    assert not _absent(world), "it may be a moment only"
+    wake_s = world.plan().wake_after_s
+    assert wake_s is not None and wake_s <= ABSENT_AFTER_S
+    world.now += ABSENT_AFTER_S
+    assert any(isinstance(action, WriteMembership) for action in world.plan().actions), "the others are told at once"
+    world.converge()
+    assert _absent(world) == {"n0"}
+    assert _indexes(world) == before
+    lost = [m for clique in world.cliques.values() for m in clique.membership.members if m.node == "n0"]
+    assert lost[0].address, "where it is found when it comes back"
+    assert _condition(world, "Degraded") == ("True", "MemberLost")
+    assert _condition(world, "Ready") == ("True", "Connected"), "two were wanted, and two are connected"
+    world.find_node("n0")
+    world.converge()
+    assert not _absent(world)
+    assert _condition(world, "Degraded") == ("False", "AsExpected")
+
+
+def test_a_daemon_that_is_not_connected_on_a_node_that_lives_is_waited_for() -> None:
+    world = _formed("n0", "n1")
+    name = next(iter(world.pods))
+    world.pods[name] = replace(world.pods[name], phase=Phase.RUNNING)
+    world.now += 10 * ABSENT_AFTER_S
+    for action in world.plan().actions:
+        world.apply(action)
+    assert not _absent(world)
+
+
+def test_with_release_policy_all_nodes_a_lost_node_is_not_counted_and_not_waited_for() -> None:
+    world = _formed("n0", "n1", "n2", wait_for_all=True)
+    world.lose_node("n0")
+    world.now += ABSENT_AFTER_S
+    world.converge()
+    released = {m.node for clique in world.cliques.values() for m in clique.membership.members if m.released}
+    assert released == {"n1", "n2"}
 
 
 def test_a_node_that_leaves_loses_its_daemon_and_the_rest_stays() -> None:
