@@ -62,8 +62,8 @@ class Executor:
                 await self._finalizers(ref, add=False)
             case Create(ref=ref, body=body):
                 await self._create(ref, body)
-            case Delete(ref=ref):
-                await self._delete(ref)
+            case Delete(ref=ref, at_once=at_once):
+                await self._delete(ref, at_once=at_once)
             case WriteMembership(ref=ref, resource_version=version, fields=fields):
                 await self._patch(ref, {"metadata": {"resourceVersion": version}, **fields})
             case WriteStatus(ref=ref, status=status):
@@ -85,12 +85,14 @@ class Executor:
             # knows which.
             self._record(ref.kind, await self._client.get(object_path(ref)))
 
-    async def _delete(self, ref: Ref) -> None:
+    async def _delete(self, ref: Ref, *, at_once: bool) -> None:
+        options: Json = {"propagationPolicy": "Background", **({"gracePeriodSeconds": 0} if at_once else {})}
         try:
-            answer = await self._client.delete(object_path(ref), uid=ref.uid, propagationPolicy="Background")
+            answer = await self._client.delete(object_path(ref), uid=ref.uid, **options)
         except (NotFound, Conflict):
             answer = {}
-        if (answer.get("metadata") or {}).get("deletionTimestamp"):
+        metadata = answer.get("metadata") or {}
+        if metadata.get("deletionTimestamp") and (not at_once or metadata.get("finalizers")):
             self._record(ref.kind, answer)
         else:
             self._drop(ref)

@@ -137,6 +137,7 @@ def parse_pod(raw: Json) -> DaemonPod | None:
         address=status.get("podIP") or "",
         created_at=parse_time(metadata.get("creationTimestamp")),
         terminating=_is_terminating(metadata),
+        ends_by=parse_time(metadata.get("deletionTimestamp")),
         message=_pod_message(status),
         lost_at=_lost_at(status),
     )

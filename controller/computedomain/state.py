@@ -93,6 +93,8 @@ class DaemonPod:
     address: str = ""
     created_at: float = 0.0
     terminating: bool = False
+    ends_by: float = 0.0
+    """When one that is terminating should be gone (`deletionTimestamp`, which has its grace in it)."""
     message: str = ""
     """What its status says is in the way, in the kubelet's or scheduler's words."""
     lost_at: float | None = None
@@ -235,5 +237,7 @@ GATHER_WORDS_S: Final = 2.0
 """How long a change of words alone may wait."""
 ABSENT_AFTER_S: Final = 10.0
 """How long a node must be lost before the others stop waiting for it."""
+OVERDUE_S: Final = 30.0
+"""How long after its grace a daemon pod may stay: then no kubelet is there that would end it."""
 FAILED_POD_RETRY_S: Final = 10.0
 """A daemon pod that ended is replaced no sooner than this after it was made."""

@@ -85,7 +85,7 @@ def _build_facts(seen: Observation, members: Members, domain: Domain) -> tuple[F
         _members_fact(members, domain),
         _daemons_fact(members),
         _peers_fact(members),
-        _draining_fact(members, domain),
+        _draining_fact(seen, members, domain),
         Fact("Degraded", True, trouble.reason, trouble.message) if trouble else Fact("Degraded", False, "AsExpected"),
     )
 
@@ -122,7 +122,9 @@ def _was_connected(domain: Domain) -> bool:
 def _ready_fact(seen: Observation, members: Members, domain: Domain, trouble: Trouble | None) -> Fact:
     connected = is_connected(members, domain)
     if domain.deleted_at is not None:
-        return Fact("Ready", connected and bool(members.members), "Draining", _draining_fact(members, domain).message)
+        draining = _draining_fact(seen, members, domain)
+        reason = "Draining" if members.holders else draining.reason
+        return Fact("Ready", connected and bool(members.holders), reason, draining.message)
     if trouble is not None and (not connected or trouble.reason == "TemplateConflict"):
         return Fact("Ready", False, trouble.reason, trouble.message)
     if not members.members:
@@ -170,13 +172,20 @@ def _peers_fact(members: Members) -> Fact:
     return Fact("PeersConnected", False, "Connecting", "not connected: " + _some([m.node for m in waiting], ", "))
 
 
-def _draining_fact(members: Members, domain: Domain) -> Fact:
+def _draining_fact(seen: Observation, members: Members, domain: Domain) -> Fact:
     if domain.deleted_at is None:
         return Fact("Draining", False, "NotDeleted")
     if not members.holders:
-        return Fact("Draining", True, "CleaningUp", "no claim uses the domain any more")
+        return Fact("Draining", True, "CleaningUp", "waits for the end of " + _some(_name_leftovers(seen), ", "))
     held = [f"claim {claim.ref} (pod {claim.pods[0].name if claim.pods else '?'})" for claim in members.holders]
     return Fact("Draining", True, "ClaimsInUse", "in use by " + _some(held, ", "))
+
+
+def _name_leftovers(seen: Observation) -> list[str]:
+    """What is left of a domain that ends: its daemons, and when they are gone what was made for them."""
+    pods = [f"daemon pod {pod.ref} on node {pod.node}" for pod in seen.pods]
+    kinds = (seen.daemon_claims, seen.secrets, seen.cliques, seen.templates)
+    return pods or [f"{each.ref.kind} {each.ref}" for kind in kinds for each in kind]
 
 
 def _some(words: list[str], separator: str = "; ") -> str:

@@ -248,6 +248,29 @@ def test_force_ends_a_domain_under_its_pods(world: World, controller: Controller
     assert not world.leftovers()
 
 
+@pytest.mark.parametrize("force", [True, False])
+def test_a_deleted_domain_says_which_dead_node_it_waits_for_and_ends_in_spite_of_it(
+    world: World, controller: Controller, kubelets: Kubelets, force: bool
+) -> None:
+    name = "forced" if force else "patient"
+    world.create(build_domain(name, 2))
+    world.start_workers("cd-a", "cd-b")
+    world.wait_ready(2)
+    (dead,) = [pod["metadata"]["name"] for pod in world.daemons() if pod["spec"]["nodeName"] == "cd-a"]
+    kubelets.frozen.add(dead)
+    if force:
+        annotation = {"metadata": {"annotations": {"resource.nvidia.com/force-delete": "true"}}}
+        world.cluster.patch(f"{world.domains}/{name}", annotation)
+    else:
+        world.end_workers()
+    world.cluster.delete(f"{world.domains}/{name}")
+    domain = world.wait_reason("CleaningUp")
+    assert domain["status"]["status"] == "NotReady"
+    assert f"{dead} on node cd-a" in condition(domain, "Ready")["message"]
+    world.cluster.wait_gone(f"{world.domains}/{name}", 30.0 if force else 60.0)
+    assert not world.leftovers()
+
+
 def test_a_foreign_template_is_a_condition_and_an_event(
     world: World, controller: Controller, kubelets: Kubelets
 ) -> None:

@@ -20,6 +20,7 @@ from controller.computedomain.actions import (
     WriteStatus,
 )
 from controller.computedomain.check import check_plan
+from controller.computedomain.objects import DAEMON_GRACE_S
 from controller.computedomain.plan import plan_domain
 from controller.computedomain.state import (
     ChannelClaim,
@@ -98,6 +99,8 @@ class World:
                 self.domain = None
             case Create(ref=ref, body=body):
                 self._create(ref, body)
+            case Delete(ref=ref, at_once=True):
+                self.lose_pod(ref.name)
             case Delete(ref=ref):
                 self._delete(ref)
             case WriteMembership(ref=ref, resource_version=version, fields=fields):
@@ -148,7 +151,7 @@ class World:
             case "Pod":
                 pod = self.pods.get(ref.name)
                 if pod and pod.ref.uid == ref.uid:
-                    self.pods[ref.name] = replace(pod, terminating=True)
+                    self.pods[ref.name] = self._terminate(pod)
             case "ResourceClaim":
                 claim = self.daemon_claims.get(ref.name)
                 if claim and claim.ref.uid == ref.uid:
@@ -197,7 +200,7 @@ class World:
         """One round of garbage collector, scheduler and kubelets; True when something changed."""
         before = (self.pods, self.daemon_claims, self.secrets)
         owners = {clique.ref.uid for clique in self.cliques.values()}
-        pods = {name: pod for name, pod in self.pods.items() if not pod.terminating}
+        pods = {name: pod for name, pod in self.pods.items() if not pod.terminating or pod.lost_at is not None}
         self.pods = {name: self._step_pod(pod, owners) for name, pod in pods.items()}
         claims = {n: c for n, c in self.daemon_claims.items() if not (c.terminating and n not in self.pods)}
         self.daemon_claims = {
@@ -206,9 +209,12 @@ class World:
         self.secrets = {n: s for n, s in self.secrets.items() if s.owner_uid in owners}
         return before != (self.pods, self.daemon_claims, self.secrets)
 
+    def _terminate(self, pod: DaemonPod) -> DaemonPod:
+        return pod if pod.terminating else replace(pod, terminating=True, ends_by=self.now + DAEMON_GRACE_S)
+
     def _step_pod(self, pod: DaemonPod, owners: set[str]) -> DaemonPod:
         if pod.owner_uid not in owners:
-            return replace(pod, terminating=True)
+            return self._terminate(pod)
         if pod.lost_at is not None:
             return pod
         if pod.phase is Phase.PENDING and pod.ref.name in self.daemon_claims:
@@ -226,6 +232,9 @@ class World:
                 self.apply(action)
             changed = self.step_cluster()
             if not plan.actions and not changed and not plan.held:
-                return plan
+                if not any(pod.terminating for pod in self.pods.values()):
+                    return plan
+                assert plan.wake_after_s is not None, "nobody will look at a pod that does not end"
+                self.now += plan.wake_after_s
             self.now += 0.2
         raise AssertionError(f"no end in sight; the last plan was {plan}")

@@ -19,7 +19,7 @@ from controller.computedomain.actions import (
 )
 from controller.computedomain.check import UnsafePlan, check_plan
 from controller.computedomain.plan import plan_domain
-from controller.computedomain.state import ABSENT_AFTER_S, Binding, Clique, Phase, Ref, Template
+from controller.computedomain.state import ABSENT_AFTER_S, OVERDUE_S, Binding, Clique, Phase, Ref, Template
 from controller.computedomain.status import find_condition
 
 
@@ -320,6 +320,71 @@ def test_force_does_not_wait_for_anybody() -> None:
     assert world.domain is None and not world.pods
 
 
+def _end_with_a_lost_node(*, force: bool) -> World:
+    """Until all is done that needs no kubelet of n0."""
+    world = _formed("n0", "n1")
+    world.lose_node("n0")
+    if not force:
+        world.claims.clear()
+    world.delete_domain()
+    assert world.domain is not None
+    world.domain = replace(world.domain, force=force)
+    for _ in range(20):
+        for action in world.plan().actions:
+            world.apply(action)
+        world.step_cluster()
+        world.now += 0.3
+    return world
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_domain_that_cannot_end_says_for_what_it_waits(force: bool) -> None:
+    world = _end_with_a_lost_node(force=force)
+    assert [pod.node for pod in world.pods.values()] == ["n0"]
+    assert _condition(world, "Ready") == ("False", "CleaningUp")
+    assert world.domain is not None
+    (pod,) = world.pods.values()
+    message = find_condition(world.domain.status, "Draining")["message"]
+    assert f"daemon pod {pod.ref} on node n0" in message
+
+
+@pytest.mark.parametrize(("force", "patience_s"), [(False, OVERDUE_S), (True, 0.0)])
+def test_a_daemon_whose_node_is_dead_holds_its_domain_for_a_while_only(force: bool, patience_s: float) -> None:
+    world = _end_with_a_lost_node(force=force)
+    (pod,) = world.pods.values()
+    wake_s = world.plan().wake_after_s
+    assert wake_s is not None and world.now + wake_s == pytest.approx(pod.ends_by + patience_s)
+    world.now = pod.ends_by + patience_s - 1
+    assert not world.plan().actions
+    world.now += 1
+    assert world.plan().actions == (Delete(pod.ref, at_once=True),)
+    world.converge()
+    assert world.domain is None and not world.pods
+
+
+def test_an_end_that_takes_a_moment_writes_no_status() -> None:
+    world = _formed("n0", "n1")
+    said = len(world.statuses)
+    world.claims.clear()
+    world.delete_domain()
+    world.converge()
+    assert world.domain is None
+    assert len(world.statuses) == said
+
+
+def test_a_node_that_was_dead_gets_a_daemon_again_when_the_one_before_is_overdue() -> None:
+    world = _formed("n0", "n1")
+    world.lose_node("n0")
+    world.end_claims("n0")
+    for action in world.plan().actions:
+        world.apply(action)
+    (old,) = [pod for pod in world.pods.values() if pod.terminating]
+    world.add_claim("n0")
+    world.converge()
+    assert [pod.terminating for pod in world.pods.values()] == [False, False]
+    assert old.ref.uid not in [pod.ref.uid for pod in world.pods.values()]
+
+
 def test_what_outlived_its_domain_is_removed_after_a_moment() -> None:
     world = _formed("n0", "n1")
     world.domain = None
@@ -475,6 +540,8 @@ _EVENTS = st.one_of(
     st.tuples(st.just("lose"), st.integers(0, 5)),
     st.tuples(st.just("fail"), st.integers(0, 5)),
     st.tuples(st.just("move"), _NODES),
+    st.tuples(st.just("die"), _NODES),
+    st.tuples(st.just("come back"), _NODES),
     st.tuples(st.just("act"), st.integers(0, 9)),
     st.tuples(st.just("cluster"), st.just(0)),
     st.tuples(st.just("drop"), st.sampled_from(["cliques", "secrets", "templates", "daemon_claims"])),
@@ -499,6 +566,10 @@ def _happen(world: World, event: tuple[str, object]) -> None:
                     world.pods[name] = replace(world.pods[name], phase=Phase.FINISHED)
         case ("move", str(node)):
             world.fabric[node] = "f.1" if world.fabric[node] == "f.0" else "f.0"
+        case ("die", str(node)):
+            world.lose_node(node)
+        case ("come back", str(node)):
+            world.find_node(node)
         case ("act", int(count)):
             for action in world.plan().actions[:count]:
                 world.apply(action)
