@@ -169,6 +169,11 @@ COMPUTE_DOMAIN_CLIQUE: Final = CustomResource(
         "domainNamespace": {"type": "string", "description": "The only namespace whose claims may use the domain."},
         "maxNodes": {"type": "integer", "minimum": 1, "description": "Indexes are below this number."},
         "draining": {"type": "boolean", "description": "The domain is being deleted: no new claim may be prepared."},
+        "deletedAt": {
+            "type": "string",
+            "format": "date-time",
+            "description": "When it was deleted: a claim that was allocated before is not new.",
+        },
         "releasePolicy": {
             "type": "string",
             "description": "Connected: a node may give its channel out when its own daemon says that it is connected. "

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from api.clique import is_late
 from controller.computedomain.state import (
     ABSENT_AFTER_S,
     ChannelClaim,
@@ -35,14 +36,16 @@ def plan_members(seen: Observation, settings: Settings) -> Members:
     if domain is None:
         return Members()
     stored = _stored_positions(seen.cliques, settings.namespace)
-    claims = _sort_claims(domain, seen.claims, stored)
+    claims = _sort_claims(domain, seen, stored)
     if domain.deleted_at is not None and domain.force:
         return Members(refused=tuple(claims.refused))
     nodes = _by_first_allocation(claims.accepted)
     left_out = {}
     by_clique: dict[str, list[str]] = {}
     for node in nodes:
-        clique = seen.fabric.get(node, stored[node][0] if node in stored else None)
+        clique = seen.fabric.get(node)
+        if not clique and node in stored:
+            clique = stored[node][0]  # a node loses its fabric no earlier than its pods: its GPUs are unwell
         if clique is None:
             left_out[node] = f"node {node} publishes no compute-domain.nvidia.com devices"
         else:
@@ -70,12 +73,13 @@ def plan_members(seen: Observation, settings: Settings) -> Members:
     )
 
 
-def _sort_claims(domain: Domain, claims: Iterable[ChannelClaim], stored: Mapping[str, tuple[str, int]]) -> _Sorted:
+def _sort_claims(domain: Domain, seen: Observation, stored: Mapping[str, tuple[str, int]]) -> _Sorted:
     """A claim counts when its namespace is the domain's and the domain did not begin to end before it came."""
     out = _Sorted()
-    for claim in sorted(claims, key=lambda claim: (claim.allocated_at, claim.node, claim.ref.name)):
+    for claim in sorted(seen.claims, key=lambda claim: (claim.allocated.at, claim.node, claim.ref.name)):
         foreign = claim.ref.namespace != domain.ref.namespace
-        late = domain.deleted_at is not None and claim.allocated_at > domain.deleted_at
+        on_member = claim.node in stored or seen.fabric.get(claim.node) == ""
+        late = domain.deleted_at is not None and is_late(claim.allocated, domain.deleted_at, on_member=on_member)
         (out.refused if foreign or late else out.accepted).append(claim)
     return out
 

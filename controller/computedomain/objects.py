@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
@@ -45,6 +46,11 @@ def secret_name(clique: Ref) -> str:
     return f"imex-{clique.uid}"
 
 
+def format_time(seconds: float) -> str:
+    """RFC 3339 in UTC with whole seconds, as metav1.Time."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def build_template(domain: Domain) -> Json:
     """The ResourceClaimTemplate that the user's pods refer to."""
     parameters: Json = {
@@ -85,11 +91,13 @@ def build_clique(domain: Domain, clique_id: str, members: list[Member], settings
 
 def build_membership(domain: Domain, members: list[Member], max_nodes: int, abandoned: tuple[str, ...] = ()) -> Json:
     """The fields of a ComputeDomainClique that change in its life."""
+    deleted = {} if domain.deleted_at is None else {"deletedAt": format_time(domain.deleted_at)}
     return {
         "domainName": domain.ref.name,
         "domainNamespace": domain.ref.namespace,
         "maxNodes": max_nodes,
         "draining": domain.deleted_at is not None,
+        **deleted,
         "daemons": [_build_entry(member) for member in members],
         "abandonedClaims": list(abandoned),
     }

@@ -5,10 +5,9 @@ of ours: such a claim names no domain.
 """
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import Any, Final, cast
 
-from api.clique import FAILED_CONDITION, FORMED_CONDITION, parse_membership
+from api.clique import FAILED_CONDITION, FORMED_CONDITION, parse_membership, parse_moment, parse_time
 from api.compute_domain import FORCE_DELETE_ANNOTATION
 from api.device_config import ComputeDomainChannelConfig, parse_device_config
 from api.errors import InvalidObject
@@ -39,11 +38,6 @@ RENEW_ANNOTATION: Final = "resource.nvidia.com/renew-at"
 """On the Secret of an IMEX domain: when its certificate must be made anew, RFC 3339."""
 
 _CLIQUE_ATTRIBUTE: Final = "cliqueID"
-
-
-def parse_time(text: str | None) -> float:
-    """RFC 3339 to seconds since the epoch; 0.0 for none."""
-    return datetime.fromisoformat(text).timestamp() if text else 0.0
 
 
 def parse_domain(raw: Json) -> Domain:
@@ -85,9 +79,8 @@ def parse_claim(raw: Json) -> ChannelClaim | DaemonClaim | None:
     uid = _find_domain(allocation, channel["request"])
     if uid is None:
         return None
-    moment = allocation.get("allocationTimestamp") or metadata.get("creationTimestamp")
     binding = _parse_binding(channel, status.get("devices") or [])
-    return ChannelClaim(_ref("ResourceClaim", raw), uid, channel["pool"], parse_time(moment), pods, binding)
+    return ChannelClaim(_ref("ResourceClaim", raw), uid, channel["pool"], parse_moment(raw), pods, binding)
 
 
 def _parse_binding(channel: Json, statuses: Iterable[Json]) -> Binding | None:

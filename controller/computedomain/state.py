@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, Literal
 
-from api.clique import Membership
+from api.clique import Membership, Moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class ChannelClaim:
     domain_uid: str
     node: str
     """The pool of the allocated channel: a node's pool bears the node's name."""
-    allocated_at: float
+    allocated: Moment
     pods: tuple[Ref, ...] = ()
     """The pods that hold it (`status.reservedFor`); never empty."""
     binding: Binding | None = None

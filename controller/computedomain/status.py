@@ -5,9 +5,9 @@ Ready needs `numNodes` connected members, at least one. Further nodes that join 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Literal
 
+from controller.computedomain.objects import format_time
 from controller.computedomain.state import Domain, Member, Members, Observation, Phase
 
 NAMES_SHOWN = 3
@@ -217,8 +217,3 @@ def _build_condition(fact: Fact, now: float, domain: Domain) -> dict[str, Any]:
         "observedGeneration": domain.generation,
         "lastTransitionTime": old["lastTransitionTime"] if unchanged else format_time(now),
     }
-
-
-def format_time(seconds: float) -> str:
-    """RFC 3339 in UTC with whole seconds, as metav1.Time."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -6,7 +6,7 @@ It knows nothing of why a plan says what it says; it only does to its objects wh
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from api.clique import parse_membership
+from api.clique import Moment, parse_membership
 from controller.computedomain.actions import (
     Action,
     AddFinalizer,
@@ -169,7 +169,7 @@ class World:
         name = name or f"{node}-{self.serial}"
         ref = Ref("ResourceClaim", namespace, name, self._uid())
         pod = Ref("Pod", namespace, f"pod-{name}", f"uid-of-pod-{name}")
-        self.claims[name] = ChannelClaim(ref, UID, node, self.now, (pod,))
+        self.claims[name] = ChannelClaim(ref, UID, node, Moment(self.now, is_known=True), (pod,))
 
     def end_claims(self, node: str) -> None:
         self.claims = {name: claim for name, claim in self.claims.items() if claim.node != node}

@@ -34,7 +34,7 @@ def claim(*configs: dict[str, Any], reserved: bool = True, device: str = "channe
 def test_an_allocated_and_reserved_channel_is_a_member_of_its_domain() -> None:
     parsed = parse_claim(claim(channel_config("d1")))
     assert isinstance(parsed, ChannelClaim)
-    assert (parsed.domain_uid, parsed.node, parsed.allocated_at) == ("d1", "node-1", 1767225610.0)
+    assert (parsed.domain_uid, parsed.node, parsed.allocated.at) == ("d1", "node-1", 1767225610.0)
     assert [pod.name for pod in parsed.pods] == ["worker-0"]
 
 

@@ -7,6 +7,7 @@ from computedomain_world import SETTINGS, UID, World, make_domain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from api.clique import Moment
 from controller.computedomain.actions import (
     Create,
     Delete,
@@ -194,6 +195,19 @@ def test_a_node_whose_plugin_is_away_keeps_its_place() -> None:
     assert _indexes(world) == before
 
 
+def test_a_node_whose_gpus_are_unwell_keeps_its_place_and_its_daemon() -> None:
+    world = _formed("n0", "n1")
+    before, pods = _indexes(world), set(world.pods)
+    world.fabric["n0"] = ""
+    world.converge()
+    assert (_indexes(world), set(world.pods)) == (before, pods)
+    world.end_claims("n0")
+    world.converge()
+    world.add_claim("n0")
+    world.converge()
+    assert "n0" not in _indexes(world), "with new pods it is what it says it is"
+
+
 def _absent(world: World) -> set[str]:
     return {m.node for clique in world.cliques.values() for m in clique.membership.members if m.absent}
 
@@ -318,6 +332,30 @@ def test_force_does_not_wait_for_anybody() -> None:
     world.domain = replace(world.domain, force=True)
     world.converge()
     assert world.domain is None and not world.pods
+
+
+@pytest.mark.parametrize(("node", "holds"), [("n0", True), ("plain", True), ("n2", False)])
+def test_where_nobody_says_when_a_claim_was_allocated_it_counts_on_a_node_that_is_a_member(
+    node: str, holds: bool
+) -> None:
+    world = _formed("n0", "n1")
+    world.add_claim(node, "undated")
+    undated = replace(world.claims["undated"], allocated=Moment(world.now, is_known=False))
+    world.delete_domain()
+    world.claims = {"undated": undated}
+    members = world.plan().members
+    assert [claim.ref.name for claim in members.holders] == (["undated"] if holds else [])
+    assert [claim.ref.name for claim in members.refused] == ([] if holds else ["undated"])
+
+
+def test_nodes_are_told_when_the_domain_was_deleted() -> None:
+    world = _formed("n0", "n1")
+    assert [clique.membership.deleted_at for clique in world.cliques.values()] == [None]
+    world.delete_domain()
+    world.converge()
+    assert world.domain is not None
+    (told,) = [clique.membership.deleted_at for clique in world.cliques.values()]
+    assert told == pytest.approx(world.domain.deleted_at, abs=1.0)
 
 
 def _end_with_a_lost_node(*, force: bool) -> World:
