@@ -110,6 +110,10 @@ class Membership:
     """UIDs of claims that wait for their channel, while all their pods are being deleted."""
     release_policy: str = ""
     """Connected or AllNodes; "" from a controller that leaves no release to the nodes."""
+    tls: bool | None = None
+    """Whether its daemons encrypt; None from an older controller."""
+    node_list: str = ""
+    """What its daemons list: names or addresses; "" from an older controller."""
     deleted_at: float | None = None
     """When the ComputeDomain was deleted, in seconds since the epoch; also None from an older controller."""
 
@@ -166,6 +170,8 @@ def parse_membership(raw: Mapping[str, Any]) -> Membership:
         members=tuple(members),
         abandoned=tuple(sorted(map(str, raw.get("abandonedClaims") or ()))),
         release_policy=str(raw.get("releasePolicy", "")),
+        tls=bool(raw["tls"]) if "tls" in raw else None,
+        node_list=str(raw.get("nodeList", "")),
         deleted_at=parse_time(raw["deletedAt"]) if raw.get("deletedAt") else None,
     )
 

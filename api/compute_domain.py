@@ -168,6 +168,8 @@ COMPUTE_DOMAIN_CLIQUE: Final = CustomResource(
         "domainName": {"type": "string", "description": "The ComputeDomain's name."},
         "domainNamespace": {"type": "string", "description": "The only namespace whose claims may use the domain."},
         "maxNodes": {"type": "integer", "minimum": 1, "description": "Indexes are below this number."},
+        "tls": {"type": "boolean", "description": "Its daemons encrypt; decided when it is made, as maxNodes is."},
+        "nodeList": {"type": "string", "description": "What its daemons list: names or addresses; decided likewise."},
         "draining": {"type": "boolean", "description": "The domain is being deleted: no new claim may be prepared."},
         "deletedAt": {
             "type": "string",

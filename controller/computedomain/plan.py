@@ -33,6 +33,7 @@ from controller.computedomain.objects import (
     build_template,
     daemon_name,
     secret_name,
+    uses_tls,
 )
 from controller.computedomain.report import plan_reports
 from controller.computedomain.state import (
@@ -209,11 +210,11 @@ def _plan_template(seen: Observation, domain: Domain, situation: Situation) -> l
 def _plan_certificates(
     seen: Observation, domain: Domain, alive: Mapping[str, Clique], settings: Settings
 ) -> list[Action]:
-    if not settings.tls:
-        return []
     existing = {secret.ref.name: secret for secret in seen.secrets}
     actions: list[Action] = []
     for _, clique in sorted(alive.items()):
+        if not uses_tls(clique, settings):
+            continue
         name = secret_name(clique.ref)
         secret = existing.get(name)
         if secret is None or secret.renew_at <= seen.now:

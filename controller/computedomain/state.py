@@ -166,8 +166,6 @@ class Settings:
     priority_class: str = ""
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
-    daemon_cpu: str = "100m"
-    daemon_memory: str = "128Mi"
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,9 +51,12 @@ class World:
     """`domain` is None once it is gone. Everything else is keyed by name."""
 
     domain: Domain | None = field(default_factory=make_domain)
+    settings: Settings = SETTINGS
     fabric: dict[str, str] = field(default_factory=lambda: dict(FABRIC))
     claims: dict[str, ChannelClaim] = field(default_factory=dict)
     cliques: dict[str, Clique] = field(default_factory=dict)
+    bodies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What is stored of each incarnation of a ComputeDomainClique."""
     pods: dict[str, DaemonPod] = field(default_factory=dict)
     daemon_claims: dict[str, DaemonClaim] = field(default_factory=dict)
     templates: dict[str, Template] = field(default_factory=dict)
@@ -85,8 +88,8 @@ class World:
 
     def plan(self) -> Plan:
         seen = self.observe()
-        plan = plan_domain(seen, SETTINGS)
-        check_plan(plan, seen, SETTINGS)
+        plan = plan_domain(seen, self.settings)
+        check_plan(plan, seen, self.settings)
         self.held = {key: self.held.get(key, self.now) for key in plan.held}
         return plan
 
@@ -106,7 +109,7 @@ class World:
             case WriteMembership(ref=ref, resource_version=version, fields=fields):
                 clique = self.cliques.get(ref.name)
                 if clique and clique.resource_version == version and not clique.terminating:
-                    self._store_clique(clique.ref, fields)
+                    self._store_clique(clique.ref, {**self.bodies[clique.ref.uid], **fields})
             case MakeCertificates(ref=ref, clique=clique_ref):
                 made = Ref("Secret", ref.namespace, ref.name, self._uid())
                 self.secrets[ref.name] = TlsSecret(made, UID, clique_ref.uid, renew_at=self.now + 1e6)
@@ -144,6 +147,7 @@ class World:
     def _store_clique(self, ref: Ref, body: dict[str, Any]) -> None:
         self.serial += 1
         membership = parse_membership({**body, "metadata": {"name": ref.name}})
+        self.bodies[ref.uid] = body
         self.cliques[ref.name] = Clique(ref, f"v{self.serial}", membership)
 
     def _delete(self, ref: Ref) -> None:

@@ -135,6 +135,36 @@ def test_another_limit_touches_no_clique_that_there_is() -> None:
     assert plan_domain(world.observe(), wider).members.left_out.keys() == {"n3"}
 
 
+@pytest.mark.parametrize("tls", [True, False])
+def test_a_daemon_that_is_replaced_is_as_its_domain_was_formed_whatever_the_settings_are_now(tls: bool) -> None:
+    formed = replace(SETTINGS, tls=tls, node_list="names" if tls else "addresses")
+    changed = replace(SETTINGS, tls=not tls, node_list="addresses" if tls else "names")
+    world = World(settings=formed)
+    for node in ("n0", "n1"):
+        world.add_claim(node)
+    world.converge()
+    world.settings = changed
+    assert not world.plan().actions
+    for name in list(world.pods):
+        world.lose_pod(name)
+    (pod, _) = [action.body for action in world.plan().actions if isinstance(action, Create)]
+    assert ("volumes" in pod["spec"]) is tls
+    (container,) = pod["spec"]["containers"]
+    environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert environment["IMEX_NODE_LIST"] == formed.node_list
+
+
+def test_a_daemon_asks_for_nothing_that_its_job_may_hold() -> None:
+    world = World()
+    world.add_claim("n0")
+    made: list[Create] = []
+    while not (made := [a for a in world.plan().actions if isinstance(a, Create) and a.ref.kind == "Pod"]):
+        for action in world.plan().actions:
+            world.apply(action)
+    (container,) = made[0].body["spec"]["containers"]
+    assert set(container["resources"]) == {"claims"}
+
+
 def test_a_node_whose_devices_are_not_published_is_waited_for_by_name() -> None:
     world = World()
     world.add_claim("unknown")
