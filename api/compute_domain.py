@@ -26,6 +26,9 @@ MAX_NODES_PER_IMEX_DOMAIN: Final = 18
 """An NVL72 rack has 18 compute trays; NVIDIA's DRA driver has the same default (MAX_NODES_PER_IMEX_DOMAIN)."""
 
 
+DNS_SUBDOMAIN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"  # RFC 1123
+
+
 class _Model(BaseModel):
     """Camel-case on the wire; unknown fields are left to the API server, which prunes them."""
 
@@ -35,7 +38,7 @@ class _Model(BaseModel):
 class ResourceClaimTemplateReference(_Model):
     """Names the ResourceClaimTemplate that pods refer to; the controller makes it."""
 
-    name: str = Field(min_length=1, max_length=253)
+    name: str = Field(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)
 
 
 class Channel(_Model):

@@ -167,5 +167,6 @@ def _release(domain: Domain, members: tuple[Member, ...], without_fabric: int) -
     ready = without_fabric + sum(member.ready for member in members)
     if total >= domain.num_nodes and ready == total:
         return members
-    message = f"releasePolicy AllNodes: {ready} of {max(domain.num_nodes, total)} nodes are connected"
+    # No counts: every wording is written to the membership, and sent as an Event.
+    message = "releasePolicy AllNodes: not all nodes are connected yet"
     return tuple(replace(member, released=False, message=message) if member.ready else member for member in members)

@@ -99,12 +99,16 @@ def _is_channel(result: Json) -> bool:
 
 
 def _find_domain(allocation: Json, request: str) -> str | None:
-    """The domainID that applies to the channel: a claim's config beats its class's, a later one an earlier one."""
+    """The domainID that applies to the channel: a claim's config beats its class's, a later one an earlier one.
+
+    A config for `gpu` is for `gpu/large` too, which is what `firstAvailable` results are called.
+    """
+    names = {request, request.partition("/")[0]}
     found: dict[bool, str] = {}
     for entry in (allocation.get("devices") or {}).get("config") or []:
         opaque = entry.get("opaque") or {}
         requests = entry.get("requests") or []
-        if opaque.get("driver") != COMPUTE_DOMAIN_DRIVER or (requests and request not in requests):
+        if opaque.get("driver") != COMPUTE_DOMAIN_DRIVER or (requests and names.isdisjoint(requests)):
             continue
         try:
             config = parse_device_config(opaque.get("parameters") or {})
@@ -190,7 +194,8 @@ def parse_clique(raw: Json) -> Clique | None:
 def parse_template(raw: Json) -> Template:
     metadata = raw["metadata"]
     uid = (metadata.get("labels") or {}).get(COMPUTE_DOMAIN_LABEL, "")
-    return Template(_ref("ResourceClaimTemplate", raw), uid, _is_terminating(metadata))
+    is_owned = any(owner.get("uid") == uid for owner in metadata.get("ownerReferences") or [])
+    return Template(_ref("ResourceClaimTemplate", raw), uid, _is_terminating(metadata), is_owned)
 
 
 def parse_secret(raw: Json) -> TlsSecret:

@@ -130,6 +130,8 @@ class Template:
     domain_uid: str
     """The value of its label; "" when it is somebody else's."""
     terminating: bool = False
+    is_owned: bool = True
+    """Its owner is the domain that its label names: it was made for it. In a copied manifest that may not be so."""
 
 
 @dataclass(frozen=True, slots=True)

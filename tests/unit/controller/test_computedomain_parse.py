@@ -43,6 +43,17 @@ def test_the_claims_own_config_beats_that_of_its_class_and_a_later_one_an_earlie
     assert parsed is not None and parsed.domain_uid == "d3"
 
 
+def test_a_config_for_a_request_is_for_each_of_its_alternatives() -> None:
+    """As the node plugin reads it (`kubeletplugin.model.claims`)."""
+    raw = claim(channel_config("d1"))
+    (result,) = raw["status"]["allocation"]["devices"]["results"]
+    result["request"] = "channel/first"
+    parsed = parse_claim(raw)
+    assert parsed is not None and parsed.domain_uid == "d1"
+    result["request"] = "other/first"
+    assert parse_claim(raw) is None
+
+
 def test_a_claim_that_nobody_uses_or_that_holds_no_channel_or_is_malformed_concerns_nobody() -> None:
     assert parse_claim(claim(channel_config("d1"), reserved=False)) is None
     assert parse_claim(claim(channel_config("d1"), device="daemon-0")) is None
@@ -159,14 +170,10 @@ def test_a_released_channel_is_nothing_to_wait_for() -> None:
     assert explain_pod(facts)[0] == "pod team/worker-0 waits for nothing of ours"
 
 
-def test_a_claim_that_is_missing_or_names_no_domain_or_a_foreign_one_is_said() -> None:
+def test_a_claim_that_is_missing_or_names_no_domain_of_its_namespace_is_said() -> None:
     assert "does not exist yet" in explain_pod(PodFacts(WORKER, {"channel": None}))[0]
     allocated = {"channel": claim(channel_config("d1"))}
-    assert "which does not exist" in explain_pod(PodFacts(WORKER, allocated))[0]
-    foreign = domain("Idle")
-    foreign["metadata"]["namespace"] = "elsewhere"
-    told = explain_pod(PodFacts(WORKER, allocated, {"d1": foreign}))[0]
-    assert "another namespace" in told and "elsewhere" not in told
+    assert "which does not exist in namespace team" in explain_pod(PodFacts(WORKER, allocated))[0]
 
 
 def test_domains_are_listed_with_their_reasons() -> None:

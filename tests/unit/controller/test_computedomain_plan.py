@@ -327,6 +327,18 @@ def test_with_release_policy_all_nodes_nobody_is_released_before_everybody_is_co
     assert all(m.released for clique in world.cliques.values() for m in clique.membership.members)
 
 
+def test_what_waiting_pods_are_told_does_not_change_with_every_node_that_comes() -> None:
+    """Else every one of them would be written to every pod and into the membership."""
+    world = World(domain=make_domain(wait_for_all=True, num_nodes=4))
+    notes = set()
+    for node in ("n0", "n1", "n2"):
+        world.add_claim(node)
+        world.converge()
+        world.now += 10.0
+        notes |= {report.note for report in world.plan().reports if report.reason == "WaitingForComputeDomain"}
+    assert len(notes) == 1
+
+
 def test_a_deleted_domain_in_use_drains_and_names_who_holds_it() -> None:
     world = _formed("n0", "n1")
     world.delete_domain()
