@@ -39,38 +39,56 @@ def plan_members(seen: Observation, settings: Settings) -> Members:
     claims = _sort_claims(domain, seen, stored)
     if domain.deleted_at is not None and domain.force:
         return Members(refused=tuple(claims.refused))
-    nodes = _by_first_allocation(claims.accepted)
-    left_out = {}
+    by_clique, left_out = _find_cliques(seen, claims.accepted, stored)
+    plain = [Member(node, "", -1, ready=True, released=True) for node in sorted(by_clique.pop("", []))]
+    placed, crowded = _place(seen, settings, by_clique, stored)
+    return Members(
+        members=(*_release(domain, tuple(placed), len(plain)), *plain),
+        left_out={**left_out, **crowded},
+        holders=tuple(claims.accepted) if domain.deleted_at is not None else (),
+        refused=tuple(claims.refused),
+    )
+
+
+def _find_cliques(
+    seen: Observation, claims: Iterable[ChannelClaim], stored: Mapping[str, tuple[str, int]]
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Nodes by clique ("": without fabric), earlier allocations first; and those of which nobody knows it, with words."""
     by_clique: dict[str, list[str]] = {}
-    for node in nodes:
+    unknown: dict[str, str] = {}
+    for node in dict.fromkeys(claim.node for claim in claims):
         clique = seen.fabric.get(node)
         if not clique and node in stored:
             clique = stored[node][0]  # a node loses its fabric no earlier than its pods: its GPUs are unwell
         if clique is None:
-            left_out[node] = f"node {node} publishes no compute-domain.nvidia.com devices"
+            unknown[node] = f"node {node} publishes no compute-domain.nvidia.com devices"
         else:
             by_clique.setdefault(clique, []).append(node)
-    members = [Member(node, "", -1, ready=True, released=True) for node in sorted(by_clique.pop("", []))]
+    return by_clique, unknown
+
+
+def _place(
+    seen: Observation,
+    settings: Settings,
+    by_clique: Mapping[str, list[str]],
+    stored: Mapping[str, tuple[str, int]],
+) -> tuple[list[Member], dict[str, str]]:
+    """The members of each clique by index; and the nodes for which a clique has no place, with words."""
     pods = _current_pods(seen, settings)
     limits = _stored_limits(seen.cliques, settings.namespace)
     placed: list[Member] = []
-    for clique, clique_nodes in sorted(by_clique.items()):
+    crowded: dict[str, str] = {}
+    for clique, nodes in sorted(by_clique.items()):
         limit = limits.get(clique, settings.max_nodes_per_imex_domain)
-        indexes = _assign_indexes(clique, clique_nodes, stored, limit)
-        for node in clique_nodes:
+        indexes = _assign_indexes(clique, nodes, stored, limit)
+        for node in nodes:
             if node not in indexes:
-                left_out[node] = f"NVLink clique {clique} has its {limit} nodes: no place for {node}"
+                crowded[node] = f"NVLink clique {clique} has its {limit} nodes: no place for {node}"
         placed += [
             _build_member(node, clique, index, pods.get((node, clique)), seen)
             for node, index in sorted(indexes.items(), key=lambda item: item[1])
         ]
-    released = _release(domain, tuple(placed), len(members))
-    return Members(
-        members=(*released, *members),
-        left_out=left_out,
-        holders=tuple(claims.accepted) if domain.deleted_at is not None else (),
-        refused=tuple(claims.refused),
-    )
+    return placed, crowded
 
 
 def _sort_claims(domain: Domain, seen: Observation, stored: Mapping[str, tuple[str, int]]) -> _Sorted:
@@ -82,10 +100,6 @@ def _sort_claims(domain: Domain, seen: Observation, stored: Mapping[str, tuple[s
         late = domain.deleted_at is not None and is_late(claim.allocated, domain.deleted_at, on_member=on_member)
         (out.refused if foreign or late else out.accepted).append(claim)
     return out
-
-
-def _by_first_allocation(claims: Iterable[ChannelClaim]) -> list[str]:
-    return list(dict.fromkeys(claim.node for claim in claims))
 
 
 def _stored_positions(cliques: Iterable[Clique], namespace: str) -> dict[str, tuple[str, int]]:
