@@ -53,7 +53,7 @@ def plan_members(seen: Observation, settings: Settings) -> Members:
 def _find_cliques(
     seen: Observation, claims: Iterable[ChannelClaim], stored: Mapping[str, tuple[str, int]]
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Nodes by clique ("": without fabric), earlier allocations first; and those of which nobody knows it, with words."""
+    """Nodes by clique ("": without fabric), earlier allocations first; and those whose clique nobody knows."""
     by_clique: dict[str, list[str]] = {}
     unknown: dict[str, str] = {}
     for node in dict.fromkeys(claim.node for claim in claims):

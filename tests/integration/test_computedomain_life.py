@@ -193,6 +193,79 @@ def test_with_binding_conditions_a_pod_is_bound_when_its_domain_is_formed(
     world.cluster.wait(waiting, "it is bound", lambda pod: pod["spec"].get("nodeName") == "cd-bind")
 
 
+def test_with_binding_conditions_a_pod_whose_node_cannot_take_part_is_scheduled_anew(
+    world: World, controller: Controller, kubelets: Kubelets
+) -> None:
+    """A node has one daemon; another domain's is on the one that the scheduler chooses first."""
+    for node in ("cd-bind", "cd-other"):
+        make_node(world.cluster, node, f"{FABRIC}.0", binding=True)
+    world.create(build_domain("first", 1))
+    world.start_workers("cd-bind")
+    world.wait_ready(1)
+    second = World(world.cluster, world.namespace)
+    second.create(build_domain("second", 1))
+    pod = build_worker("second", "second", "")
+    del pod["spec"]["nodeSelector"]
+    pod["spec"]["affinity"] = {"nodeAffinity": prefer("cd-bind", "cd-other")}
+    world.cluster.create(second.pods, pod)
+    claims = path("resource.k8s.io/v1", "resourceclaims", namespace=world.namespace)
+
+    def failed() -> list[str]:
+        """Nodes on which the second domain's channel is said to be impossible."""
+        found = [claim for claim in world.cluster.list(claims) if claim["metadata"]["name"].startswith("second-")]
+        devices = [each for claim in found for each in claim.get("status", {}).get("devices", ())]
+        return [each["pool"] for each in devices if is_true(each, "resource.nvidia.com/ComputeDomainFailed")]
+
+    wait_until("it is told that it cannot be", lambda: failed() == ["cd-bind"])
+    where = path("v1", "nodes", name="cd-bind")
+    world.cluster.patch(where, {"spec": {"unschedulable": True}})
+    try:
+        world.cluster.wait(f"{second.pods}/second", "it goes", lambda p: p["spec"].get("nodeName") == "cd-other")
+        domain = second.wait_ready(1)
+        assert [node["name"] for node in domain["status"]["nodes"]] == ["cd-other"]
+    finally:
+        world.cluster.patch(where, {"spec": {"unschedulable": False}})
+
+
+def prefer(first: str, other: str) -> Object:
+    """Node affinity: one of the two, rather the first."""
+
+    def on(*nodes: str) -> Object:
+        return {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": list(nodes)}]}
+
+    return {
+        "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [on(first, other)]},
+        "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": on(first)}],
+    }
+
+
+def is_true(device: Object, kind: str) -> bool:
+    return any(each["type"] == kind and each["status"] == "True" for each in device.get("conditions", ()))
+
+
+def test_an_elastic_domain_is_ready_with_whoever_is_there(
+    world: World, controller: Controller, kubelets: Kubelets
+) -> None:
+    elastic = build_domain("elastic", 0)
+    del elastic["spec"]["numNodes"]
+    world.create(elastic)
+    world.wait_ready(0)
+    world.start_workers("cd-a")
+    world.wait_ready(1)
+    world.start_workers("cd-b")
+    domain = world.wait_ready(2)
+    assert domain["status"]["progress"] == "2/2"
+    world.end_workers()
+    domain = world.wait_ready(0)
+    assert condition(domain, "Ready")["reason"] == "Idle"
+
+
+def test_a_domain_whose_template_could_not_be_made_is_refused(world: World) -> None:
+    wrong = build_domain("wrong", 1, resourceClaimTemplate={"name": "Foo_Bar"})
+    with pytest.raises(ApiError, match=r"resourceClaimTemplate\.name"):
+        world.cluster.create(world.domains, wrong)
+
+
 def test_a_lost_daemon_comes_back_with_its_index(world: World, controller: Controller, kubelets: Kubelets) -> None:
     world.create(build_domain("lossy", 2))
     world.start_workers("cd-a", "cd-b")

@@ -20,7 +20,7 @@ from controller.computedomain.actions import (
 )
 from controller.computedomain.check import UnsafePlan, check_plan
 from controller.computedomain.plan import plan_domain
-from controller.computedomain.state import ABSENT_AFTER_S, OVERDUE_S, Binding, Clique, Phase, Ref, Template
+from controller.computedomain.state import ABSENT_AFTER_S, OVERDUE_S, Binding, Clique, Phase, Ref, Settings, Template
 from controller.computedomain.status import find_condition
 
 
@@ -124,6 +124,27 @@ def test_a_full_clique_leaves_the_latest_node_out_and_says_so() -> None:
     world.converge()
     assert _indexes(world)["n3"] == ("f.0", 0)
     assert _condition(world, "Degraded") == ("False", "AsExpected")
+
+
+def test_of_nineteen_nodes_of_a_clique_the_last_waits_for_a_place_by_default() -> None:
+    nodes = [f"r{number:02}" for number in range(19)]
+    world = World(domain=make_domain(num_nodes=18), settings=Settings("driver", "partita:dev"))
+    world.fabric = dict.fromkeys(nodes, "f.0")
+    for node in nodes:
+        world.add_claim(node)
+        world.now += 1
+    world.converge()
+    assert {node: index for node, (_, index) in _indexes(world).items()} == {n: i for i, n in enumerate(nodes[:18])}
+    assert len(world.pods) == 18
+    assert _condition(world, "Ready") == ("True", "Connected")
+    assert _condition(world, "Degraded") == ("True", "NodesLeftOut")
+    world.now += 10
+    assert [report.regarding.name for report in world.plan().reports] == [
+        claim.pods[0].name for claim in world.claims.values() if claim.node == "r18"
+    ]
+    world.end_claims("r07")
+    world.converge()
+    assert _indexes(world)["r18"] == ("f.0", 7)
 
 
 def test_another_limit_touches_no_clique_that_there_is() -> None:
