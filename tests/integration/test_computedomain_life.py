@@ -206,6 +206,8 @@ def test_with_binding_conditions_a_pod_whose_node_cannot_take_part_is_scheduled_
     second.create(build_domain("second", 1))
     pod = build_worker("second", "second", "")
     del pod["spec"]["nodeSelector"]
+    silent = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")  # nodes here have no kubelets
+    pod["spec"]["tolerations"] = [{"key": key, "operator": "Exists"} for key in silent]
     pod["spec"]["affinity"] = {"nodeAffinity": prefer("cd-bind", "cd-other")}
     world.cluster.create(second.pods, pod)
     claims = path("resource.k8s.io/v1", "resourceclaims", namespace=world.namespace)
