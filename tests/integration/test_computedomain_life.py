@@ -1,5 +1,6 @@
 """A ComputeDomain on a real control plane: it forms around scheduled pods, is repaired, drains and leaves nothing."""
 
+import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +8,10 @@ from uuid import uuid4
 
 import pytest
 
+from api.client import Client, Conflict
+from controller.computedomain.actions import AddFinalizer
+from controller.computedomain.execute import Executor
+from controller.computedomain.state import Ref
 from tests.support.cluster import ApiError, Cluster, CommandFailed, Object, path, wait_until
 from tests.support.computedomain import (
     DOMAINS,
@@ -424,6 +429,26 @@ def test_the_spec_cannot_be_changed(world: World, controller: Controller) -> Non
     world.create(build_domain("fixed", 2))
     with pytest.raises(ApiError, match=r"A computeDomain\.spec is immutable"):
         world.cluster.patch(f"{world.domains}/fixed", {"spec": {"numNodes": 3}})
+
+
+def test_a_write_of_finalizers_that_loses_a_race_is_a_conflict_and_no_refusal(world: World) -> None:
+    """Somebody else writes between our look and our write."""
+    made = world.cluster.create(world.domains, build_domain("raced", 1))["metadata"]
+    ref = Ref("ComputeDomain", world.namespace, "raced", made["uid"])
+
+    class Late(Client):
+        async def get(self, path: str) -> Object:
+            seen = await super().get(path)
+            await self.patch(path, {"metadata": {"annotations": {"theirs": "1"}}})
+            return seen
+
+    async def scenario() -> None:
+        async with await Late.connect(str(world.cluster.kubeconfig)) as client:
+            await Executor(client, lambda *_: None, lambda _: None).execute(AddFinalizer(ref))
+
+    with pytest.raises(Conflict):
+        asyncio.run(scenario())
+    assert "finalizers" not in world.cluster.get(f"{world.domains}/raced")["metadata"]
 
 
 def test_what_an_earlier_installation_left_in_another_namespace_goes(
