@@ -135,7 +135,7 @@ def _delete_pods(seen: Observation, pods: Iterable[DaemonPod]) -> list[Action]:
 
 
 def _overdue_at(seen: Observation, pod: DaemonPod) -> float:
-    forced = seen.domain is not None and seen.domain.force
+    forced = seen.domain is not None and seen.domain.deleted_at is not None and seen.domain.force
     return pod.ends_by + (0.0 if forced else OVERDUE_S)
 
 
