@@ -6,10 +6,10 @@ lives in the driver's namespace under `clique_object_name(uid, clique_id)`, so a
 selector `metadata.name=...` before it exists. A reader needs nothing else:
 
 - the daemon of node N takes everybody's address and index from `members`, its own included. A member without an
-  address has no daemon yet: it belongs to no node list;
+  address has no daemon yet: it belongs to no node list. An `absent` one belongs to it, and is waited for by nobody;
 - the node plugin of node N releases the channel when N's entry says `released`, or, with `release_policy` Connected,
   when N's own daemon says that it is connected (`DAEMON_STATUS_FILE`); until then its `message` says what is missing.
-  `draining` means: prepare no claim that is not prepared yet; a claim in `abandoned` is not to be waited for;
+  `draining` means: prepare no claim that `is_late`; a claim in `abandoned` is not to be waited for;
 - an object that is gone, or has no entry for N, means that N is no member (any more, or yet).
 
 The kind and the fields `daemons[].{nodeName,ipAddress,cliqueID,index,status}` are those of NVIDIA's DRA driver; the
@@ -18,6 +18,7 @@ other fields are additions.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from api.errors import InvalidObject
@@ -89,6 +90,8 @@ class Member:
     ready: bool
     released: bool
     message: str = ""
+    absent: bool = False
+    """It was connected, and Kubernetes has lost its node: it may come back, but nobody is to wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +110,43 @@ class Membership:
     """UIDs of claims that wait for their channel, while all their pods are being deleted."""
     release_policy: str = ""
     """Connected or AllNodes; "" from a controller that leaves no release to the nodes."""
+    tls: bool | None = None
+    """Whether its daemons encrypt; None from an older controller."""
+    node_list: str = ""
+    """What its daemons list: names or addresses; "" from an older controller."""
+    deleted_at: float | None = None
+    """When the ComputeDomain was deleted, in seconds since the epoch; also None from an older controller."""
 
     def member(self, node: str) -> Member | None:
         return next((member for member in self.members if member.node == node), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a claim was allocated, in seconds since the epoch."""
+
+    at: float
+    is_known: bool
+    """False: the API server does not say, and `at` is when the claim was made."""
+
+
+def parse_moment(claim: Mapping[str, Any]) -> Moment:
+    """Of a ResourceClaim that is allocated. (`allocationTimestamp` comes with DRADeviceBindingConditions.)"""
+    allocated = ((claim.get("status") or {}).get("allocation") or {}).get("allocationTimestamp")
+    return Moment(parse_time(allocated or claim["metadata"].get("creationTimestamp")), bool(allocated))
+
+
+def parse_time(text: str | None) -> float:
+    """RFC 3339 to seconds since the epoch; 0.0 for none."""
+    return datetime.fromisoformat(text).timestamp() if text else 0.0
+
+
+def is_late(allocated: Moment, deleted_at: float, *, on_member: bool) -> bool:
+    """Whether a claim came after its ComputeDomain was deleted: no node serves it, and it keeps no domain from ending.
+
+    `on_member`: its node is in the ComputeDomainClique. Where nobody knows when it was allocated, that speaks for it.
+    """
+    return allocated.at > deleted_at or not (allocated.is_known or on_member)
 
 
 def parse_membership(raw: Mapping[str, Any]) -> Membership:
@@ -133,6 +170,9 @@ def parse_membership(raw: Mapping[str, Any]) -> Membership:
         members=tuple(members),
         abandoned=tuple(sorted(map(str, raw.get("abandonedClaims") or ()))),
         release_policy=str(raw.get("releasePolicy", "")),
+        tls=bool(raw["tls"]) if "tls" in raw else None,
+        node_list=str(raw.get("nodeList", "")),
+        deleted_at=parse_time(raw["deletedAt"]) if raw.get("deletedAt") else None,
     )
 
 
@@ -144,4 +184,5 @@ def _parse_member(entry: Mapping[str, Any]) -> Member:
         ready=entry.get("status") == "Ready",
         released=bool(entry.get("released", False)),
         message=str(entry.get("message", "")),
+        absent=bool(entry.get("absent", False)),
     )

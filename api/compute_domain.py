@@ -26,6 +26,9 @@ MAX_NODES_PER_IMEX_DOMAIN: Final = 18
 """An NVL72 rack has 18 compute trays; NVIDIA's DRA driver has the same default (MAX_NODES_PER_IMEX_DOMAIN)."""
 
 
+DNS_SUBDOMAIN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"  # RFC 1123
+
+
 class _Model(BaseModel):
     """Camel-case on the wire; unknown fields are left to the API server, which prunes them."""
 
@@ -35,7 +38,7 @@ class _Model(BaseModel):
 class ResourceClaimTemplateReference(_Model):
     """Names the ResourceClaimTemplate that pods refer to; the controller makes it."""
 
-    name: str = Field(min_length=1, max_length=253)
+    name: str = Field(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)
 
 
 class Channel(_Model):
@@ -124,6 +127,8 @@ class CliqueDaemon(_Model):
     """*Added.*"""
     message: str = Field(default="", description="Why the channel is not released yet.")
     """*Added.*"""
+    absent: bool = Field(default=False, description="Its node is lost: the others do not wait for it.")
+    """*Added.*"""
 
 
 CONDITION_TYPES: Final = ("Ready", "MembersKnown", "DaemonsReady", "PeersConnected", "Draining", "Degraded")
@@ -166,7 +171,14 @@ COMPUTE_DOMAIN_CLIQUE: Final = CustomResource(
         "domainName": {"type": "string", "description": "The ComputeDomain's name."},
         "domainNamespace": {"type": "string", "description": "The only namespace whose claims may use the domain."},
         "maxNodes": {"type": "integer", "minimum": 1, "description": "Indexes are below this number."},
+        "tls": {"type": "boolean", "description": "Its daemons encrypt; decided when it is made, as maxNodes is."},
+        "nodeList": {"type": "string", "description": "What its daemons list: names or addresses; decided likewise."},
         "draining": {"type": "boolean", "description": "The domain is being deleted: no new claim may be prepared."},
+        "deletedAt": {
+            "type": "string",
+            "format": "date-time",
+            "description": "When it was deleted: a claim that was allocated before is not new.",
+        },
         "releasePolicy": {
             "type": "string",
             "description": "Connected: a node may give its channel out when its own daemon says that it is connected. "

@@ -144,8 +144,8 @@ class ComputeDomainChannelConfig(_Config):
     kind: Literal["ComputeDomainChannelConfig"]
     domainID: Annotated[str, Field(min_length=1)]
     allocationMode: Literal["Single", "All"] = "Single"
-    releasePolicy: Literal["Connected", "AllNodes"] = "Connected"
-    """When a pod may start: once its own node is connected, or once all `numNodes` of the domain are."""
+    releasePolicy: Literal["Connected", "AllNodes"] | None = None
+    """The ComputeDomain's own, or unset: it is decided there, and a claim that says another one is refused."""
 
 
 class ComputeDomainDaemonConfig(_Config):

@@ -68,7 +68,8 @@ async def gather_facts(client: Client, namespace: str, name: str) -> PodFacts:
     claims = {entry: await _find_claim(client, namespace, claim) for entry, claim in _claim_names(pod).items()}
     channels = [parsed for raw in claims.values() if raw and isinstance(parsed := parse_claim(raw), ChannelClaim)]
     uids = {channel.domain_uid for channel in channels}
-    every = await client.list(path(RESOURCE_API_VERSION, "computedomains")) if uids else []
+    own = path(RESOURCE_API_VERSION, "computedomains", namespace=namespace)  # a domain is for its own namespace only
+    every = await client.list(own) if uids else []
     domains = {domain["metadata"]["uid"]: domain for domain in every if domain["metadata"]["uid"] in uids}
     selector = f"{COMPUTE_DOMAIN_LABEL} in ({','.join(sorted(uids))})"
     cliques = await _list(client, path(RESOURCE_API_VERSION, "computedomaincliques"), selector) if uids else []

@@ -25,7 +25,7 @@ class PodFacts:
     claims: Mapping[str, Json | None]
     """None: the claim is not there (yet)."""
     domains: Mapping[str, Json] = field(default_factory=dict)
-    """ComputeDomains by uid."""
+    """ComputeDomains of the pod's namespace, by uid."""
     cliques: Sequence[Json] = ()
     """ComputeDomainCliques of these domains."""
     daemons: Mapping[str, Json] = field(default_factory=dict)
@@ -89,11 +89,10 @@ def _explain_claim(name: str, claim: Json | None, facts: PodFacts) -> list[Findi
 def _explain_domain(claim: ChannelClaim, facts: PodFacts) -> list[Finding]:
     domain = facts.domains.get(claim.domain_uid)
     if domain is None:
-        return [Finding(f"its config names ComputeDomain {claim.domain_uid}, which does not exist", blocks=True)]
+        own = f"which does not exist in namespace {claim.ref.namespace}; a domain is for its own namespace only"
+        return [Finding(f"its config names ComputeDomain {claim.domain_uid}, {own}", blocks=True)]
     metadata, status = domain["metadata"], domain.get("status") or {}
     name = f"ComputeDomain {metadata['namespace']}/{metadata['name']}"
-    if metadata["namespace"] != claim.ref.namespace:
-        return [Finding("its config names a ComputeDomain of another namespace, which is never allowed", blocks=True)]
     ready = find_condition(status, "Ready")
     state = f"{status.get('progress', '0/?')} nodes, {ready.get('reason', 'not seen by the controller yet')}"
     findings = [Finding(f"{name}: {state}{': ' if ready.get('message') else ''}{ready.get('message', '')}")]

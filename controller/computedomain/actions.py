@@ -33,6 +33,8 @@ class Delete:
     """Delete this incarnation: that it is gone, or another one by now, is success."""
 
     ref: Ref
+    at_once: bool = False
+    """Do not wait for a kubelet: it has had its time."""
 
 
 @dataclass(frozen=True, slots=True)

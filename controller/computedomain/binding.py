@@ -9,8 +9,9 @@ from collections.abc import Iterable
 
 from api.clique import FAILED_CONDITION, FORMED_CONDITION
 from controller.computedomain.actions import WriteBinding
+from controller.computedomain.objects import format_time
 from controller.computedomain.state import Domain, Member, Members, Observation
-from controller.computedomain.status import format_time, is_connected
+from controller.computedomain.status import is_connected
 
 
 def plan_bindings(seen: Observation, domain: Domain, members: Members) -> list[WriteBinding]:

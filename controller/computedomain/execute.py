@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final, assert_never
 
-from api.client import JSON_PATCH, MERGE_PATCH, Client, Conflict, NotFound, path
+from api.client import MERGE_PATCH, Client, Conflict, NotFound, path
 from api.names import COMPUTE_DOMAIN_DRIVER, COMPUTE_DOMAIN_FINALIZER, COMPUTE_DOMAIN_LABEL, RESOURCE_API_VERSION
 from controller.computedomain.actions import (
     Action,
@@ -62,8 +62,8 @@ class Executor:
                 await self._finalizers(ref, add=False)
             case Create(ref=ref, body=body):
                 await self._create(ref, body)
-            case Delete(ref=ref):
-                await self._delete(ref)
+            case Delete(ref=ref, at_once=at_once):
+                await self._delete(ref, at_once=at_once)
             case WriteMembership(ref=ref, resource_version=version, fields=fields):
                 await self._patch(ref, {"metadata": {"resourceVersion": version}, **fields})
             case WriteStatus(ref=ref, status=status):
@@ -85,12 +85,14 @@ class Executor:
             # knows which.
             self._record(ref.kind, await self._client.get(object_path(ref)))
 
-    async def _delete(self, ref: Ref) -> None:
+    async def _delete(self, ref: Ref, *, at_once: bool) -> None:
+        options: Json = {"propagationPolicy": "Background", **({"gracePeriodSeconds": 0} if at_once else {})}
         try:
-            answer = await self._client.delete(object_path(ref), uid=ref.uid, propagationPolicy="Background")
+            answer = await self._client.delete(object_path(ref), uid=ref.uid, **options)
         except (NotFound, Conflict):
             answer = {}
-        if (answer.get("metadata") or {}).get("deletionTimestamp"):
+        metadata = answer.get("metadata") or {}
+        if metadata.get("deletionTimestamp") and (not at_once or metadata.get("finalizers")):
             self._record(ref.kind, answer)
         else:
             self._drop(ref)
@@ -114,12 +116,9 @@ class Executor:
             entry["shareID"] = binding.share_id
         stored = (raw.get("status") or {}).get("devices") or []
         others = [each for each in stored if {key: each.get(key) for key in entry} != entry]
-        change: list[Json] = [
-            {"op": "test", "path": "/metadata/uid", "value": ref.uid},
-            {"op": "test", "path": "/metadata/resourceVersion", "value": raw["metadata"]["resourceVersion"]},
-            {"op": "add", "path": "/status/devices", "value": [*others, {**entry, "conditions": action.conditions}]},
-        ]
-        self._record(ref.kind, await self._client.patch(object_path(ref, "status"), change, JSON_PATCH))
+        seen = {"uid": ref.uid, "resourceVersion": raw["metadata"]["resourceVersion"]}
+        devices = [*others, {**entry, "conditions": action.conditions}]
+        await self._patch(ref, {"metadata": seen, "status": {"devices": devices}}, "status")
 
     async def _finalizers(self, ref: Ref, *, add: bool) -> None:
         """Conditional on the resource version: finalizers are a list that others write too."""
@@ -134,11 +133,8 @@ class Executor:
         after = [*others, COMPUTE_DOMAIN_FINALIZER] if add else others
         if metadata["uid"] != ref.uid or after == before:
             return
-        change: list[Json] = [
-            {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]},
-            {"op": "add", "path": "/metadata/finalizers", "value": after},
-        ]
-        answer = await self._client.patch(object_path(ref), change, JSON_PATCH)
+        change = {"metadata": {"resourceVersion": metadata["resourceVersion"], "finalizers": after}}
+        answer = await self._client.patch(object_path(ref), change, MERGE_PATCH)
         if answer["metadata"].get("deletionTimestamp") and not after:
             self._drop(ref)
         else:

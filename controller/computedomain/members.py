@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from api.clique import is_late
 from controller.computedomain.state import (
+    ABSENT_AFTER_S,
     ChannelClaim,
     Clique,
     DaemonPod,
@@ -34,53 +36,70 @@ def plan_members(seen: Observation, settings: Settings) -> Members:
     if domain is None:
         return Members()
     stored = _stored_positions(seen.cliques, settings.namespace)
-    claims = _sort_claims(domain, seen.claims, stored)
+    claims = _sort_claims(domain, seen, stored)
     if domain.deleted_at is not None and domain.force:
         return Members(refused=tuple(claims.refused))
-    nodes = _by_first_allocation(claims.accepted)
-    left_out = {}
-    by_clique: dict[str, list[str]] = {}
-    for node in nodes:
-        clique = seen.fabric.get(node, stored[node][0] if node in stored else None)
-        if clique is None:
-            left_out[node] = f"node {node} publishes no compute-domain.nvidia.com devices"
-        else:
-            by_clique.setdefault(clique, []).append(node)
-    members = [Member(node, "", -1, ready=True, released=True) for node in sorted(by_clique.pop("", []))]
-    pods = _current_pods(seen, settings)
-    limits = _stored_limits(seen.cliques, settings.namespace)
-    placed: list[Member] = []
-    for clique, clique_nodes in sorted(by_clique.items()):
-        limit = limits.get(clique, settings.max_nodes_per_imex_domain)
-        indexes = _assign_indexes(clique, clique_nodes, stored, limit)
-        for node in clique_nodes:
-            if node not in indexes:
-                left_out[node] = f"NVLink clique {clique} has its {limit} nodes: no place for {node}"
-        placed += [
-            _build_member(node, clique, index, pods.get((node, clique)), seen.occupied.get(node))
-            for node, index in sorted(indexes.items(), key=lambda item: item[1])
-        ]
-    released = _release(domain, tuple(placed), len(members))
+    by_clique, left_out = _find_cliques(seen, claims.accepted, stored)
+    plain = [Member(node, "", -1, ready=True, released=True) for node in sorted(by_clique.pop("", []))]
+    placed, crowded = _place(seen, settings, by_clique, stored)
     return Members(
-        members=(*released, *members),
-        left_out=left_out,
+        members=(*_release(domain, tuple(placed), len(plain)), *plain),
+        left_out={**left_out, **crowded},
         holders=tuple(claims.accepted) if domain.deleted_at is not None else (),
         refused=tuple(claims.refused),
     )
 
 
-def _sort_claims(domain: Domain, claims: Iterable[ChannelClaim], stored: Mapping[str, tuple[str, int]]) -> _Sorted:
+def _find_cliques(
+    seen: Observation, claims: Iterable[ChannelClaim], stored: Mapping[str, tuple[str, int]]
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Nodes by clique ("": without fabric), earlier allocations first; and those whose clique nobody knows."""
+    by_clique: dict[str, list[str]] = {}
+    unknown: dict[str, str] = {}
+    for node in dict.fromkeys(claim.node for claim in claims):
+        clique = seen.fabric.get(node)
+        if not clique and node in stored:
+            clique = stored[node][0]  # a node loses its fabric no earlier than its pods: its GPUs are unwell
+        if clique is None:
+            unknown[node] = f"node {node} publishes no compute-domain.nvidia.com devices"
+        else:
+            by_clique.setdefault(clique, []).append(node)
+    return by_clique, unknown
+
+
+def _place(
+    seen: Observation,
+    settings: Settings,
+    by_clique: Mapping[str, list[str]],
+    stored: Mapping[str, tuple[str, int]],
+) -> tuple[list[Member], dict[str, str]]:
+    """The members of each clique by index; and the nodes for which a clique has no place, with words."""
+    pods = _current_pods(seen, settings)
+    limits = _stored_limits(seen.cliques, settings.namespace)
+    placed: list[Member] = []
+    crowded: dict[str, str] = {}
+    for clique, nodes in sorted(by_clique.items()):
+        limit = limits.get(clique, settings.max_nodes_per_imex_domain)
+        indexes = _assign_indexes(clique, nodes, stored, limit)
+        for node in nodes:
+            if node not in indexes:
+                crowded[node] = f"NVLink clique {clique} has its {limit} nodes: no place for {node}"
+        placed += [
+            _build_member(node, clique, index, pods.get((node, clique)), seen)
+            for node, index in sorted(indexes.items(), key=lambda item: item[1])
+        ]
+    return placed, crowded
+
+
+def _sort_claims(domain: Domain, seen: Observation, stored: Mapping[str, tuple[str, int]]) -> _Sorted:
     """A claim counts when its namespace is the domain's and the domain did not begin to end before it came."""
     out = _Sorted()
-    for claim in sorted(claims, key=lambda claim: (claim.allocated_at, claim.node, claim.ref.name)):
+    for claim in sorted(seen.claims, key=lambda claim: (claim.allocated.at, claim.node, claim.ref.name)):
         foreign = claim.ref.namespace != domain.ref.namespace
-        late = domain.deleted_at is not None and claim.allocated_at > domain.deleted_at
+        on_member = claim.node in stored or seen.fabric.get(claim.node) == ""
+        late = domain.deleted_at is not None and is_late(claim.allocated, domain.deleted_at, on_member=on_member)
         (out.refused if foreign or late else out.accepted).append(claim)
     return out
-
-
-def _by_first_allocation(claims: Iterable[ChannelClaim]) -> list[str]:
-    return list(dict.fromkeys(claim.node for claim in claims))
 
 
 def _stored_positions(cliques: Iterable[Clique], namespace: str) -> dict[str, tuple[str, int]]:
@@ -132,9 +151,11 @@ def _current_pods(seen: Observation, settings: Settings) -> dict[tuple[str, str]
     }
 
 
-def _build_member(node: str, clique: str, index: int, pod: DaemonPod | None, occupant: str | None) -> Member:
+def _build_member(node: str, clique: str, index: int, pod: DaemonPod | None, seen: Observation) -> Member:
     ready = pod is not None and pod.phase is Phase.READY and pod.address != ""
-    return Member(node, clique, index, pod, ready, ready, "" if ready else _explain(node, pod, occupant))
+    absent = pod is not None and pod.lost_at is not None and seen.now - pod.lost_at >= ABSENT_AFTER_S
+    message = "" if ready else _explain(node, pod, seen.occupied.get(node))
+    return Member(node, clique, index, pod, ready, ready, message, absent)
 
 
 def _explain(node: str, pod: DaemonPod | None, occupant: str | None) -> str:
@@ -143,6 +164,8 @@ def _explain(node: str, pod: DaemonPod | None, occupant: str | None) -> str:
         return f"node {node} is used by ComputeDomain {occupant} until its pods end"
     if pod is None:
         return f"the daemon pod on {node} is being made"
+    if pod.lost_at is not None:
+        return f"node {node} is lost: Kubernetes hears nothing of it and of daemon pod {pod.ref}"
     if pod.message:
         return f"daemon pod {pod.ref}: {pod.message}"
     if pod.phase is Phase.PENDING:
@@ -154,9 +177,10 @@ def _release(domain: Domain, members: tuple[Member, ...], without_fabric: int) -
     """With releasePolicy AllNodes nobody gets a channel before everybody is connected."""
     if not domain.wait_for_all:
         return members
-    total = len(members) + without_fabric
+    total = sum(not member.absent for member in members) + without_fabric
     ready = without_fabric + sum(member.ready for member in members)
     if total >= domain.num_nodes and ready == total:
         return members
-    message = f"releasePolicy AllNodes: {ready} of {max(domain.num_nodes, total)} nodes are connected"
+    # No counts: every wording is written to the membership, and sent as an Event.
+    message = "releasePolicy AllNodes: not all nodes are connected yet"
     return tuple(replace(member, released=False, message=message) if member.ready else member for member in members)

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
@@ -45,6 +46,11 @@ def secret_name(clique: Ref) -> str:
     return f"imex-{clique.uid}"
 
 
+def format_time(seconds: float) -> str:
+    """RFC 3339 in UTC with whole seconds, as metav1.Time."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def build_template(domain: Domain) -> Json:
     """The ResourceClaimTemplate that the user's pods refer to."""
     parameters: Json = {
@@ -69,7 +75,11 @@ def build_template(domain: Domain) -> Json:
 
 
 def build_clique(domain: Domain, clique_id: str, members: list[Member], settings: Settings) -> Json:
-    """The ComputeDomainClique of one IMEX domain."""
+    """The ComputeDomainClique of one IMEX domain.
+
+    What nvidia-imex must have alike on all nodes is decided here, for as long as the domain is formed: a setting that
+    is changed meanwhile would part a daemon that is replaced from its peers.
+    """
     return {
         "apiVersion": RESOURCE_API_VERSION,
         "kind": "ComputeDomainClique",
@@ -79,17 +89,27 @@ def build_clique(domain: Domain, clique_id: str, members: list[Member], settings
             "labels": {COMPUTE_DOMAIN_LABEL: domain.ref.uid, COMPUTE_DOMAIN_CLIQUE_LABEL: clique_id},
         },
         "releasePolicy": "AllNodes" if domain.wait_for_all else "Connected",
+        "tls": settings.tls,
+        "nodeList": settings.node_list,
         **build_membership(domain, members, settings.max_nodes_per_imex_domain),
     }
 
 
+def uses_tls(clique: Clique, settings: Settings) -> bool:
+    """Cliques of an older controller do not say."""
+    stored = clique.membership.tls
+    return settings.tls if stored is None else stored
+
+
 def build_membership(domain: Domain, members: list[Member], max_nodes: int, abandoned: tuple[str, ...] = ()) -> Json:
     """The fields of a ComputeDomainClique that change in its life."""
+    deleted = {} if domain.deleted_at is None else {"deletedAt": format_time(domain.deleted_at)}
     return {
         "domainName": domain.ref.name,
         "domainNamespace": domain.ref.namespace,
         "maxNodes": max_nodes,
         "draining": domain.deleted_at is not None,
+        **deleted,
         "daemons": [_build_entry(member) for member in members],
         "abandonedClaims": list(abandoned),
     }
@@ -104,6 +124,7 @@ def _build_entry(member: Member) -> Json:
         "status": "Ready" if member.ready else "NotReady",
         "released": member.released,
         "message": member.message,
+        "absent": member.absent,
     }
     return entry
 
@@ -138,13 +159,13 @@ def build_daemon_pod(domain: Domain, member: Member, clique: Clique, settings: S
         "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": term}},
         "tolerations": [{"operator": "Exists"}],
         "resourceClaims": [{"name": "daemon", "resourceClaimName": name}],
-        "containers": [_build_container(domain, member, settings)],
+        "containers": [_build_container(domain, member, clique, settings)],
     }
     if settings.priority_class:
         spec["priorityClassName"] = settings.priority_class
     if settings.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": secret} for secret in settings.image_pull_secrets]
-    if settings.tls:
+    if uses_tls(clique, settings):
         # The authority's own key stays in the Secret: whoever holds it could join.
         items = [{"key": key, "path": key} for key in ("ca.crt", "tls.crt", "tls.key")]
         secret = {"secretName": secret_name(clique.ref), "items": items, "defaultMode": 0o400}
@@ -153,14 +174,14 @@ def build_daemon_pod(domain: Domain, member: Member, clique: Clique, settings: S
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
-def _build_container(domain: Domain, member: Member, settings: Settings) -> Json:
+def _build_container(domain: Domain, member: Member, clique: Clique, settings: Settings) -> Json:
     probe = {"periodSeconds": 1, "timeoutSeconds": DAEMON_PROBE_TIMEOUT_S, "failureThreshold": 1}
     container: Json = {
         "name": "imex-daemon",
         "image": settings.image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["partita-imex-daemon"],
-        "env": _build_environment(domain, member, settings),
+        "env": _build_environment(domain, member, clique.membership.node_list or settings.node_list),
         "ports": [
             {"name": "imex", "containerPort": IMEX_PORT},
             {"name": "http", "containerPort": DAEMON_HTTP_PORT},
@@ -172,10 +193,8 @@ def _build_container(domain: Domain, member: Member, settings: Settings) -> Json
             "periodSeconds": 30,
             "timeoutSeconds": 10,
         },
-        "resources": {
-            "requests": {"cpu": settings.daemon_cpu, "memory": settings.daemon_memory},
-            "claims": [{"name": "daemon"}],
-        },
+        # No requests: with its high priority it would preempt the job that it is for, on a node that this one fills.
+        "resources": {"claims": [{"name": "daemon"}]},
         "securityContext": {
             # Root without capabilities: /etc/hosts, the capability node and the domain's directory are root's.
             "runAsUser": 0,
@@ -185,19 +204,19 @@ def _build_container(domain: Domain, member: Member, settings: Settings) -> Json
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }
-    if settings.tls:
+    if uses_tls(clique, settings):
         container["volumeMounts"] = [{"name": "tls", "mountPath": TLS_DIRECTORY, "readOnly": True}]
     return container
 
 
-def _build_environment(domain: Domain, member: Member, settings: Settings) -> list[Json]:
+def _build_environment(domain: Domain, member: Member, node_list: str) -> list[Json]:
     values = {
         "COMPUTE_DOMAIN_UUID": domain.ref.uid,
         "COMPUTE_DOMAIN_NAME": domain.ref.name,
         "COMPUTE_DOMAIN_NAMESPACE": domain.ref.namespace,
         "CLIQUE_ID": member.clique_id,
         "NODE_NAME": member.node,
-        "IMEX_NODE_LIST": settings.node_list,
+        "IMEX_NODE_LIST": node_list,
         "NVIDIA_VISIBLE_DEVICES": "void",  # else NVIDIA's container runtime adds every GPU
     }
     fields = {

@@ -5,10 +5,9 @@ of ours: such a claim names no domain.
 """
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import Any, Final, cast
 
-from api.clique import FAILED_CONDITION, FORMED_CONDITION, parse_membership
+from api.clique import FAILED_CONDITION, FORMED_CONDITION, parse_membership, parse_moment, parse_time
 from api.compute_domain import FORCE_DELETE_ANNOTATION
 from api.device_config import ComputeDomainChannelConfig, parse_device_config
 from api.errors import InvalidObject
@@ -39,11 +38,6 @@ RENEW_ANNOTATION: Final = "resource.nvidia.com/renew-at"
 """On the Secret of an IMEX domain: when its certificate must be made anew, RFC 3339."""
 
 _CLIQUE_ATTRIBUTE: Final = "cliqueID"
-
-
-def parse_time(text: str | None) -> float:
-    """RFC 3339 to seconds since the epoch; 0.0 for none."""
-    return datetime.fromisoformat(text).timestamp() if text else 0.0
 
 
 def parse_domain(raw: Json) -> Domain:
@@ -85,9 +79,8 @@ def parse_claim(raw: Json) -> ChannelClaim | DaemonClaim | None:
     uid = _find_domain(allocation, channel["request"])
     if uid is None:
         return None
-    moment = allocation.get("allocationTimestamp") or metadata.get("creationTimestamp")
     binding = _parse_binding(channel, status.get("devices") or [])
-    return ChannelClaim(_ref("ResourceClaim", raw), uid, channel["pool"], parse_time(moment), pods, binding)
+    return ChannelClaim(_ref("ResourceClaim", raw), uid, channel["pool"], parse_moment(raw), pods, binding)
 
 
 def _parse_binding(channel: Json, statuses: Iterable[Json]) -> Binding | None:
@@ -106,12 +99,16 @@ def _is_channel(result: Json) -> bool:
 
 
 def _find_domain(allocation: Json, request: str) -> str | None:
-    """The domainID that applies to the channel: a claim's config beats its class's, a later one an earlier one."""
+    """The domainID that applies to the channel: a claim's config beats its class's, a later one an earlier one.
+
+    A config for `gpu` is for `gpu/large` too, which is what `firstAvailable` results are called.
+    """
+    names = {request, request.partition("/")[0]}
     found: dict[bool, str] = {}
     for entry in (allocation.get("devices") or {}).get("config") or []:
         opaque = entry.get("opaque") or {}
         requests = entry.get("requests") or []
-        if opaque.get("driver") != COMPUTE_DOMAIN_DRIVER or (requests and request not in requests):
+        if opaque.get("driver") != COMPUTE_DOMAIN_DRIVER or (requests and names.isdisjoint(requests)):
             continue
         try:
             config = parse_device_config(opaque.get("parameters") or {})
@@ -137,7 +134,9 @@ def parse_pod(raw: Json) -> DaemonPod | None:
         address=status.get("podIP") or "",
         created_at=parse_time(metadata.get("creationTimestamp")),
         terminating=_is_terminating(metadata),
+        ends_by=parse_time(metadata.get("deletionTimestamp")),
         message=_pod_message(status),
+        lost_at=_lost_at(status),
     )
 
 
@@ -148,6 +147,16 @@ def _phase(status: Json) -> Phase:
         return Phase.READY
     running = [entry for entry in status.get("containerStatuses") or [] if "running" in (entry.get("state") or {})]
     return Phase.RUNNING if running else Phase.PENDING
+
+
+def _lost_at(status: Json) -> float | None:
+    """A kubelet never says that a pod is not ready while its containers are: the node lifecycle controller did."""
+    containers = status.get("containerStatuses") or []
+    if not containers or not all(entry.get("ready") for entry in containers):
+        return None
+    conditions = status.get("conditions") or []
+    unready = [c for c in conditions if (c.get("type"), c.get("status")) == ("Ready", "False")]
+    return parse_time(unready[0].get("lastTransitionTime")) if unready else None
 
 
 _ORDINARY_WAITS: Final = frozenset({"ContainerCreating", "PodInitializing"})
@@ -185,7 +194,8 @@ def parse_clique(raw: Json) -> Clique | None:
 def parse_template(raw: Json) -> Template:
     metadata = raw["metadata"]
     uid = (metadata.get("labels") or {}).get(COMPUTE_DOMAIN_LABEL, "")
-    return Template(_ref("ResourceClaimTemplate", raw), uid, _is_terminating(metadata))
+    is_owned = any(owner.get("uid") == uid for owner in metadata.get("ownerReferences") or [])
+    return Template(_ref("ResourceClaimTemplate", raw), uid, _is_terminating(metadata), is_owned)
 
 
 def parse_secret(raw: Json) -> TlsSecret:

@@ -8,7 +8,7 @@ remembers, and the order of the stages is what keeps every intermediate state ha
     before the finalizer goes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from controller.computedomain.actions import (
@@ -33,11 +33,15 @@ from controller.computedomain.objects import (
     build_template,
     daemon_name,
     secret_name,
+    uses_tls,
 )
 from controller.computedomain.report import plan_reports
 from controller.computedomain.state import (
+    ABSENT_AFTER_S,
     FAILED_POD_RETRY_S,
+    OVERDUE_S,
     Clique,
+    DaemonPod,
     Domain,
     Members,
     Observation,
@@ -60,10 +64,7 @@ def plan_domain(seen: Observation, settings: Settings) -> Plan:
             return _plan_orphans(seen)
         case Situation.ENDING:
             assert seen.domain is not None
-            removal = _plan_removal(seen)
-            if not any(removal) and not is_anything_left(seen) and seen.domain.has_finalizer:
-                return Plan(situation, ((DropFinalizer(seen.domain.ref),),))
-            return Plan(situation, _stages(removal))
+            return _plan_end(seen, seen.domain, members)
         case Situation.LIVING | Situation.DRAINING:
             assert seen.domain is not None
             return _plan_upkeep(seen, seen.domain, members, situation, settings)
@@ -79,13 +80,30 @@ ORPHAN_S = 3.0
 # --- removal -----------------------------------------------------------------------------------------------------
 
 
+def _plan_end(seen: Observation, domain: Domain, members: Members) -> Plan:
+    """Nobody uses it any more; what takes its time to go is named in the status."""
+    if not is_anything_left(seen):
+        return Plan(Situation.ENDING, ((DropFinalizer(domain.ref),),) if domain.has_finalizer else ())
+    removal = _plan_removal(seen)
+    status, held, wake = _plan_status(seen, domain, members, busy=any(removal))
+    delays = [*_plan_wakes(seen), *([] if wake is None else [wake])]
+    return Plan(
+        Situation.ENDING,
+        _order(seen, removal, status),
+        held=tuple(held),
+        wake_after_s=min(delays) if delays else None,
+        members=members,
+    )
+
+
 def _plan_orphans(seen: Observation) -> Plan:
     """What outlived its ComputeDomain. Caches fill one by one, so it may only be late to be seen: wait a bit."""
     removal = _stages(_plan_removal(seen))
     held_s = seen.now - seen.held_since.get("orphans", seen.now)
     if removal and held_s < ORPHAN_S:
         return Plan(Situation.GONE, held=("orphans",), wake_after_s=ORPHAN_S - held_s)
-    return Plan(Situation.GONE, removal)
+    delays = _plan_wakes(seen)
+    return Plan(Situation.GONE, removal, wake_after_s=min(delays) if delays else None)
 
 
 def _plan_removal(seen: Observation) -> list[list[Action]]:
@@ -95,15 +113,30 @@ def _plan_removal(seen: Observation) -> list[list[Action]]:
     installation was) deleting it is enough, and needs no rights over pods and Secrets there.
     """
     templates = [t.ref for t in seen.templates if t.domain_uid == seen.uid and not t.terminating]
-    pods = [pod.ref for pod in seen.pods if not pod.terminating]
     claims = [claim.ref for claim in seen.daemon_claims if not claim.terminating]
     secrets = [secret.ref for secret in seen.secrets if not secret.terminating]
     cliques = [clique.ref for clique in seen.cliques if not clique.terminating]
-    return [_deletes(templates), _deletes(pods), _deletes([*claims, *secrets]), _deletes(cliques)]
+    return [_deletes(templates), _delete_pods(seen, seen.pods), _deletes([*claims, *secrets]), _deletes(cliques)]
 
 
 def _deletes(refs: list[Ref]) -> list[Action]:
     return [Delete(ref) for ref in sorted(refs, key=lambda ref: (ref.kind, ref.namespace, ref.name))]
+
+
+def _delete_pods(seen: Observation, pods: Iterable[DaemonPod]) -> list[Action]:
+    """Daemons that are to go; one that is terminating is only waited for, unless its node has died."""
+    actions: list[Action] = []
+    for pod in sorted(pods, key=lambda pod: pod.ref.name):
+        if not pod.terminating:
+            actions.append(Delete(pod.ref))
+        elif seen.now >= _overdue_at(seen, pod):
+            actions.append(Delete(pod.ref, at_once=True))
+    return actions
+
+
+def _overdue_at(seen: Observation, pod: DaemonPod) -> float:
+    forced = seen.domain is not None and seen.domain.deleted_at is not None and seen.domain.force
+    return pod.ends_by + (0.0 if forced else OVERDUE_S)
 
 
 # --- upkeep ------------------------------------------------------------------------------------------------------
@@ -132,21 +165,34 @@ def _plan_upkeep(seen: Observation, domain: Domain, members: Members, situation:
     ]
     status, status_held, status_wake = _plan_status(seen, domain, members, busy=any(structure))
     reports, report_wake = plan_reports(seen, domain, members, status.status if status else None)
-    # What was refused is said first: the stages after the one that is refused are not reached.
-    told: list[list[Action]] = [[status] if status else []]
-    stages = [*told, *structure] if seen.failures else [*structure, *told]
-    renewals = [secret.renew_at - seen.now for secret in seen.secrets if secret.renew_at > seen.now]
     follow_pods, follow_wake = plan_following(seen, members)
-    delays = [d for d in (*wakes, *renewals, retry_s, status_wake, report_wake, follow_wake) if d is not None]
+    wakes += _plan_wakes(seen)
+    delays = [d for d in (*wakes, retry_s, status_wake, report_wake, follow_wake) if d is not None]
     return Plan(
         situation,
-        _stages(stages),
+        _order(seen, structure, status),
         reports,
         (*held, *status_held),
         min(delays) if delays else None,
         members,
         follow_pods,
     )
+
+
+def _order(
+    seen: Observation, structure: list[list[Action]], status: WriteStatus | None
+) -> tuple[tuple[Action, ...], ...]:
+    """What was refused is said first: the stages after the one that is refused are not reached."""
+    told: list[list[Action]] = [[status] if status else []]
+    return _stages([*told, *structure] if seen.failures else [*structure, *told])
+
+
+def _plan_wakes(seen: Observation) -> list[float]:
+    """In how many seconds something is due that no change will tell of."""
+    renewals = [secret.renew_at for secret in seen.secrets]
+    losses = [pod.lost_at + ABSENT_AFTER_S for pod in seen.pods if pod.lost_at is not None and not pod.terminating]
+    overdue = [_overdue_at(seen, pod) for pod in seen.pods if pod.terminating]
+    return [due - seen.now for due in (*renewals, *losses, *overdue) if due > seen.now]
 
 
 def _plan_template(seen: Observation, domain: Domain, situation: Situation) -> list[Action]:
@@ -164,11 +210,11 @@ def _plan_template(seen: Observation, domain: Domain, situation: Situation) -> l
 def _plan_certificates(
     seen: Observation, domain: Domain, alive: Mapping[str, Clique], settings: Settings
 ) -> list[Action]:
-    if not settings.tls:
-        return []
     existing = {secret.ref.name: secret for secret in seen.secrets}
     actions: list[Action] = []
     for _, clique in sorted(alive.items()):
+        if not uses_tls(clique, settings):
+            continue
         name = secret_name(clique.ref)
         secret = existing.get(name)
         if secret is None or secret.renew_at <= seen.now:
@@ -209,17 +255,16 @@ def _plan_surplus(
     """What must go: daemons that ended, or whose node left or moved; cliques that are empty or of another namespace."""
     clique_of = {member.node: member.clique_id for member in members.members if member.index >= 0}
     owner_of = {node: alive[clique].ref.uid for node, clique in clique_of.items() if clique in alive}
-    pods: list[Ref] = []
+    pods: list[DaemonPod] = []
     retry_s: list[float] = []
     for pod in seen.pods:
-        if pod.terminating:
-            continue
-        if pod.node not in clique_of or pod.clique_id != clique_of[pod.node] or _is_stale(pod, owner_of):
-            pods.append(pod.ref)
+        has_place = pod.clique_id == clique_of.get(pod.node) and not _is_stale(pod, owner_of)
+        if pod.terminating or not has_place:
+            pods.append(pod)
         elif pod.phase is Phase.FINISHED:
             age = seen.now - pod.created_at
             if age >= FAILED_POD_RETRY_S:
-                pods.append(pod.ref)
+                pods.append(pod)
             else:
                 retry_s.append(FAILED_POD_RETRY_S - age)
     claims = [
@@ -235,7 +280,7 @@ def _plan_surplus(
     ]
     owners = {clique.ref.uid for clique in seen.cliques}
     secrets = [secret.ref for secret in seen.secrets if not secret.terminating and secret.owner_uid not in owners]
-    return [_deletes(pods), _deletes(claims), _deletes([*empty, *secrets])], min(retry_s) if retry_s else None
+    return [_delete_pods(seen, pods), _deletes(claims), _deletes([*empty, *secrets])], min(retry_s) if retry_s else None
 
 
 def _is_stale(made: Any, owner_of: Mapping[str, str]) -> bool:
@@ -248,7 +293,7 @@ def _is_stale(made: Any, owner_of: Mapping[str, str]) -> bool:
 FIRST_STATUS_S = 0.3
 """A new domain's pods usually come with it: wait this long before saying that there are none."""
 GATHER_STATUS_S = 3.0
-"""How long progress that does not change Ready may wait."""
+"""How long progress that does not change Ready may wait; an end that takes no longer than this needs no words."""
 
 
 def _plan_status(
@@ -262,7 +307,8 @@ def _plan_status(
         return None, ["status"], None
     first = not domain.status.get("conditions")
     flips = find_condition(domain.status, "Ready").get("status") != find_condition(wanted, "Ready")["status"]
-    window = FIRST_STATUS_S if first else 0.0 if flips else GATHER_STATUS_S
+    ends = domain.deleted_at is not None and not members.holders
+    window = FIRST_STATUS_S if first else 0.0 if flips and not ends else GATHER_STATUS_S
     held_s = seen.now - seen.held_since.get("status", seen.now)
     if held_s < window:
         return None, ["status"], window - held_s

@@ -120,13 +120,20 @@ class ComputeDomains:
         """Each cache by the kind it holds, and what a change in it concerns."""
         return {
             "ComputeDomain": (self.domains, lambda d: self.queue.add(d.ref.uid)),
-            "ComputeDomainClique": (self.cliques, lambda c: self.queue.add(c.membership.domain_uid)),
+            "ComputeDomainClique": (self.cliques, self._clique_changed),
             "ResourceClaim": (self.claims, lambda c: self.queue.add(c.domain_uid)),
             "ResourceClaimTemplate": (self.templates, self._template_changed),
             "Pod": (self.pods, lambda p: self.queue.add(p.domain_uid)),
             "Secret": (self.secrets, lambda s: self.queue.add(s.domain_uid)),
             "ResourceSlice": (self.fabric, self._fabric_changed),
         }
+
+    def _clique_changed(self, clique: Clique) -> None:
+        """Also of concern to other domains on its nodes: a node has one daemon at a time (`_find_occupied`)."""
+        self.queue.add(clique.membership.domain_uid)
+        for member in clique.membership.members:
+            for claim in self.claims.find("node", member.node):
+                self.queue.add(claim.domain_uid)
 
     def _template_changed(self, template: Template) -> None:
         if template.domain_uid:
@@ -143,8 +150,11 @@ class ComputeDomains:
         cache.record(obj, changed)
 
     def _drop(self, ref: Ref) -> None:
+        """Of what is cached under its name, only this incarnation is gone."""
         cache, changed = self.caches[ref.kind]
-        cache.drop(ref.namespace, ref.name, changed)
+        cached = cache.get(ref.namespace, ref.name)
+        if cached is not None and cached.ref.uid == ref.uid:
+            cache.drop(ref.namespace, ref.name, changed)
 
     @property
     def synced(self) -> bool:
@@ -200,12 +210,12 @@ class ComputeDomains:
         return ref.namespace == self._settings.namespace
 
     def _find_templates(self, uid: str, domain: Domain | None) -> tuple[Template, ...]:
-        """Those with the domain's label, in its own namespace while it exists; and the one of the name it wants."""
-        labelled = list(self.templates.find("uid", uid))
+        """Those made for the domain, in its own namespace while it exists; and the one of the name it wants."""
+        made = [template for template in self.templates.find("uid", uid) if template.is_owned]
         if domain is None:
-            return tuple(labelled)
+            return tuple(made)
         wanted = self.templates.get(domain.ref.namespace, domain.template_name)
-        near = [template for template in labelled if template.ref.namespace == domain.ref.namespace]
+        near = [template for template in made if template.ref.namespace == domain.ref.namespace]
         return tuple(near if wanted is None or wanted in near else [*near, wanted])
 
     def _find_occupied(self, uid: str, nodes: set[str]) -> dict[str, str]:
@@ -227,6 +237,8 @@ class ComputeDomains:
         for _ in range(PASSES):
             plan = self._plan(uid)
             if not plan.actions:
+                if self._failures.pop(uid, None) is not None:
+                    continue  # what was refused need not be done any more: the status may still tell of it
                 self._metrics.reconciled(time.monotonic() - started)
                 return plan.wake_after_s
             if plan.actions == done:

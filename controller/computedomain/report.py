@@ -65,7 +65,7 @@ def _waiting_pods(seen: Observation, domain: Domain, members: Members) -> tuple[
         reason = members.left_out.get(claim.node, "") if member is None else member.message
         if not reason:
             continue
-        age = seen.now - claim.allocated_at
+        age = seen.now - claim.allocated.at
         if age < SLOW_S:
             wakes.append(SLOW_S - age)
             continue

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, Literal
 
-from api.clique import Membership
+from api.clique import Membership, Moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class ChannelClaim:
     domain_uid: str
     node: str
     """The pool of the allocated channel: a node's pool bears the node's name."""
-    allocated_at: float
+    allocated: Moment
     pods: tuple[Ref, ...] = ()
     """The pods that hold it (`status.reservedFor`); never empty."""
     binding: Binding | None = None
@@ -93,8 +93,12 @@ class DaemonPod:
     address: str = ""
     created_at: float = 0.0
     terminating: bool = False
+    ends_by: float = 0.0
+    """When one that is terminating should be gone (`deletionTimestamp`, which has its grace in it)."""
     message: str = ""
     """What its status says is in the way, in the kubelet's or scheduler's words."""
+    lost_at: float | None = None
+    """Since when Kubernetes hears nothing of its node, if its daemon was connected then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,8 @@ class Template:
     domain_uid: str
     """The value of its label; "" when it is somebody else's."""
     terminating: bool = False
+    is_owned: bool = True
+    """Its owner is the domain that its label names: it was made for it. In a copied manifest that may not be so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +168,6 @@ class Settings:
     priority_class: str = ""
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
-    daemon_cpu: str = "100m"
-    daemon_memory: str = "128Mi"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +206,8 @@ class Member:
     ready: bool = False
     released: bool = False
     message: str = ""
+    absent: bool = False
+    """Its node is lost: those that are there do not wait for it."""
 
     @property
     def address(self) -> str:
@@ -229,5 +235,9 @@ GATHER_READINESS_S: Final = 2.0
 nodes release their channels themselves."""
 GATHER_WORDS_S: Final = 2.0
 """How long a change of words alone may wait."""
+ABSENT_AFTER_S: Final = 10.0
+"""How long a node must be lost before the others stop waiting for it."""
+OVERDUE_S: Final = 30.0
+"""How long after its grace a daemon pod may stay: then no kubelet is there that would end it."""
 FAILED_POD_RETRY_S: Final = 10.0
 """A daemon pod that ended is replaced no sooner than this after it was made."""

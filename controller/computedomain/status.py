@@ -5,9 +5,9 @@ Ready needs `numNodes` connected members, at least one. Further nodes that join 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Literal
 
+from controller.computedomain.objects import format_time
 from controller.computedomain.state import Domain, Member, Members, Observation, Phase
 
 NAMES_SHOWN = 3
@@ -85,7 +85,7 @@ def _build_facts(seen: Observation, members: Members, domain: Domain) -> tuple[F
         _members_fact(members, domain),
         _daemons_fact(members),
         _peers_fact(members),
-        _draining_fact(members, domain),
+        _draining_fact(seen, members, domain),
         Fact("Degraded", True, trouble.reason, trouble.message) if trouble else Fact("Degraded", False, "AsExpected"),
     )
 
@@ -104,7 +104,8 @@ def find_trouble(seen: Observation, members: Members, domain: Domain) -> Trouble
     if occupied:
         return Trouble("NodeOccupied", _some(occupied))
     lost = [member.message for member in members.members if not member.ready]
-    if lost and _was_connected(domain) and not is_connected(members, domain):
+    absent = any(member.absent for member in members.members)
+    if absent or (lost and _was_connected(domain) and not is_connected(members, domain)):
         return Trouble("MemberLost", _some(lost))
     return None
 
@@ -121,7 +122,9 @@ def _was_connected(domain: Domain) -> bool:
 def _ready_fact(seen: Observation, members: Members, domain: Domain, trouble: Trouble | None) -> Fact:
     connected = is_connected(members, domain)
     if domain.deleted_at is not None:
-        return Fact("Ready", connected and bool(members.members), "Draining", _draining_fact(members, domain).message)
+        draining = _draining_fact(seen, members, domain)
+        reason = "Draining" if members.holders else draining.reason
+        return Fact("Ready", connected and bool(members.holders), reason, draining.message)
     if trouble is not None and (not connected or trouble.reason == "TemplateConflict"):
         return Fact("Ready", False, trouble.reason, trouble.message)
     if not members.members:
@@ -169,13 +172,20 @@ def _peers_fact(members: Members) -> Fact:
     return Fact("PeersConnected", False, "Connecting", "not connected: " + _some([m.node for m in waiting], ", "))
 
 
-def _draining_fact(members: Members, domain: Domain) -> Fact:
+def _draining_fact(seen: Observation, members: Members, domain: Domain) -> Fact:
     if domain.deleted_at is None:
         return Fact("Draining", False, "NotDeleted")
     if not members.holders:
-        return Fact("Draining", True, "CleaningUp", "no claim uses the domain any more")
+        return Fact("Draining", True, "CleaningUp", "waits for the end of " + _some(_name_leftovers(seen), ", "))
     held = [f"claim {claim.ref} (pod {claim.pods[0].name if claim.pods else '?'})" for claim in members.holders]
     return Fact("Draining", True, "ClaimsInUse", "in use by " + _some(held, ", "))
+
+
+def _name_leftovers(seen: Observation) -> list[str]:
+    """What is left of a domain that ends: its daemons, and when they are gone what was made for them."""
+    pods = [f"daemon pod {pod.ref} on node {pod.node}" for pod in seen.pods]
+    kinds = (seen.daemon_claims, seen.secrets, seen.cliques, seen.templates)
+    return pods or [f"{each.ref.kind} {each.ref}" for kind in kinds for each in kind]
 
 
 def _some(words: list[str], separator: str = "; ") -> str:
@@ -207,8 +217,3 @@ def _build_condition(fact: Fact, now: float, domain: Domain) -> dict[str, Any]:
         "observedGeneration": domain.generation,
         "lastTransitionTime": old["lastTransitionTime"] if unchanged else format_time(now),
     }
-
-
-def format_time(seconds: float) -> str:
-    """RFC 3339 in UTC with whole seconds, as metav1.Time."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -37,7 +37,7 @@ def find_abandoned(seen: Observation, members: Members) -> dict[str, tuple[str, 
 
 def plan_following(seen: Observation, members: Members) -> tuple[bool, float | None]:
     """Whether pods are to be looked at now, and in how many seconds that may change without any other news."""
-    waited_s = [seen.now - claim.allocated_at for claim in find_waiting(seen, members)]
+    waited_s = [seen.now - claim.allocated.at for claim in find_waiting(seen, members)]
     if not waited_s:
         return False, None
     longest_s = max(waited_s)

@@ -38,12 +38,19 @@ class NodeTable:
     addresses: tuple[str | None, ...]
     names: tuple[str, ...]
     """Entries of the node list: names that /etc/hosts resolves, or the addresses themselves."""
+    absent: frozenset[int] = frozenset()
+    """Node IDs of members whose nodes are lost."""
 
     @property
     def peers(self) -> frozenset[int]:
         """Node IDs of the other members that have an address."""
         present = {index for index, address in enumerate(self.addresses) if address}
         return frozenset(present - {self.own_index})
+
+    @property
+    def required(self) -> frozenset[int]:
+        """Node IDs of the peers without which this node is not connected."""
+        return self.peers - self.absent
 
 
 def node_name(index: int) -> str:
@@ -61,14 +68,17 @@ def build_node_table(membership: Membership, node: str, address: str, *, use_nam
         return None
     known = {member.index: member.address or None for member in membership.members}
     known[own.index] = address
+    absent = {member.index for member in membership.members if member.absent}
     if use_names:
         size = max(membership.max_nodes, max(known) + 1)
         addresses = tuple(known.get(index) for index in range(size))
-        return NodeTable(own.index, addresses, tuple(node_name(index) for index in range(size)))
-    ordered = [known[index] for index in sorted(known)]
+        return NodeTable(own.index, addresses, tuple(node_name(index) for index in range(size)), frozenset(absent))
+    places = {index: place for place, index in enumerate(sorted(known))}
+    ordered = [known[index] for index in places]
     if None in ordered:
         return None
-    return NodeTable(sorted(known).index(own.index), tuple(ordered), tuple(each for each in ordered if each))
+    names = tuple(each for each in ordered if each)
+    return NodeTable(places[own.index], tuple(ordered), names, frozenset(places[index] for index in absent))
 
 
 def render_node_list(table: NodeTable) -> str:

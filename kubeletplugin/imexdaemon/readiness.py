@@ -38,7 +38,7 @@ def check_readiness(output: str, table: NodeTable) -> Readiness:
     if state != "READY":
         return Readiness(False, f"nvidia-imex is {state or 'silent'}", responding=state not in ("", "UNAVAILABLE"))
     connected = frozenset(index for index in table.peers if _is_connected(nodes, table.own_index, index))
-    missing = sorted(table.peers - connected)
+    missing = sorted(table.required - connected)
     if missing:
         names = ", ".join(f"{index} ({table.addresses[index]})" for index in missing[:4])
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""

@@ -82,6 +82,8 @@ class DomainUse:
     kind: Literal["channel", "daemon"]
     domain_uid: str
     all_channels: bool = False
+    release_policy: str | None = None
+    """The ComputeDomain's, where the claim's config repeats it."""
 
 
 class ClaimName(Protocol):
@@ -107,6 +109,8 @@ class PreparedClaim:
 def find_fabric(inventory: Inventory) -> NodeFabric:
     """The node's clique. A fabric that is not in order is never taken for none: pods would start without a channel."""
     gpus = [gpu for gpu in inventory.gpus if not gpu.lost]
+    if not gpus:
+        return Unsettled("no GPU of this node answers")
     on_fabric = [gpu for gpu in gpus if _is_on_fabric(gpu)]
     if not on_fabric:
         return NoFabric()
@@ -168,7 +172,8 @@ def read_use(request: ClaimRequest, driver_namespace: str) -> DomainUse:
     for device, config in zip(request.devices, request.configs, strict=True):
         match config:
             case ComputeDomainChannelConfig():
-                uses.add(DomainUse("channel", config.domainID, config.allocationMode == "All"))
+                all_channels = config.allocationMode == "All"
+                uses.add(DomainUse("channel", config.domainID, all_channels, config.releasePolicy))
             case ComputeDomainDaemonConfig():
                 uses.add(DomainUse("daemon", config.domainID))
             case _:

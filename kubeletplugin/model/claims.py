@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from api.clique import Moment, parse_moment
 from api.errors import ClaimError, InvalidObject
 
 if TYPE_CHECKING:
     from api.device_config import DeviceConfig
 
+NEVER: Final = Moment(0.0, is_known=False)
 ParseConfig = Callable[[Mapping[str, Any]], "DeviceConfig"]
 
 
@@ -47,6 +49,7 @@ class ClaimRequest:
     """The config that applies to each of `devices`; None where the claim and its classes say nothing."""
     reserved_for: tuple[str, ...] = ()
     """UIDs of the consumers (pods)."""
+    allocated: Moment = NEVER
 
     @property
     def claim(self) -> str:
@@ -83,6 +86,7 @@ def parse_claim(raw: Mapping[str, Any], driver: str, expected_uid: str, parse_co
         devices=tuple(_parse_result(result) for result in results),
         configs=tuple(_select_config(claim, result, configs) for result in results),
         reserved_for=tuple(consumer["uid"] for consumer in status.get("reservedFor") or ()),
+        allocated=parse_moment(raw),
     )
 
 

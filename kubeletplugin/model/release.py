@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from api.clique import Member, Membership
+from api.clique import Member, Membership, is_late
 from api.errors import ClaimError
 from kubeletplugin.model.channels import DomainUse
 from kubeletplugin.model.claims import ClaimRequest
+
+MESSAGE_LENGTH: Final = 256
+"""Of a daemon's words: they are shown to people, and a container is free to write what it likes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,8 @@ class DaemonReport:
     address: str
     ready: bool
     """Connected to the members that it knows."""
+    message: str = ""
+    """What is missing, in its words."""
 
 
 def parse_report(raw: Mapping[str, Any] | None) -> DaemonReport | None:
@@ -38,7 +43,8 @@ def parse_report(raw: Mapping[str, Any] | None) -> DaemonReport | None:
     if raw is None:
         return None
     domain_uid, clique_id, address = (str(raw.get(name, "")) for name in ("computeDomain", "cliqueID", "address"))
-    return DaemonReport(domain_uid, clique_id, address, raw.get("ready") is True)
+    message = str(raw.get("message", ""))[:MESSAGE_LENGTH]
+    return DaemonReport(domain_uid, clique_id, address, raw.get("ready") is True, message)
 
 
 def check_release(
@@ -61,21 +67,44 @@ def check_release(
         )
     if request.uid in membership.abandoned:
         raise ClaimError(request.claim, "the pods that it is for are being deleted", reason="PodDeleted")
-    if membership.draining:
+    member = membership.member(node)
+    if membership.draining and _is_late(request, membership, on_member=member is not None):
         raise ClaimError(
             request.claim, f"{domain} is being deleted and takes no new claims", reason="ComputeDomainDraining"
         )
-    member = membership.member(node)
+    if use.release_policy and membership.release_policy and use.release_policy != membership.release_policy:
+        raise ClaimError(
+            request.claim,
+            f"releasePolicy {use.release_policy} in its config is not that of {domain}; right would be "
+            f"{membership.release_policy}, or none",
+            reason="InvalidConfig",
+        )
     if member is None:
         return Wait(f"claim {request.claim}: node {node} is not a member of {domain} yet")
-    if member.released or (membership.release_policy == "Connected" and _is_connected(membership, member, report)):
+    return _check_member(request, membership, member, report)
+
+
+def _check_member(
+    request: ClaimRequest, membership: Membership, member: Member, report: DaemonReport | None
+) -> Release | Wait:
+    heard = report if _is_meant(membership, member, report) else None
+    if member.released or (membership.release_policy == "Connected" and heard is not None and heard.ready):
         return Release()
-    return Wait(f"claim {request.claim}: {member.message or f'node {node} is not connected in {domain} yet'}")
+    domain = f"ComputeDomain {membership.domain_namespace}/{membership.domain_name}"
+    reason = member.message or f"node {member.node} is not connected in {domain} yet"
+    detail = f": {heard.message}" if heard is not None and not heard.ready and heard.message else ""
+    return Wait(f"claim {request.claim}: {reason}{detail}")
 
 
-def _is_connected(membership: Membership, member: Member, report: DaemonReport | None) -> bool:
-    """By the word of the daemon that the membership means: an earlier one's is worth nothing."""
-    if report is None or not report.ready:
+def _is_late(request: ClaimRequest, membership: Membership, *, on_member: bool) -> bool:
+    """An older controller, which does not say when the domain was deleted, wants none of them."""
+    deleted_at = membership.deleted_at
+    return deleted_at is None or is_late(request.allocated, deleted_at, on_member=on_member)
+
+
+def _is_meant(membership: Membership, member: Member, report: DaemonReport | None) -> bool:
+    """The report is of the daemon that the membership means: an earlier one's is worth nothing."""
+    if report is None or member.address == "":
         return False
     told = (report.domain_uid, report.clique_id, report.address)
-    return member.address != "" and told == (membership.domain_uid, membership.clique_id, member.address)
+    return told == (membership.domain_uid, membership.clique_id, member.address)

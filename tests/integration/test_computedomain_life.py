@@ -1,5 +1,6 @@
 """A ComputeDomain on a real control plane: it forms around scheduled pods, is repaired, drains and leaves nothing."""
 
+import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +8,10 @@ from uuid import uuid4
 
 import pytest
 
+from api.client import Client, Conflict
+from controller.computedomain.actions import AddFinalizer
+from controller.computedomain.execute import Executor
+from controller.computedomain.state import Ref
 from tests.support.cluster import ApiError, Cluster, CommandFailed, Object, path, wait_until
 from tests.support.computedomain import (
     DOMAINS,
@@ -193,6 +198,81 @@ def test_with_binding_conditions_a_pod_is_bound_when_its_domain_is_formed(
     world.cluster.wait(waiting, "it is bound", lambda pod: pod["spec"].get("nodeName") == "cd-bind")
 
 
+def test_with_binding_conditions_a_pod_whose_node_cannot_take_part_is_scheduled_anew(
+    world: World, controller: Controller, kubelets: Kubelets
+) -> None:
+    """A node has one daemon; another domain's is on the one that the scheduler chooses first."""
+    for node in ("cd-bind", "cd-other"):
+        make_node(world.cluster, node, f"{FABRIC}.0", binding=True)
+    world.create(build_domain("first", 1))
+    world.start_workers("cd-bind")
+    world.wait_ready(1)
+    second = World(world.cluster, world.namespace)
+    second.create(build_domain("second", 1))
+    pod = build_worker("second", "second", "")
+    del pod["spec"]["nodeSelector"]
+    silent = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")  # nodes here have no kubelets
+    pod["spec"]["tolerations"] = [{"key": key, "operator": "Exists"} for key in silent]
+    pod["spec"]["affinity"] = {"nodeAffinity": prefer("cd-bind", "cd-other")}
+    world.cluster.create(second.pods, pod)
+    claims = path("resource.k8s.io/v1", "resourceclaims", namespace=world.namespace)
+
+    def failed() -> list[str]:
+        """Nodes on which the second domain's channel is said to be impossible."""
+        found = [claim for claim in world.cluster.list(claims) if claim["metadata"]["name"].startswith("second-")]
+        devices = [each for claim in found for each in claim.get("status", {}).get("devices", ())]
+        return [each["pool"] for each in devices if is_true(each, "resource.nvidia.com/ComputeDomainFailed")]
+
+    wait_until("it is told that it cannot be", lambda: failed() == ["cd-bind"])
+    where = path("v1", "nodes", name="cd-bind")
+    world.cluster.patch(where, {"spec": {"unschedulable": True}})
+    try:
+        world.cluster.wait(f"{second.pods}/second", "it goes", lambda p: p["spec"].get("nodeName") == "cd-other")
+        domain = second.wait_ready(1)
+        assert [node["name"] for node in domain["status"]["nodes"]] == ["cd-other"]
+    finally:
+        world.cluster.patch(where, {"spec": {"unschedulable": False}})
+
+
+def prefer(first: str, other: str) -> Object:
+    """Node affinity: one of the two, rather the first."""
+
+    def on(*nodes: str) -> Object:
+        return {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": list(nodes)}]}
+
+    return {
+        "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [on(first, other)]},
+        "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": on(first)}],
+    }
+
+
+def is_true(device: Object, kind: str) -> bool:
+    return any(each["type"] == kind and each["status"] == "True" for each in device.get("conditions", ()))
+
+
+def test_an_elastic_domain_is_ready_with_whoever_is_there(
+    world: World, controller: Controller, kubelets: Kubelets
+) -> None:
+    elastic = build_domain("elastic", 0)
+    del elastic["spec"]["numNodes"]
+    world.create(elastic)
+    world.wait_ready(0)
+    world.start_workers("cd-a")
+    world.wait_ready(1)
+    world.start_workers("cd-b")
+    domain = world.wait_ready(2)
+    assert domain["status"]["progress"] == "2/2"
+    world.end_workers()
+    domain = world.wait_ready(0)
+    assert condition(domain, "Ready")["reason"] == "Idle"
+
+
+def test_a_domain_whose_template_could_not_be_made_is_refused(world: World) -> None:
+    wrong = build_domain("wrong", 1, resourceClaimTemplate={"name": "Foo_Bar"})
+    with pytest.raises(ApiError, match=r"resourceClaimTemplate\.name"):
+        world.cluster.create(world.domains, wrong)
+
+
 def test_a_lost_daemon_comes_back_with_its_index(world: World, controller: Controller, kubelets: Kubelets) -> None:
     world.create(build_domain("lossy", 2))
     world.start_workers("cd-a", "cd-b")
@@ -245,6 +325,29 @@ def test_force_ends_a_domain_under_its_pods(world: World, controller: Controller
     annotation = {"metadata": {"annotations": {"resource.nvidia.com/force-delete": "true"}}}
     world.cluster.patch(f"{world.domains}/forced", annotation)
     world.cluster.wait_gone(f"{world.domains}/forced")
+    assert not world.leftovers()
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_a_deleted_domain_says_which_dead_node_it_waits_for_and_ends_in_spite_of_it(
+    world: World, controller: Controller, kubelets: Kubelets, force: bool
+) -> None:
+    name = "forced" if force else "patient"
+    world.create(build_domain(name, 2))
+    world.start_workers("cd-a", "cd-b")
+    world.wait_ready(2)
+    (dead,) = [pod["metadata"]["name"] for pod in world.daemons() if pod["spec"]["nodeName"] == "cd-a"]
+    kubelets.frozen.add(dead)
+    if force:
+        annotation = {"metadata": {"annotations": {"resource.nvidia.com/force-delete": "true"}}}
+        world.cluster.patch(f"{world.domains}/{name}", annotation)
+    else:
+        world.end_workers()
+    world.cluster.delete(f"{world.domains}/{name}")
+    domain = world.wait_reason("CleaningUp")
+    assert domain["status"]["status"] == "NotReady"
+    assert f"{dead} on node cd-a" in condition(domain, "Ready")["message"]
+    world.cluster.wait_gone(f"{world.domains}/{name}", 30.0 if force else 60.0)
     assert not world.leftovers()
 
 
@@ -326,6 +429,26 @@ def test_the_spec_cannot_be_changed(world: World, controller: Controller) -> Non
     world.create(build_domain("fixed", 2))
     with pytest.raises(ApiError, match=r"A computeDomain\.spec is immutable"):
         world.cluster.patch(f"{world.domains}/fixed", {"spec": {"numNodes": 3}})
+
+
+def test_a_write_of_finalizers_that_loses_a_race_is_a_conflict_and_no_refusal(world: World) -> None:
+    """Somebody else writes between our look and our write."""
+    made = world.cluster.create(world.domains, build_domain("raced", 1))["metadata"]
+    ref = Ref("ComputeDomain", world.namespace, "raced", made["uid"])
+
+    class Late(Client):
+        async def get(self, path: str) -> Object:
+            seen = await super().get(path)
+            await self.patch(path, {"metadata": {"annotations": {"theirs": "1"}}})
+            return seen
+
+    async def scenario() -> None:
+        async with await Late.connect(str(world.cluster.kubeconfig)) as client:
+            await Executor(client, lambda *_: None, lambda _: None).execute(AddFinalizer(ref))
+
+    with pytest.raises(Conflict):
+        asyncio.run(scenario())
+    assert "finalizers" not in world.cluster.get(f"{world.domains}/raced")["metadata"]
 
 
 def test_what_an_earlier_installation_left_in_another_namespace_goes(

@@ -77,6 +77,16 @@ class Driver:
         self.cluster.kubectl("rollout", "status", *where, "--timeout=120s")
         wait_until("the others are gone", lambda: len(self.controllers()) == replicas, PATIENCE_S)
 
+    def move_controller(self, away_from: str) -> None:
+        """Returns when one runs on another node."""
+        if self.controllers()[0]["spec"]["nodeName"] != away_from:
+            return
+        node = path("v1", "nodes", name=away_from)
+        self.cluster.patch(node, {"spec": {"unschedulable": True}})
+        self.scale_controller(0)
+        self.scale_controller(1)
+        self.cluster.patch(node, {"spec": {"unschedulable": None}})
+
     def leftovers(self) -> list[str]:
         """Everything in the cluster and on the nodes that is there for a ComputeDomain."""
         kinds = "pods,secrets,resourceclaims,resourceclaimtemplates,computedomaincliques.resource.nvidia.com"

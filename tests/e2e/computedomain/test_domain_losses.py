@@ -7,6 +7,7 @@ import pytest
 
 from tests.e2e.computedomain.jobs import CONTROLLER, PATIENCE_S, RETRY_S, Job, Space, condition
 from tests.support.cluster import Cluster, CommandFailed, Object, path, wait_until
+from tests.support.computedomain import DOMAINS, UID_LABEL
 from tests.support.hardware import Simulator
 
 
@@ -116,11 +117,18 @@ def test_an_imex_daemon_that_hangs_is_noticed_inside_the_job_and_mended(train: J
 
 def test_a_node_that_dies_leaves_when_its_pod_is_given_up_and_may_join_again_when_it_is_back(train: Job) -> None:
     cluster, driver = train.cluster, train.space.driver
+    driver.move_controller(away_from="n2")
     starts = driver.plugin_starts("n2")
     cluster.run("poweroff", "n2")
     try:
         train.wait_condition("Degraded", "True", "MemberLost")
+        wait_until("no channel is given out on n1", lambda: not is_released(train, "n1"), PATIENCE_S)
+        train.start(again="n1")
+        train.wait_running("again", patience_s=RETRY_S)  # before anybody has cleaned anything up
+        assert "OK" in train.check("again")
         assert set(train.indexes()) == {"n1", "n2"}, "its place is kept for it"
+        train.wait_condition("Degraded", "True", "MemberLost", "node n2 is lost")
+        train.space.end("again")
         where = train.space.where("v1", "pods", "b")
         cluster.delete(where, gracePeriodSeconds=0)
         train.wait("n1 goes on alone", lambda d: [n["name"] for n in d["status"]["nodes"] if alone(d)] == ["n1"])
@@ -133,6 +141,13 @@ def test_a_node_that_dies_leaves_when_its_pod_is_given_up_and_may_join_again_whe
     train.wait_running("b", patience_s=RETRY_S)
     train.wait_ready(2)
     train.share_all_ways("a", "b")
+
+
+def is_released(train: Job, node: str) -> bool:
+    """What its ComputeDomainClique says of the channel on this node."""
+    cliques = path(DOMAINS, "computedomaincliques", namespace=train.space.driver.namespace)
+    found = train.cluster.list(cliques, labelSelector=f"{UID_LABEL}={train.uid()}")
+    return any(each["released"] for clique in found for each in clique["daemons"] if each["nodeName"] == node)
 
 
 def alone(domain: Object) -> bool:

@@ -18,7 +18,7 @@ def patient(shared: Space) -> Job:
 
 def test_with_release_policy_all_nodes_no_pod_starts_before_all_nodes_are_connected(patient: Job) -> None:
     space = patient.space
-    told = "WaitingForComputeDomain: .*releasePolicy AllNodes: 1 of 2 nodes are connected"
+    told = "WaitingForComputeDomain: .*releasePolicy AllNodes: not all nodes are connected yet"
     space.wait_told("a", told)
     assert space.phase("a") == "Pending"
     assert condition(patient.domain(), "DaemonsReady")["status"] == "True"

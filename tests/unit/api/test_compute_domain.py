@@ -1,5 +1,6 @@
 """The ComputeDomain API: what the generated CRDs promise, and how a membership object is read."""
 
+import re
 from typing import Any
 
 import pytest
@@ -27,6 +28,13 @@ def _walk(node: Any) -> list[dict[str, Any]]:
 def test_the_spec_is_immutable_with_the_message_that_people_know() -> None:
     (rule,) = _schema("ComputeDomain")["spec"]["x-kubernetes-validations"]
     assert rule == {"rule": "self == oldSelf", "message": "A computeDomain.spec is immutable"}
+
+
+@pytest.mark.parametrize(("name", "right"), [("a", True), ("a-1.b", True), ("Foo_Bar", False), ("-a", False)])
+def test_a_templates_name_that_the_api_server_would_refuse_is_refused_in_the_domain(name: str, right: bool) -> None:
+    channel = _schema("ComputeDomain")["spec"]["properties"]["channel"]
+    pattern = channel["properties"]["resourceClaimTemplate"]["properties"]["name"]["pattern"]
+    assert bool(re.search(pattern, name)) is right
 
 
 def test_the_fields_of_the_reference_driver_are_all_there() -> None:

@@ -50,7 +50,7 @@ def test_every_kind_of_the_reference_drivers_is_read() -> None:
     )
     channel = parse_device_config(config("ComputeDomainChannelConfig", domainID="d1"))
     assert isinstance(channel, ComputeDomainChannelConfig)
-    assert (channel.allocationMode, channel.releasePolicy) == ("Single", "Connected")
+    assert (channel.allocationMode, channel.releasePolicy) == ("Single", None)
     assert isinstance(
         parse_device_config(config("ComputeDomainDaemonConfig", domainID="d1")), ComputeDomainDaemonConfig
     )

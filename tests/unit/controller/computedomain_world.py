@@ -6,7 +6,7 @@ It knows nothing of why a plan says what it says; it only does to its objects wh
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from api.clique import parse_membership
+from api.clique import Moment, parse_membership
 from controller.computedomain.actions import (
     Action,
     AddFinalizer,
@@ -20,6 +20,7 @@ from controller.computedomain.actions import (
     WriteStatus,
 )
 from controller.computedomain.check import check_plan
+from controller.computedomain.objects import DAEMON_GRACE_S
 from controller.computedomain.plan import plan_domain
 from controller.computedomain.state import (
     ChannelClaim,
@@ -50,9 +51,12 @@ class World:
     """`domain` is None once it is gone. Everything else is keyed by name."""
 
     domain: Domain | None = field(default_factory=make_domain)
+    settings: Settings = SETTINGS
     fabric: dict[str, str] = field(default_factory=lambda: dict(FABRIC))
     claims: dict[str, ChannelClaim] = field(default_factory=dict)
     cliques: dict[str, Clique] = field(default_factory=dict)
+    bodies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What is stored of each incarnation of a ComputeDomainClique."""
     pods: dict[str, DaemonPod] = field(default_factory=dict)
     daemon_claims: dict[str, DaemonClaim] = field(default_factory=dict)
     templates: dict[str, Template] = field(default_factory=dict)
@@ -84,8 +88,8 @@ class World:
 
     def plan(self) -> Plan:
         seen = self.observe()
-        plan = plan_domain(seen, SETTINGS)
-        check_plan(plan, seen, SETTINGS)
+        plan = plan_domain(seen, self.settings)
+        check_plan(plan, seen, self.settings)
         self.held = {key: self.held.get(key, self.now) for key in plan.held}
         return plan
 
@@ -98,12 +102,14 @@ class World:
                 self.domain = None
             case Create(ref=ref, body=body):
                 self._create(ref, body)
+            case Delete(ref=ref, at_once=True):
+                self.lose_pod(ref.name)
             case Delete(ref=ref):
                 self._delete(ref)
             case WriteMembership(ref=ref, resource_version=version, fields=fields):
                 clique = self.cliques.get(ref.name)
                 if clique and clique.resource_version == version and not clique.terminating:
-                    self._store_clique(clique.ref, fields)
+                    self._store_clique(clique.ref, {**self.bodies[clique.ref.uid], **fields})
             case MakeCertificates(ref=ref, clique=clique_ref):
                 made = Ref("Secret", ref.namespace, ref.name, self._uid())
                 self.secrets[ref.name] = TlsSecret(made, UID, clique_ref.uid, renew_at=self.now + 1e6)
@@ -141,6 +147,7 @@ class World:
     def _store_clique(self, ref: Ref, body: dict[str, Any]) -> None:
         self.serial += 1
         membership = parse_membership({**body, "metadata": {"name": ref.name}})
+        self.bodies[ref.uid] = body
         self.cliques[ref.name] = Clique(ref, f"v{self.serial}", membership)
 
     def _delete(self, ref: Ref) -> None:
@@ -148,7 +155,7 @@ class World:
             case "Pod":
                 pod = self.pods.get(ref.name)
                 if pod and pod.ref.uid == ref.uid:
-                    self.pods[ref.name] = replace(pod, terminating=True)
+                    self.pods[ref.name] = self._terminate(pod)
             case "ResourceClaim":
                 claim = self.daemon_claims.get(ref.name)
                 if claim and claim.ref.uid == ref.uid:
@@ -166,7 +173,7 @@ class World:
         name = name or f"{node}-{self.serial}"
         ref = Ref("ResourceClaim", namespace, name, self._uid())
         pod = Ref("Pod", namespace, f"pod-{name}", f"uid-of-pod-{name}")
-        self.claims[name] = ChannelClaim(ref, UID, node, self.now, (pod,))
+        self.claims[name] = ChannelClaim(ref, UID, node, Moment(self.now, is_known=True), (pod,))
 
     def end_claims(self, node: str) -> None:
         self.claims = {name: claim for name, claim in self.claims.items() if claim.node != node}
@@ -181,11 +188,23 @@ class World:
         """Force-deleted, or its node is gone."""
         self.pods.pop(name, None)
 
+    def lose_node(self, node: str) -> None:
+        """Kubernetes hears nothing of it any more, and says so of its pods."""
+        for name, pod in self.pods.items():
+            if pod.node == node and pod.phase is Phase.READY:
+                self.pods[name] = replace(pod, phase=Phase.RUNNING, lost_at=self.now)
+
+    def find_node(self, node: str) -> None:
+        """It is back: its kubelet speaks for its pods again."""
+        for name, pod in self.pods.items():
+            if pod.node == node:
+                self.pods[name] = replace(pod, lost_at=None)
+
     def step_cluster(self) -> bool:
         """One round of garbage collector, scheduler and kubelets; True when something changed."""
         before = (self.pods, self.daemon_claims, self.secrets)
         owners = {clique.ref.uid for clique in self.cliques.values()}
-        pods = {name: pod for name, pod in self.pods.items() if not pod.terminating}
+        pods = {name: pod for name, pod in self.pods.items() if not pod.terminating or pod.lost_at is not None}
         self.pods = {name: self._step_pod(pod, owners) for name, pod in pods.items()}
         claims = {n: c for n, c in self.daemon_claims.items() if not (c.terminating and n not in self.pods)}
         self.daemon_claims = {
@@ -194,9 +213,14 @@ class World:
         self.secrets = {n: s for n, s in self.secrets.items() if s.owner_uid in owners}
         return before != (self.pods, self.daemon_claims, self.secrets)
 
+    def _terminate(self, pod: DaemonPod) -> DaemonPod:
+        return pod if pod.terminating else replace(pod, terminating=True, ends_by=self.now + DAEMON_GRACE_S)
+
     def _step_pod(self, pod: DaemonPod, owners: set[str]) -> DaemonPod:
         if pod.owner_uid not in owners:
-            return replace(pod, terminating=True)
+            return self._terminate(pod)
+        if pod.lost_at is not None:
+            return pod
         if pod.phase is Phase.PENDING and pod.ref.name in self.daemon_claims:
             self.serial += 1
             return replace(pod, phase=Phase.RUNNING, address=f"10.0.0.{self.serial}")
@@ -212,6 +236,9 @@ class World:
                 self.apply(action)
             changed = self.step_cluster()
             if not plan.actions and not changed and not plan.held:
-                return plan
+                if not any(pod.terminating for pod in self.pods.values()):
+                    return plan
+                assert plan.wake_after_s is not None, "nobody will look at a pod that does not end"
+                self.now += plan.wake_after_s
             self.now += 0.2
         raise AssertionError(f"no end in sight; the last plan was {plan}")

@@ -1,10 +1,14 @@
 """What the shell shows to the planner: only what belongs to a domain, whatever others write into their labels."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from api.client import Conflict
+from controller.computedomain.actions import Delete
+from controller.computedomain.execute import Executor
 from controller.computedomain.reconcile import ComputeDomains
-from controller.computedomain.state import Settings
+from controller.computedomain.state import Ref, Settings
 from controller.loop import WorkQueue
 from controller.metrics import Metrics
 
@@ -19,6 +23,17 @@ class _Nothing:
 def _domains() -> ComputeDomains:
     nothing: Any = _Nothing()
     return ComputeDomains(nothing, Settings("driver", "image"), nothing, Metrics())
+
+
+async def _delete(domains: ComputeDomains, ref: Ref) -> None:
+    """The API server answers that the object with this uid is not there."""
+
+    class Refusing:
+        async def delete(self, *_: Any, **__: Any) -> None:
+            raise Conflict("DELETE", 409, {"message": "the UID in the precondition does not match"})
+
+    client: Any = Refusing()
+    await Executor(client, domains._record, domains._drop).execute(Delete(ref))
 
 
 def _metadata(name: str, namespace: str, **more: Any) -> dict[str, Any]:
@@ -86,6 +101,43 @@ def test_another_domain_with_a_daemon_on_the_node_is_seen_by_name() -> None:
     _put_clique(domains, "other", "driver", "n1")
     _put_clique(domains, "forged", "stranger", "n1")
     assert domains.observe(uid, 0.0).occupied == {"n1": "elsewhere/other"}
+
+
+def test_a_domain_on_whose_node_anothers_daemon_comes_or_goes_is_looked_at() -> None:
+    domains = _domains()
+    uid = _put_domain(domains)
+    _put_claim(domains, uid, "n1")
+    domains.queue = WorkQueue()
+    _put_clique(domains, "other", "driver", "n1")
+    assert len(domains.queue) == 2, "its own domain, and ours"
+
+
+def test_a_template_with_the_label_of_a_domain_that_is_gone_is_ours_only_if_that_owns_it() -> None:
+    domains = _domains()
+    labels = {LABEL: "gone"}
+    _put(domains, "ResourceClaimTemplate", {"metadata": _metadata("copied", "stranger", labels=labels)})
+    owners = [{"uid": "gone", "kind": "ComputeDomain", "name": "train"}]
+    made = _metadata("made", "team", labels=labels, ownerReferences=owners)
+    _put(domains, "ResourceClaimTemplate", {"metadata": made})
+    assert [template.ref.name for template in domains.observe("gone", 0.0).templates] == ["made"]
+
+
+def test_a_refused_delete_does_not_hide_the_object_that_has_the_name_now() -> None:
+    domains = _domains()
+    now = {"metadata": {**_metadata("channel", "team"), "uid": "second"}}
+    _put(domains, "ResourceClaimTemplate", now)
+    asyncio.run(_delete(domains, Ref("ResourceClaimTemplate", "team", "channel", "first")))
+    assert domains.templates.get("team", "channel") is not None
+    asyncio.run(_delete(domains, Ref("ResourceClaimTemplate", "team", "channel", "second")))
+    assert domains.templates.get("team", "channel") is None
+
+
+def test_what_was_refused_and_need_not_be_done_any_more_is_forgotten() -> None:
+    domains = _domains()
+    domains._failures["gone"] = (0.0, ("exceeded quota",))
+    assert domains.observe("gone", 100.0).failures
+    asyncio.run(domains.reconcile("gone"))
+    assert not domains.observe("gone", 100.0).failures
 
 
 def test_a_node_that_publishes_another_clique_wakes_the_domains_that_use_it() -> None:

@@ -34,13 +34,24 @@ def claim(*configs: dict[str, Any], reserved: bool = True, device: str = "channe
 def test_an_allocated_and_reserved_channel_is_a_member_of_its_domain() -> None:
     parsed = parse_claim(claim(channel_config("d1")))
     assert isinstance(parsed, ChannelClaim)
-    assert (parsed.domain_uid, parsed.node, parsed.allocated_at) == ("d1", "node-1", 1767225610.0)
+    assert (parsed.domain_uid, parsed.node, parsed.allocated.at) == ("d1", "node-1", 1767225610.0)
     assert [pod.name for pod in parsed.pods] == ["worker-0"]
 
 
 def test_the_claims_own_config_beats_that_of_its_class_and_a_later_one_an_earlier_one() -> None:
     parsed = parse_claim(claim(channel_config("d2"), channel_config("d3"), channel_config("d1", "FromClass")))
     assert parsed is not None and parsed.domain_uid == "d3"
+
+
+def test_a_config_for_a_request_is_for_each_of_its_alternatives() -> None:
+    """As the node plugin reads it (`kubeletplugin.model.claims`)."""
+    raw = claim(channel_config("d1"))
+    (result,) = raw["status"]["allocation"]["devices"]["results"]
+    result["request"] = "channel/first"
+    parsed = parse_claim(raw)
+    assert parsed is not None and parsed.domain_uid == "d1"
+    result["request"] = "other/first"
+    assert parse_claim(raw) is None
 
 
 def test_a_claim_that_nobody_uses_or_that_holds_no_channel_or_is_malformed_concerns_nobody() -> None:
@@ -95,6 +106,21 @@ def test_a_daemon_pod_is_as_far_as_its_status_says() -> None:
     assert "no node fits" in parsed[5].message
 
 
+def test_a_pod_is_lost_when_it_is_said_to_be_unready_while_its_container_is_ready() -> None:
+    """As the node lifecycle controller leaves it; a kubelet that speaks for itself changes both."""
+
+    def seen(container: bool, condition: str) -> float | None:
+        told = {"type": "Ready", "status": condition, "lastTransitionTime": "2026-01-01T00:00:10Z"}
+        containers = [{"ready": container, "state": {"running": {}}}]
+        parsed = parse_pod(pod(containerStatuses=containers, conditions=[told]))
+        assert parsed is not None
+        return parsed.lost_at
+
+    assert seen(container=True, condition="False") == 1767225610.0
+    assert seen(container=False, condition="False") is None
+    assert seen(container=True, condition="True") is None
+
+
 def test_a_nodes_clique_is_an_attribute_of_its_channels() -> None:
     def node_slice(attributes: dict[str, Any]) -> dict[str, Any]:
         return {"spec": {"nodeName": "n", "devices": [{"name": "channel-0", "attributes": attributes}]}}
@@ -144,14 +170,10 @@ def test_a_released_channel_is_nothing_to_wait_for() -> None:
     assert explain_pod(facts)[0] == "pod team/worker-0 waits for nothing of ours"
 
 
-def test_a_claim_that_is_missing_or_names_no_domain_or_a_foreign_one_is_said() -> None:
+def test_a_claim_that_is_missing_or_names_no_domain_of_its_namespace_is_said() -> None:
     assert "does not exist yet" in explain_pod(PodFacts(WORKER, {"channel": None}))[0]
     allocated = {"channel": claim(channel_config("d1"))}
-    assert "which does not exist" in explain_pod(PodFacts(WORKER, allocated))[0]
-    foreign = domain("Idle")
-    foreign["metadata"]["namespace"] = "elsewhere"
-    told = explain_pod(PodFacts(WORKER, allocated, {"d1": foreign}))[0]
-    assert "another namespace" in told and "elsewhere" not in told
+    assert "which does not exist in namespace team" in explain_pod(PodFacts(WORKER, allocated))[0]
 
 
 def test_domains_are_listed_with_their_reasons() -> None:

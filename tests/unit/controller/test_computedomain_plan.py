@@ -7,6 +7,7 @@ from computedomain_world import SETTINGS, UID, World, make_domain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from api.clique import Moment
 from controller.computedomain.actions import (
     Create,
     Delete,
@@ -19,7 +20,7 @@ from controller.computedomain.actions import (
 )
 from controller.computedomain.check import UnsafePlan, check_plan
 from controller.computedomain.plan import plan_domain
-from controller.computedomain.state import Binding, Clique, Phase, Ref, Template
+from controller.computedomain.state import ABSENT_AFTER_S, OVERDUE_S, Binding, Clique, Phase, Ref, Settings, Template
 from controller.computedomain.status import find_condition
 
 
@@ -125,6 +126,27 @@ def test_a_full_clique_leaves_the_latest_node_out_and_says_so() -> None:
     assert _condition(world, "Degraded") == ("False", "AsExpected")
 
 
+def test_of_nineteen_nodes_of_a_clique_the_last_waits_for_a_place_by_default() -> None:
+    nodes = [f"r{number:02}" for number in range(19)]
+    world = World(domain=make_domain(num_nodes=18), settings=Settings("driver", "partita:dev"))
+    world.fabric = dict.fromkeys(nodes, "f.0")
+    for node in nodes:
+        world.add_claim(node)
+        world.now += 1
+    world.converge()
+    assert {node: index for node, (_, index) in _indexes(world).items()} == {n: i for i, n in enumerate(nodes[:18])}
+    assert len(world.pods) == 18
+    assert _condition(world, "Ready") == ("True", "Connected")
+    assert _condition(world, "Degraded") == ("True", "NodesLeftOut")
+    world.now += 10
+    assert [report.regarding.name for report in world.plan().reports] == [
+        claim.pods[0].name for claim in world.claims.values() if claim.node == "r18"
+    ]
+    world.end_claims("r07")
+    world.converge()
+    assert _indexes(world)["r18"] == ("f.0", 7)
+
+
 def test_another_limit_touches_no_clique_that_there_is() -> None:
     world = _formed("n0", "n1")
     wider = replace(SETTINGS, max_nodes_per_imex_domain=9)
@@ -132,6 +154,36 @@ def test_another_limit_touches_no_clique_that_there_is() -> None:
     for node in ("n2", "n3"):
         world.add_claim(node)
     assert plan_domain(world.observe(), wider).members.left_out.keys() == {"n3"}
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_a_daemon_that_is_replaced_is_as_its_domain_was_formed_whatever_the_settings_are_now(tls: bool) -> None:
+    formed = replace(SETTINGS, tls=tls, node_list="names" if tls else "addresses")
+    changed = replace(SETTINGS, tls=not tls, node_list="addresses" if tls else "names")
+    world = World(settings=formed)
+    for node in ("n0", "n1"):
+        world.add_claim(node)
+    world.converge()
+    world.settings = changed
+    assert not world.plan().actions
+    for name in list(world.pods):
+        world.lose_pod(name)
+    (pod, _) = [action.body for action in world.plan().actions if isinstance(action, Create)]
+    assert ("volumes" in pod["spec"]) is tls
+    (container,) = pod["spec"]["containers"]
+    environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert environment["IMEX_NODE_LIST"] == formed.node_list
+
+
+def test_a_daemon_asks_for_nothing_that_its_job_may_hold() -> None:
+    world = World()
+    world.add_claim("n0")
+    made: list[Create] = []
+    while not (made := [a for a in world.plan().actions if isinstance(a, Create) and a.ref.kind == "Pod"]):
+        for action in world.plan().actions:
+            world.apply(action)
+    (container,) = made[0].body["spec"]["containers"]
+    assert set(container["resources"]) == {"claims"}
 
 
 def test_a_node_whose_devices_are_not_published_is_waited_for_by_name() -> None:
@@ -194,6 +246,65 @@ def test_a_node_whose_plugin_is_away_keeps_its_place() -> None:
     assert _indexes(world) == before
 
 
+def test_a_node_whose_gpus_are_unwell_keeps_its_place_and_its_daemon() -> None:
+    world = _formed("n0", "n1")
+    before, pods = _indexes(world), set(world.pods)
+    world.fabric["n0"] = ""
+    world.converge()
+    assert (_indexes(world), set(world.pods)) == (before, pods)
+    world.end_claims("n0")
+    world.converge()
+    world.add_claim("n0")
+    world.converge()
+    assert "n0" not in _indexes(world), "with new pods it is what it says it is"
+
+
+def _absent(world: World) -> set[str]:
+    return {m.node for clique in world.cliques.values() for m in clique.membership.members if m.absent}
+
+
+def test_a_node_that_is_lost_keeps_its_place_and_nobody_waits_for_it() -> None:
+    world = _formed("n0", "n1", "n2")
+    before = _indexes(world)
+    world.lose_node("n0")
+    world.converge()
+    assert not _absent(world), "it may be a moment only"
+    wake_s = world.plan().wake_after_s
+    assert wake_s is not None and wake_s <= ABSENT_AFTER_S
+    world.now += ABSENT_AFTER_S
+    assert any(isinstance(action, WriteMembership) for action in world.plan().actions), "the others are told at once"
+    world.converge()
+    assert _absent(world) == {"n0"}
+    assert _indexes(world) == before
+    lost = [m for clique in world.cliques.values() for m in clique.membership.members if m.node == "n0"]
+    assert lost[0].address, "where it is found when it comes back"
+    assert _condition(world, "Degraded") == ("True", "MemberLost")
+    assert _condition(world, "Ready") == ("True", "Connected"), "two were wanted, and two are connected"
+    world.find_node("n0")
+    world.converge()
+    assert not _absent(world)
+    assert _condition(world, "Degraded") == ("False", "AsExpected")
+
+
+def test_a_daemon_that_is_not_connected_on_a_node_that_lives_is_waited_for() -> None:
+    world = _formed("n0", "n1")
+    name = next(iter(world.pods))
+    world.pods[name] = replace(world.pods[name], phase=Phase.RUNNING)
+    world.now += 10 * ABSENT_AFTER_S
+    for action in world.plan().actions:
+        world.apply(action)
+    assert not _absent(world)
+
+
+def test_with_release_policy_all_nodes_a_lost_node_is_not_counted_and_not_waited_for() -> None:
+    world = _formed("n0", "n1", "n2", wait_for_all=True)
+    world.lose_node("n0")
+    world.now += ABSENT_AFTER_S
+    world.converge()
+    released = {m.node for clique in world.cliques.values() for m in clique.membership.members if m.released}
+    assert released == {"n1", "n2"}
+
+
 def test_a_node_that_leaves_loses_its_daemon_and_the_rest_stays() -> None:
     world = _formed("n0", "n1")
     world.end_claims("n0")
@@ -237,6 +348,18 @@ def test_with_release_policy_all_nodes_nobody_is_released_before_everybody_is_co
     assert all(m.released for clique in world.cliques.values() for m in clique.membership.members)
 
 
+def test_what_waiting_pods_are_told_does_not_change_with_every_node_that_comes() -> None:
+    """Else every one of them would be written to every pod and into the membership."""
+    world = World(domain=make_domain(wait_for_all=True, num_nodes=4))
+    notes = set()
+    for node in ("n0", "n1", "n2"):
+        world.add_claim(node)
+        world.converge()
+        world.now += 10.0
+        notes |= {report.note for report in world.plan().reports if report.reason == "WaitingForComputeDomain"}
+    assert len(notes) == 1
+
+
 def test_a_deleted_domain_in_use_drains_and_names_who_holds_it() -> None:
     world = _formed("n0", "n1")
     world.delete_domain()
@@ -272,6 +395,95 @@ def test_force_does_not_wait_for_anybody() -> None:
     world.domain = replace(world.domain, force=True)
     world.converge()
     assert world.domain is None and not world.pods
+
+
+@pytest.mark.parametrize(("node", "holds"), [("n0", True), ("plain", True), ("n2", False)])
+def test_where_nobody_says_when_a_claim_was_allocated_it_counts_on_a_node_that_is_a_member(
+    node: str, holds: bool
+) -> None:
+    world = _formed("n0", "n1")
+    world.add_claim(node, "undated")
+    undated = replace(world.claims["undated"], allocated=Moment(world.now, is_known=False))
+    world.delete_domain()
+    world.claims = {"undated": undated}
+    members = world.plan().members
+    assert [claim.ref.name for claim in members.holders] == (["undated"] if holds else [])
+    assert [claim.ref.name for claim in members.refused] == ([] if holds else ["undated"])
+
+
+def test_nodes_are_told_when_the_domain_was_deleted() -> None:
+    world = _formed("n0", "n1")
+    assert [clique.membership.deleted_at for clique in world.cliques.values()] == [None]
+    world.delete_domain()
+    world.converge()
+    assert world.domain is not None
+    (told,) = [clique.membership.deleted_at for clique in world.cliques.values()]
+    assert told == pytest.approx(world.domain.deleted_at, abs=1.0)
+
+
+def _end_with_a_lost_node(*, force: bool) -> World:
+    """Until all is done that needs no kubelet of n0."""
+    world = _formed("n0", "n1")
+    world.lose_node("n0")
+    if not force:
+        world.claims.clear()
+    world.delete_domain()
+    assert world.domain is not None
+    world.domain = replace(world.domain, force=force)
+    for _ in range(20):
+        for action in world.plan().actions:
+            world.apply(action)
+        world.step_cluster()
+        world.now += 0.3
+    return world
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_domain_that_cannot_end_says_for_what_it_waits(force: bool) -> None:
+    world = _end_with_a_lost_node(force=force)
+    assert [pod.node for pod in world.pods.values()] == ["n0"]
+    assert _condition(world, "Ready") == ("False", "CleaningUp")
+    assert world.domain is not None
+    (pod,) = world.pods.values()
+    message = find_condition(world.domain.status, "Draining")["message"]
+    assert f"daemon pod {pod.ref} on node n0" in message
+
+
+@pytest.mark.parametrize(("force", "patience_s"), [(False, OVERDUE_S), (True, 0.0)])
+def test_a_daemon_whose_node_is_dead_holds_its_domain_for_a_while_only(force: bool, patience_s: float) -> None:
+    world = _end_with_a_lost_node(force=force)
+    (pod,) = world.pods.values()
+    wake_s = world.plan().wake_after_s
+    assert wake_s is not None and world.now + wake_s == pytest.approx(pod.ends_by + patience_s)
+    world.now = pod.ends_by + patience_s - 1
+    assert not world.plan().actions
+    world.now += 1
+    assert world.plan().actions == (Delete(pod.ref, at_once=True),)
+    world.converge()
+    assert world.domain is None and not world.pods
+
+
+def test_an_end_that_takes_a_moment_writes_no_status() -> None:
+    world = _formed("n0", "n1")
+    said = len(world.statuses)
+    world.claims.clear()
+    world.delete_domain()
+    world.converge()
+    assert world.domain is None
+    assert len(world.statuses) == said
+
+
+def test_a_node_that_was_dead_gets_a_daemon_again_when_the_one_before_is_overdue() -> None:
+    world = _formed("n0", "n1")
+    world.lose_node("n0")
+    world.end_claims("n0")
+    for action in world.plan().actions:
+        world.apply(action)
+    (old,) = [pod for pod in world.pods.values() if pod.terminating]
+    world.add_claim("n0")
+    world.converge()
+    assert [pod.terminating for pod in world.pods.values()] == [False, False]
+    assert old.ref.uid not in [pod.ref.uid for pod in world.pods.values()]
 
 
 def test_what_outlived_its_domain_is_removed_after_a_moment() -> None:
@@ -429,6 +641,8 @@ _EVENTS = st.one_of(
     st.tuples(st.just("lose"), st.integers(0, 5)),
     st.tuples(st.just("fail"), st.integers(0, 5)),
     st.tuples(st.just("move"), _NODES),
+    st.tuples(st.just("die"), _NODES),
+    st.tuples(st.just("come back"), _NODES),
     st.tuples(st.just("act"), st.integers(0, 9)),
     st.tuples(st.just("cluster"), st.just(0)),
     st.tuples(st.just("drop"), st.sampled_from(["cliques", "secrets", "templates", "daemon_claims"])),
@@ -453,6 +667,10 @@ def _happen(world: World, event: tuple[str, object]) -> None:
                     world.pods[name] = replace(world.pods[name], phase=Phase.FINISHED)
         case ("move", str(node)):
             world.fabric[node] = "f.1" if world.fabric[node] == "f.0" else "f.0"
+        case ("die", str(node)):
+            world.lose_node(node)
+        case ("come back", str(node)):
+            world.find_node(node)
         case ("act", int(count)):
             for action in world.plan().actions[:count]:
                 world.apply(action)

@@ -1,6 +1,7 @@
 """What the IMEX daemon decides: node tables, files, when to restart or reload, and when it is ready."""
 
 import json
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -69,6 +70,18 @@ class TestNodeTable:
     def test_with_addresses_there_is_no_table_until_all_are_known(self) -> None:
         incomplete = membership(("a", "", 0), ("b", "", 1))
         assert build_node_table(incomplete, "a", "10.0.0.1", use_names=False) is None
+
+    @pytest.mark.parametrize("names", [True, False])
+    def test_a_lost_node_stays_in_the_list_and_is_not_required(self, names: bool) -> None:
+        daemons = [
+            {"nodeName": "b", "ipAddress": "10.0.0.2", "index": 0, "absent": True},
+            {"nodeName": "a", "ipAddress": "10.0.0.1", "index": 3},
+        ]
+        raw = {"metadata": {"name": f"{UID}.{CLIQUE}"}, "maxNodes": 4, "daemons": daemons}
+        made = build_node_table(parse_membership(raw), "a", "10.0.0.1", use_names=names)
+        assert made is not None
+        assert (made.peers, made.required) == ({0}, set())
+        assert "10.0.0.2" in made.addresses
 
     def test_an_index_past_the_limit_still_fits(self) -> None:
         made = build_node_table(membership(("a", "", 5), max_nodes=2), "a", "10.0.0.1", use_names=True)
@@ -195,6 +208,11 @@ class TestReadiness:
 
     def test_a_peer_that_cannot_be_asked_is_believed_in_by_the_own_connection(self) -> None:
         assert check_readiness(report(("READY", [C, C]), ("UNAVAILABLE", [X, X])), ONE).ready
+
+    def test_a_peer_whose_node_is_lost_is_not_waited_for(self) -> None:
+        seen = check_readiness(report(("READY", [C, N]), ("UNAVAILABLE", [X, X])), replace(ONE, absent=frozenset({1})))
+        assert seen.ready
+        assert seen.message == "connected to 0 of 1 peers"
 
     def test_alone_is_ready(self) -> None:
         assert check_readiness(report(("READY", [C])), table(("a", "", 0))).ready

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from api.clique import Membership, parse_membership
+from api.clique import Membership, Moment, parse_membership, parse_time
 from api.device_config import parse_device_config
 from api.errors import ClaimError
 from kubeletplugin.model.cdi import DeviceNode, DriverFile, DriverTree
@@ -25,7 +25,7 @@ from kubeletplugin.model.channels import (
 from kubeletplugin.model.claims import ClaimRequest, parse_claim
 from kubeletplugin.model.devices import Features
 from kubeletplugin.model.inventory import Fabric, Gpu, Inventory
-from kubeletplugin.model.release import Release, Wait, check_release, parse_report
+from kubeletplugin.model.release import MESSAGE_LENGTH, Release, Wait, check_release, parse_report
 
 Json = dict[str, Any]
 DRIVER = "compute-domain.nvidia.com"
@@ -86,6 +86,10 @@ class TestFabric:
     def test_a_lost_gpu_does_not_count(self) -> None:
         inventory = Inventory("580", "13.0", (gpu(0, JOINED), gpu(1, None, lost=True)))
         assert find_fabric(inventory) == Attached(CLIQUE, CLUSTER)
+
+    @pytest.mark.parametrize("gpus", [(), (gpu(0, JOINED, lost=True), gpu(1, None, lost=True))])
+    def test_a_node_none_of_whose_gpus_answers_is_not_taken_for_one_without_fabric(self, gpus: tuple[Gpu, ...]) -> None:
+        assert isinstance(find_fabric(Inventory("580.105.08", "13.0", gpus)), Unsettled)
 
 
 class TestDevices:
@@ -194,6 +198,47 @@ class TestRelease:
     def test_a_draining_domain_takes_no_new_claims(self) -> None:
         with pytest.raises(ClaimError, match="team/train is being deleted"):
             check_release(claim(), CHANNEL, membership(draining=True, released=True), "node-1")
+
+    @pytest.mark.parametrize(
+        ("when", "is_known", "member", "served"),
+        [
+            ("2026-01-01T00:00:09Z", True, True, True),
+            ("2026-01-01T00:00:11Z", True, True, False),
+            ("2026-01-01T00:00:09Z", False, True, True),
+            ("2026-01-01T00:00:09Z", False, False, False),
+        ],
+    )
+    def test_a_draining_domain_serves_the_claims_that_it_had_when_it_was_deleted(
+        self, when: str, is_known: bool, member: bool, served: bool
+    ) -> None:
+        changes: Json = {"released": True} if member else {}
+        seen = replace(membership(draining=True, **changes), deleted_at=parse_time("2026-01-01T00:00:10Z"))
+        request = replace(claim(), allocated=Moment(parse_time(when), is_known))
+        if served:
+            assert check_release(request, CHANNEL, seen, "node-1") == Release()
+        else:
+            with pytest.raises(ClaimError, match="takes no new claims"):
+                check_release(request, CHANNEL, seen, "node-1")
+
+    def test_a_release_policy_that_is_not_the_domains_is_refused(self) -> None:
+        seen = replace(membership(released=True), release_policy="Connected")
+        assert check_release(claim(), replace(CHANNEL, release_policy="Connected"), seen, "node-1") == Release()
+        with pytest.raises(ClaimError, match="right would be Connected, or none"):
+            check_release(claim(), replace(CHANNEL, release_policy="AllNodes"), seen, "node-1")
+
+    def test_whoever_waits_for_its_nodes_daemon_is_told_what_that_says(self) -> None:
+        seen = membership(released=False, ipAddress="10.0.0.1", message="daemon pod d is not connected yet")
+        words = "not connected to node 1 (10.0.0.2)"
+        for change, told in (({}, f": {words}"), ({"address": "10.0.0.9"}, "connected yet")):
+            report = parse_report({**self.REPORT, "ready": False, "message": words, **change})
+            decision = check_release(claim(), CHANNEL, seen, "node-1", report)
+            assert isinstance(decision, Wait)
+            assert decision.reason.endswith(told)
+
+    def test_a_daemons_words_are_cut(self) -> None:
+        report = parse_report({**self.REPORT, "message": "x" * 10_000})
+        assert report is not None
+        assert len(report.message) == MESSAGE_LENGTH
 
     REPORT: ClassVar[dict[str, Any]] = {"computeDomain": UID, "cliqueID": CLIQUE, "address": "10.0.0.1", "ready": True}
 
