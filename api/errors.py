@@ -44,9 +44,13 @@ class Retryable(PartitaError):
 
 
 class Busy(Retryable):
-    """Somebody else holds what is needed; the message names the holder."""
+    """Somebody else holds what is needed; the message names the holder. `holders`: UIDs, where they are claims."""
 
     reason = "Busy"
+
+    def __init__(self, message: str, holders: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.holders = holders
 
 
 class HardwareError(PartitaError):
@@ -59,3 +63,7 @@ class StateUnreadable(PartitaError):
     """A file that we wrote cannot be read back: truncated, altered, or from a newer version."""
 
     reason = "StateUnreadable"
+
+
+class NewerState(StateUnreadable):
+    """The file is whole, but a newer version of this program wrote it."""

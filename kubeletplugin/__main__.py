@@ -53,6 +53,7 @@ def build_nvidia(settings: Settings, client: Client, events: Recorder, syncer: T
         crash=CrashPoint(settings.partita_crash_after),
         ignored_xids=parse_xids(settings.additional_xids_to_ignore),
         rescan_interval_s=settings.rescan_interval_s,
+        stale_grace_s=settings.stale_claim_grace_s,
         boot_id_path=Path(settings.boot_id_path),
     )
 
@@ -89,6 +90,7 @@ def build_amd(settings: Settings, client: Client, events: Recorder, syncer: Thre
         crash=CrashPoint(settings.partita_crash_after),
         on_claim=settings.amd_partitioning == "on-claim",
         rescan_interval_s=settings.rescan_interval_s,
+        stale_grace_s=settings.stale_claim_grace_s,
         boot_id_path=Path(settings.boot_id_path),
     )
 

@@ -8,14 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from api.client import ApiError, Client, Json, NotFound, path
+from api.client import ApiError, Client, Json
 from api.errors import Busy, HardwareError, InvalidObject, PartitaError, StateUnreadable
 from api.names import AMD_CDI_VENDOR, AMD_GPU_DRIVER
-from api.resources import allocated_devices
 from kubeletplugin.amd_home import HomeModes
 from kubeletplugin.amd_reload import ReloadMark
 from kubeletplugin.amd_target import NodeTarget
-from kubeletplugin.driver import CLAIM_API
 from kubeletplugin.events import Recorder
 from kubeletplugin.files import CdiFiles, CrashPoint, Store
 from kubeletplugin.hardware.amdsmi import AmdBackend
@@ -40,6 +38,7 @@ from kubeletplugin.model.claims import parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
 from kubeletplugin.settings import RELOAD_MARK
+from kubeletplugin.stale import StaleClaims
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +71,7 @@ class AmdDriver:
         crash: CrashPoint,
         on_claim: bool,
         rescan_interval_s: float,
+        stale_grace_s: float,
         boot_id_path: Path,
     ) -> None:
         self._node = node
@@ -91,6 +91,7 @@ class AmdDriver:
         self._changed: Callable[[], None] = lambda: None
         self._target = NodeTarget(node, client, on_claim)
         self._home = HomeModes(store.path.with_name("home-modes.json"))
+        self._stale = StaleClaims(client, stale_grace_s)
         self._reload = ReloadMark(store.path.with_name(RELOAD_MARK))
 
     # Start
@@ -154,7 +155,7 @@ class AmdDriver:
                     planned = plan()
                 except Busy:
                     # The holder may be a claim that went away while nobody told us.
-                    if not await self._sweep():
+                    if not await self._sweep_if_answered():
                         raise
                     planned = plan()
                 if planned.done:
@@ -208,25 +209,28 @@ class AmdDriver:
         self._crash("removed")
 
     def _forget(self, uid: str) -> None:
+        self._stale.forget(uid)
         self._cdi.remove(cdi_file_name(AMD_CDI_VENDOR, uid))
         self._crash("cdi_removed")
         if self._store.checkpoint.get(uid) is not None:
             self._store.remove(uid)
 
     async def _sweep(self) -> int:
-        """Give back what claims hold that are gone from the API server, or no longer have these devices."""
+        """Give back what stale claims hold. Raises ApiError."""
         swept = 0
-        for record in tuple(self._store.checkpoint.records.values()):
-            where = path(CLAIM_API, "resourceclaims", namespace=record.namespace, name=record.name)
-            try:
-                claim = await self._client.get(where)
-            except NotFound:
-                claim = None
-            if claim is None or not _still_holds(claim, record):
-                log.warning("stale_claim", extra={"claim": record.claim, "claim_uid": record.uid})
-                self._forget(record.uid)
-                swept += 1
+        for record in await self._stale.find(self._store.checkpoint.records.values()):
+            log.warning("stale_claim", extra={"claim": record.claim, "claim_uid": record.uid})
+            self._forget(record.uid)
+            swept += 1
         return swept
+
+    async def _sweep_if_answered(self) -> int:
+        """The same; an API server that is away says nothing of claims."""
+        try:
+            return await self._sweep()
+        except ApiError as error:
+            log.warning("sweep_failed", extra={"driver": self.name, "error": str(error)})
+            return 0
 
     def _build_cdi(self, record: ClaimRecord) -> Json:
         nodes = self._backend.read_device_nodes(device_paths(record, self._inventory))
@@ -301,7 +305,7 @@ class AmdDriver:
                         changed()
             except (PartitaError, InvalidObject, ApiError) as error:
                 log.warning("sweep_failed", extra={"driver": self.name, "error": str(error)})
-            await asyncio.sleep(_SWEEP_INTERVAL_S)
+            await asyncio.sleep(self._stale.next_due_s(_SWEEP_INTERVAL_S))
 
     async def _rescan_once(self) -> None:
         """Under the lease. What cannot be read is not offered, whatever was read before."""
@@ -329,10 +333,3 @@ class AmdDriver:
 
     async def _call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function)
-
-
-def _still_holds(claim: Json, record: ClaimRecord) -> bool:
-    if claim["metadata"]["uid"] != record.uid:
-        return False
-    allocated = {result["device"] for result in allocated_devices(claim, record.driver)}
-    return all(device.device in allocated for device in record.devices)

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from api.errors import Busy, StateUnreadable
+from api.errors import Busy, NewerState, StateUnreadable
 from kubeletplugin.disk import disk_error, sync_and_close, sync_directory, timed_sync, write_whole
 from kubeletplugin.model.checkpoint import (
     Checkpoint,
@@ -141,7 +141,12 @@ class Store:
         try:
             journal = decode_journal(self._driver, data)
         except StateUnreadable as error:
-            raise StateUnreadable(f"{self.path}: {error}") from error
+            if self._fd < 0 or isinstance(error, NewerState):
+                raise type(error)(f"{self.path}: {error}") from error
+            # Altered under a running program: what is in memory is what it held.
+            log.error("journal_written_anew", extra={"path": str(self.set_aside()), "error": str(error)})
+            self._replace(self.checkpoint)
+            return
         self._open()
         if journal.valid_bytes < len(data):
             log.warning("journal_tail_torn", extra={"path": str(self.path), "bytes": len(data) - journal.valid_bytes})

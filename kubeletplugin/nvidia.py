@@ -3,14 +3,13 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from api.client import ApiError, Client, Json, NotFound, path
+from api.client import ApiError, Client, Json, path
 from api.errors import Busy, HardwareError, InvalidObject, PartitaError, StateUnreadable
 from api.names import NVIDIA_CDI_VENDOR, NVIDIA_GPU_DRIVER
-from api.resources import allocated_devices
 from kubeletplugin.driver import CLAIM_API
 from kubeletplugin.events import Recorder
 from kubeletplugin.executor import Executor
@@ -18,7 +17,7 @@ from kubeletplugin.files import CdiFiles, CrashPoint, Store
 from kubeletplugin.hardware.tree import DriverRoot, read_driver_tree
 from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.cdi import DriverTree, cdi_file_name, check_libraries, encode_cdi_spec
-from kubeletplugin.model.checkpoint import ClaimRecord, MigHolding
+from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState, MigHolding
 from kubeletplugin.model.claims import ClaimRequest, parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features, build_devices
 from kubeletplugin.model.health import IGNORED_XIDS, NodeHealth, observe_event, observe_inventory
@@ -31,12 +30,15 @@ from kubeletplugin.model.prepare import (
     plan_unprepare,
 )
 from kubeletplugin.model.rebuild import rebuild_checkpoint, unrecorded_claims
+from kubeletplugin.model.steps import DisableMig, HardwareStep
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
+from kubeletplugin.stale import StaleClaims
 
 log = logging.getLogger(__name__)
 
 _MISSING_RETRY_S: Final = 5.0
 _SWEEP_INTERVAL_S: Final = 600.0
+_UNDO_AGAIN_S: Final = 30.0
 
 
 class NvidiaDriver:
@@ -57,6 +59,7 @@ class NvidiaDriver:
         crash: CrashPoint,
         ignored_xids: frozenset[int],
         rescan_interval_s: float,
+        stale_grace_s: float,
         boot_id_path: Path,
     ) -> None:
         self._node = node
@@ -76,6 +79,9 @@ class NvidiaDriver:
         self._lack: str | None = None
         self._health = NodeHealth()
         self._offered: tuple[str, ...] = ()
+        self._stale = StaleClaims(client, stale_grace_s)
+        self._not_undone: dict[str, ClaimRecord] = {}
+        """What an earlier run left half made and could not be undone at the start, by claim UID."""
 
     # Start
 
@@ -110,18 +116,33 @@ class NvidiaDriver:
         plan = plan_recovery(self._store.checkpoint, self._executor.inventory, self._boot_id)
         for undo in plan.undo:
             log.info("undoing", extra={"claim": undo.record.claim, "claim_uid": undo.record.uid})
-            await self._executor.run(undo.steps)
-            self._forget(undo.record.uid)
+            try:
+                await self._run_back(undo.steps)
+                self._forget(undo.record.uid)
+            except PartitaError as error:  # one claim that cannot be undone must not keep the others waiting
+                self._report_not_undone(undo.record, error)
         for redo in plan.redo:
             log.info("preparing_again", extra={"claim": redo.record.claim, "claim_uid": redo.record.uid})
             try:
+                if redo.steps:
+                    # As for any claim: what is made without an intent would be an admin's after a crash. Where it
+                    # fails, the intent stays for whoever asks again, gives it back, or starts next.
+                    self._store.put(redo.record)
+                    await self._store.sync()
+                    self._crash("intent")
                 await self._carry_out(redo)
             except HardwareError as error:
                 log.error("not_prepared_again", extra={"claim": redo.record.claim, "error": str(error)})
         for record in plan.keep:
-            self._ensure_cdi(record)
+            try:
+                self._ensure_cdi(record)
+            except PartitaError as error:
+                log.error("no_cdi_file", extra={"claim": record.claim, "claim_uid": record.uid, "error": str(error)})
         for record, why in plan.failed:
-            log.error("not_prepared_again", extra={"claim": record.claim, "claim_uid": record.uid, "error": why})
+            if record.state is ClaimState.STARTED:
+                self._report_not_undone(record, why)
+            else:
+                log.error("not_prepared_again", extra={"claim": record.claim, "error": str(why)})
         await self._store.sync()
 
     async def _rebuild(self, error: StateUnreadable) -> None:
@@ -136,7 +157,7 @@ class NvidiaDriver:
             dict(self._cdi.read_all()),
             self._executor.inventory,
             self._boot_id,
-            _static_uuids(slices),
+            _static_uuids(slices) if slices else None,
         )
         aside = self._store.set_aside()
         self._store.adopt(checkpoint)
@@ -159,9 +180,9 @@ class NvidiaDriver:
         async with self._store.lease():
             try:
                 plan = self._plan(request)
-            except Busy:
+            except Busy as busy:
                 # The holder may be a claim that went away while nobody told us.
-                if not await self._sweep():
+                if not await self._sweep_holders(busy):
                     raise
                 plan = self._plan(request)
             if plan.done:
@@ -223,7 +244,7 @@ class NvidiaDriver:
         """Give back what a failed preparation made. Where that fails too, the record stays for the next attempt."""
         try:
             inventory = await self._executor.rescan()
-            await self._executor.run(plan_unprepare(record, inventory, self._store.checkpoint))
+            await self._run_back(plan_unprepare(record, inventory, self._store.checkpoint))
             self._forget(record.uid)
         except PartitaError as error:
             log.error("not_undone", extra={"error": str(error)})
@@ -240,34 +261,50 @@ class NvidiaDriver:
             self._store.sync_soon()
         self._crash("removed")
 
-    async def _release(self, record: ClaimRecord) -> None:
+    async def _release(self, record: ClaimRecord) -> bool:
+        """False where the record has changed meanwhile: somebody asked for the claim again, or gave it back."""
         async with self._executor.holding(device.holding.gpu_uuid for device in record.devices):
+            if self._store.checkpoint.get(record.uid) != record:
+                return False
             steps = plan_unprepare(record, self._executor.inventory, self._store.checkpoint)
             if steps:
-                await self._executor.run(steps)
+                await self._run_back(steps)
             self._crash("undone")
             self._forget(record.uid)
+            return True
+
+    async def _run_back(self, steps: Sequence[HardwareStep]) -> None:
+        """Steps that give something back. A GPU that stays in MIG mode is in nobody's way: whoever wants it whole plans
+        to leave it again."""
+        needed = tuple(step for step in steps if not isinstance(step, DisableMig))
+        await self._executor.run(needed)
+        for step in steps[len(needed) :]:
+            try:
+                await self._executor.run((step,))
+            except HardwareError as error:
+                log.info("mig_mode_stays", extra={"driver": self.name, "gpu": step.gpu_uuid, "why": str(error)})
 
     def _forget(self, uid: str) -> None:
+        self._stale.forget(uid)
         self._cdi.remove(cdi_file_name(NVIDIA_CDI_VENDOR, uid))
         self._crash("cdi_removed")
         self._store.remove(uid)
 
-    async def _sweep(self) -> int:
-        """Give back what claims hold that are gone from the API server, or no longer have these devices."""
+    async def _sweep_holders(self, busy: Busy) -> int:
+        """Give back what the holders hold, where they are stale; an API server that is away says nothing of that."""
+        try:
+            return await self._sweep(busy.holders)
+        except ApiError as error:
+            log.warning("sweep_failed", extra={"driver": self.name, "error": str(error)})
+            return 0
+
+    async def _sweep(self, uids: Iterable[str]) -> int:
+        """Give back what those of these claims hold that are stale; how many. Raises ApiError."""
+        records = [record for uid in uids if (record := self._store.checkpoint.get(uid)) is not None]
         swept = 0
-        for record in tuple(self._store.checkpoint.records.values()):
-            where = path(CLAIM_API, "resourceclaims", namespace=record.namespace, name=record.name)
-            try:
-                claim = await self._client.get(where)
-            except NotFound:
-                claim = None
-            if claim is not None and _still_holds(claim, record):
-                continue
-            if self._store.checkpoint.get(record.uid) is record:
-                log.warning("stale_claim", extra={"claim": record.claim, "claim_uid": record.uid})
-                await self._release(record)
-                swept += 1
+        for record in await self._stale.find(records):
+            log.warning("stale_claim", extra={"claim": record.claim, "claim_uid": record.uid})
+            swept += await self._release(record)
         return swept
 
     def _ensure_cdi(self, record: ClaimRecord) -> None:
@@ -323,12 +360,30 @@ class NvidiaDriver:
         while True:
             try:
                 async with self._store.lease():
-                    if await self._sweep():
+                    swept = await self._undo_the_rest() + await self._sweep(self._store.checkpoint.records)
+                    if swept:
                         await self._store.sync()
                         changed()
             except (PartitaError, InvalidObject) as error:
                 log.warning("sweep_failed", extra={"driver": self.name, "error": str(error)})
-            await asyncio.sleep(_SWEEP_INTERVAL_S)
+            await asyncio.sleep(self._stale.next_due_s(_UNDO_AGAIN_S if self._not_undone else _SWEEP_INTERVAL_S))
+
+    async def _undo_the_rest(self) -> int:
+        """Try again what could not be undone at the start, where nobody has asked for the claim since."""
+        undone = 0
+        for uid, record in tuple(self._not_undone.items()):
+            try:
+                undone += await self._release(record)
+                del self._not_undone[uid]
+            except PartitaError as error:
+                self._report_not_undone(record, error)
+        return undone
+
+    def _report_not_undone(self, record: ClaimRecord, error: PartitaError) -> None:
+        self._not_undone[record.uid] = record
+        message = f"claim {record.claim}: what an earlier run left half made cannot be undone yet: {error}"
+        log.error("not_undone", extra={"claim": record.claim, "claim_uid": record.uid, "error": str(error)})
+        self._events.warn(self._node_reference(), "ClaimNotUndone", "Recover", message)
 
     def _read_tree(self) -> None:
         """After a change of driver or GPUs, and for as long as containers get no CUDA; claims do not wait for it."""
@@ -362,13 +417,6 @@ def _ready_devices(record: ClaimRecord) -> tuple[ReadyDevice, ...]:
         ReadyDevice((device.request,), device.pool, device.device, device.cdi_ids, device.share_id)
         for device in record.devices
     )
-
-
-def _still_holds(claim: Json, record: ClaimRecord) -> bool:
-    if claim["metadata"]["uid"] != record.uid:
-        return False
-    allocated = {result["device"] for result in allocated_devices(claim, record.driver)}
-    return all(device.device in allocated for device in record.devices)
 
 
 def _static_uuids(slices: list[Json]) -> frozenset[str]:

@@ -12,7 +12,7 @@ from typing import Final
 
 from api.errors import InvalidObject
 
-DEFAULT_RESCAN_INTERVAL_S: Final = 3.0
+_SECONDS: Final = {"rescan_interval_s": 3.0, "stale_claim_grace_s": 300.0}
 RELOAD_MARK: Final = "reloading"
 """In a driver's data directory: a reload of its kernel module has begun (`kubeletplugin.amd_reload`)."""
 CRASH_STEPS: Final = ("intent", "hardware", "cdi", "done", "undone", "cdi_removed", "removed")
@@ -46,7 +46,9 @@ class Settings:
     """`on-claim`: a GPU is brought into the mode that a claim asks for; `static`: modes are an administrator's."""
     binding_conditions: str = "false"
     """`true`: the scheduler binds a pod only when its ComputeDomain is formed (DRADeviceBindingConditions)."""
-    rescan_interval_s: float = DEFAULT_RESCAN_INTERVAL_S
+    rescan_interval_s: float = _SECONDS["rescan_interval_s"]
+    stale_claim_grace_s: float = _SECONDS["stale_claim_grace_s"]
+    """What a claim holds that is gone from the API server is given back after so long; its container may still run."""
     boot_id_path: str = "/proc/sys/kernel/random/boot_id"
     """File whose content differs after every boot of the node."""
     log_level: str = "INFO"
@@ -77,6 +79,7 @@ _HELP = {
     "amd_partitioning": "on-claim or static: whether claims may change the partition mode of AMD GPUs",
     "binding_conditions": "true or false: whether pods are bound only when their ComputeDomain is formed",
     "rescan_interval_s": "seconds between two looks at the hardware",
+    "stale_claim_grace_s": "seconds until what a claim holds that is gone from the API server is given back",
     "boot_id_path": "file with the id of the node's boot",
     "log_level": "DEBUG, INFO, WARNING or ERROR",
     "partita_crash_after": f"for tests: end right after a durable step, one of {', '.join(CRASH_STEPS)}",
@@ -99,11 +102,17 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
         raise InvalidObject(f"AMD_PARTITIONING={given['amd_partitioning']}: expected on-claim or static")
     if given.get("binding_conditions", "false") not in ("true", "false"):
         raise InvalidObject(f"BINDING_CONDITIONS={given['binding_conditions']}: expected true or false")
+    rescan_interval_s, stale_claim_grace_s = (
+        _parse_seconds(name, given.pop(name, default)) for name, default in _SECONDS.items()
+    )
+    return Settings(**given, rescan_interval_s=rescan_interval_s, stale_claim_grace_s=stale_claim_grace_s)
+
+
+def _parse_seconds(name: str, text: str | float) -> float:
     try:
-        rescan_interval_s = float(given.pop("rescan_interval_s", DEFAULT_RESCAN_INTERVAL_S))
+        return float(text)
     except ValueError as error:
-        raise InvalidObject(f"RESCAN_INTERVAL_S: expected seconds, {error}") from error
-    return Settings(**given, rescan_interval_s=rescan_interval_s)
+        raise InvalidObject(f"{name.upper()}: expected seconds, {error}") from error
 
 
 def parse_endpoint(endpoint: str) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, assert_never
 
-from api.errors import StateUnreadable
+from api.errors import NewerState, StateUnreadable
 from kubeletplugin.model.inventory import Placement
 
 FORMAT: Final = 1
@@ -211,7 +211,7 @@ def _decode_line(line: bytes, where: str) -> dict[str, Any]:
     version, _, rest = line.partition(b" ")
     crc, _, body = rest.partition(b" ")
     if version.isdigit() and int(version) > FORMAT:
-        raise StateUnreadable(
+        raise NewerState(
             f"{where}: format {int(version)} was written by a newer version of this program, which reads formats up to "
             f"{FORMAT}; install the newer version again"
         )

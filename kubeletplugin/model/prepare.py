@@ -4,11 +4,11 @@ The inventory must be current as to our own steps (`after_step`), and a record m
 instances are deleted: an instance that no record speaks of counts as an admin's, and is never touched.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from api.errors import Busy, ClaimError, HardwareError, PartitaError
+from api.errors import Busy, ClaimError, HardwareError, PartitaError, Retryable
 from api.names import CDI_CLAIM_CLASS, NVIDIA_CDI_VENDOR
 from kubeletplugin.model.checkpoint import (
     Checkpoint,
@@ -69,8 +69,8 @@ class RecoveryPlan:
     """Claims whose hardware a reboot took; carried out like any prepare, CDI file included."""
     keep: tuple[ClaimRecord, ...] = ()
     """Claims in order; their CDI files are written again where they are missing."""
-    failed: tuple[tuple[ClaimRecord, str], ...] = ()
-    """Claims that cannot be made again, each with the reason; their records stay, and the next prepare tries again."""
+    failed: tuple[tuple[ClaimRecord, PartitaError], ...] = ()
+    """Claims that cannot be undone or made again now, each with the reason; their records stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,8 @@ def plan_prepare(request: ClaimRequest, inventory: Inventory, checkpoint: Checkp
         if held != asked:
             raise Busy(
                 f"claim {request.claim} still holds {', '.join(sorted(held))} of an earlier allocation; "
-                f"{', '.join(sorted(asked))} can be prepared once that is given back"
+                f"{', '.join(sorted(asked))} can be prepared once that is given back",
+                (record.uid,),
             )
         if _is_in_place(record, inventory, boot_id):
             return PreparePlan(record)
@@ -139,13 +140,16 @@ def plan_unprepare(record: ClaimRecord, inventory: Inventory, checkpoint: Checkp
     """The steps that give back what a claim held; afterwards remove its CDI file, then its record.
 
     A GPU that is gone or lost gets no steps: nothing is left to give back. Steps of several plans for one GPU must not
-    interleave.
+    interleave. Raises Retryable while the GPU may be one of those that cannot be read: to forget the record would leave
+    its instance to nobody.
     """
     steps: list[HardwareStep] = []
     touched: dict[str, Gpu] = {}
     for device in record.devices:
         holding = device.holding
         gpu = inventory.gpu(holding.gpu_uuid)
+        if gpu is None and inventory.unreadable and isinstance(holding, MigHolding) and holding.owned:
+            raise Retryable(f"claim {record.claim}: {inventory.unreadable[0]}; what it holds there is given back then")
         if gpu is None or gpu.lost or device.admin_access:
             continue
         if isinstance(holding, GpuHolding):
@@ -160,32 +164,31 @@ def plan_unprepare(record: ClaimRecord, inventory: Inventory, checkpoint: Checkp
     return tuple(steps)
 
 
-def stale_claims(checkpoint: Checkpoint, alive: Collection[str]) -> tuple[ClaimRecord, ...]:
-    """Records whose claim is gone from the API server, to be unprepared. `alive`: UIDs of the claims that exist."""
-    return tuple(record for uid, record in checkpoint.records.items() if uid not in alive)
-
-
 def plan_recovery(checkpoint: Checkpoint, inventory: Inventory, boot_id: str) -> RecoveryPlan:
     """Undo what was interrupted, make again what a reboot took, keep the rest."""
     undo: list[UndoPlan] = []
     redo: list[PreparePlan] = []
     keep: list[ClaimRecord] = []
-    failed: list[tuple[ClaimRecord, str]] = []
+    failed: list[tuple[ClaimRecord, PartitaError]] = []
     for record in [r for r in checkpoint.records.values() if r.state is ClaimState.STARTED]:
         # Instances end with the boot; what lies at the same place after it is somebody else's.
-        steps = plan_unprepare(record, inventory, checkpoint) if record.boot_id == boot_id else ()
+        try:
+            steps = plan_unprepare(record, inventory, checkpoint) if record.boot_id == boot_id else ()
+        except PartitaError as error:
+            failed.append((record, error))
+            continue
         for step in steps:
             inventory = after_step(inventory, step, None)
         checkpoint = checkpoint.without(record.uid)
         undo.append(UndoPlan(record, steps))
-    for record in checkpoint.records.values():
+    for record in [r for r in checkpoint.records.values() if r.state is ClaimState.COMPLETED]:
         if record.boot_id == boot_id:
             keep.append(record)
             continue
         try:
             plan = plan_again(record, inventory, checkpoint, boot_id)
         except PartitaError as error:
-            failed.append((record, str(error)))
+            failed.append((record, error))
             continue
         checkpoint = checkpoint.with_record(plan.record)
         redo.append(plan)
@@ -273,6 +276,8 @@ def _plan(claim: _Claim, wanted: Sequence[_Wanted], boot_id: str) -> PreparePlan
 
 def _plan_device(claim: _Claim, want: _Wanted) -> tuple[Holding, Gpu]:
     ref = find_device(claim.inventory, want.device)
+    if ref is None and claim.inventory.unreadable:
+        raise Retryable(f"claim {claim.label}: device {want.device} is not there now: {claim.inventory.unreadable[0]}")
     if ref is None:
         raise ClaimError(
             claim.label,
@@ -328,7 +333,8 @@ def _plan_partition(claim: _Claim, want: _Wanted, gpu: Gpu, profile: MigProfile,
 
 
 def _held_by(claim: _Claim, want: _Wanted, record: ClaimRecord) -> Busy:
-    return Busy(f"claim {claim.label}: device {want.device} overlaps what claim {record.claim} holds on this node")
+    message = f"claim {claim.label}: device {want.device} overlaps what claim {record.claim} holds on this node"
+    return Busy(message, (record.uid,))
 
 
 def _check_own_overlap(claim: _Claim, want: _Wanted, holding: Holding, devices: Sequence[PreparedDevice]) -> None:

@@ -27,7 +27,7 @@ def rebuild_checkpoint(
     cdi_specs: Mapping[str, Mapping[str, Any] | None],
     inventory: Inventory,
     boot_id: str,
-    static_uuids: Collection[str] = (),
+    static_uuids: Collection[str] | None = (),
 ) -> Checkpoint:
     """The records that can be shown to have existed.
 
@@ -38,7 +38,9 @@ def rebuild_checkpoint(
 
     `claims`: ResourceClaims as read from the API server; those not allocated in this pool are skipped.
     `cdi_specs`: our CDI files by claim UID; None for one that cannot be parsed.
-    `static_uuids`: values of attribute `uuid` of the MIG devices in the slices that are published now.
+    `static_uuids`: values of attribute `uuid` of the MIG devices in the slices that are published now; None where there
+    are no slices to tell. Then whole instances are taken for an admin's: one that stays is better than one that is
+    destroyed under its user.
     """
     checkpoint = Checkpoint()
     for uid in sorted(cdi_specs):
@@ -74,7 +76,7 @@ def _recorded(spec: Mapping[str, Any] | None) -> ClaimRecord | None:
 
 
 def _find_holding(
-    result: Mapping[str, Any], inventory: Inventory, static_uuids: Collection[str]
+    result: Mapping[str, Any], inventory: Inventory, static_uuids: Collection[str] | None
 ) -> PreparedDevice | None:
     """What an allocation result means on the hardware; None for a device that is gone."""
     ref = find_device(inventory, result["device"])
@@ -85,7 +87,7 @@ def _find_holding(
     if ref.profile is not None and ref.placement is not None:
         instance = find_instance(ref.gpu, ref.profile.profile_id, ref.placement)
         uuid = instance.uuid if instance is not None else None
-        owned = not admin and uuid not in static_uuids
+        owned = not admin and (uuid is None or (static_uuids is not None and uuid not in static_uuids))
         holding = MigHolding(ref.gpu.uuid, ref.profile.profile_id, ref.placement, owned=owned, uuid=uuid)
         if instance is not None:
             holding = replace(

@@ -74,6 +74,14 @@ class World:
             backend.apply_step(step)
         backend.close()
 
+    def inject(self, *words: str) -> None:
+        """A fault of the simulated library; `none` ends them all."""
+        run("hack/simulator", "inject", "--root", str(self.node.driver_root), *words)
+
+    def fail(self, function: str, code: str) -> None:
+        """Every call of that function, from now on."""
+        self.inject("fail", function, "--code", code, "--times", "1000000")
+
     def specs(self) -> dict[str, Json]:
         return {file.name: json.loads(file.read_text()) for file in self.node.cdi.glob("*.json")}
 
@@ -225,18 +233,119 @@ def test_an_overlap_is_refused_with_both_names(control_plane: Cluster) -> None:
     asyncio.run(scenario())
 
 
-def test_a_claim_that_vanished_unnoticed_gives_way(control_plane: Cluster) -> None:
-    """Nobody called unprepare, but the claim is gone from the API server: its device is free."""
+def test_a_claim_that_is_gone_holds_its_gpu_until_its_container_has_ended(control_plane: Cluster) -> None:
+    """A pod that is deleted by force loses its claim at once, and its container runs out its grace period."""
 
     async def scenario() -> None:
         async with world(control_plane) as it:
             kubelet = await it.start()
+            old, new = await it.claim("forced", "gpu-0"), await it.claim("next", "gpu-0")
+            await kubelet.prepare(old)
+            await it.client.delete(path(RESOURCE_API, "resourceclaims", namespace=it.namespace, name="forced"))
+            with pytest.raises(PrepareFailed, match=rf"(?s){it.namespace}/next.*{it.namespace}/forced"):
+                await kubelet.prepare(new)
+            assert it.records() == {old.uid}
+            await kubelet.unprepare(old)
+            await kubelet.prepare(new)
+            assert it.records() == {new.uid}
+
+    asyncio.run(scenario())
+
+
+def test_a_claim_that_vanished_unnoticed_gives_way_in_the_end(control_plane: Cluster) -> None:
+    """Nobody called unprepare, but the claim has been gone from the API server for long: its device is free."""
+
+    async def scenario() -> None:
+        async with world(control_plane) as it:
+            kubelet = await it.start(STALE_CLAIM_GRACE_S="1")
             old, new = await it.claim("old", SLICE), await it.claim("new", "gpu-0")
             await kubelet.prepare(old)
             await it.client.delete(path(RESOURCE_API, "resourceclaims", namespace=it.namespace, name="old"))
             await kubelet.prepare(new)
             assert it.records() == {new.uid}
             assert it.instances() == []
+
+    asyncio.run(scenario())
+
+
+def test_killed_while_it_prepares_again_after_a_reboot_it_leaves_nothing_behind(control_plane: Cluster) -> None:
+    async def scenario() -> None:
+        async with world(control_plane) as it:
+            boot = it.node.base / "boot_id"
+            boot.write_text("first")
+            claim = await it.claim("slice", SLICE)
+            kubelet = await it.start(BOOT_ID_PATH=str(boot))
+            await kubelet.prepare(claim)
+            assert it.node.end() == 0
+            it.apply(DeleteMigInstance(it.gpus()[0].uuid, 19, Placement(0, 1)))  # as a reboot does
+            boot.write_text("second")
+            it.node.start(BOOT_ID_PATH=str(boot), PARTITA_CRASH_AFTER="hardware")
+            assert await asyncio.to_thread(it.node.wait) == 137
+            assert it.instances() == [(0, 19, 0, True)]
+            kubelet = await it.start(BOOT_ID_PATH=str(boot))
+            await kubelet.prepare(claim)
+            assert it.instances() == [(0, 19, 0, True)]
+            await kubelet.unprepare(claim)
+            it.assert_clean()
+
+    asyncio.run(scenario())
+
+
+def test_a_claim_that_cannot_be_undone_keeps_no_other_waiting(control_plane: Cluster) -> None:
+    async def scenario() -> None:
+        async with world(control_plane) as it:
+            half = await it.claim("half", SLICE)
+            kubelet = await it.start(PARTITA_CRASH_AFTER="hardware")
+            with pytest.raises(Exception, match=r"(?s)."):
+                await kubelet.prepare(half)
+            assert it.node.wait() == 137
+            it.fail("nvmlGpuInstanceDestroy", "in-use")
+            kubelet = await it.start()
+            other = await it.claim("other", "gpu-1")
+            await kubelet.prepare(other)
+            await until("an Event", lambda: it.events("ClaimNotUndone"))
+            assert it.records() == {half.uid, other.uid}
+            it.inject("none")
+            await kubelet.unprepare(half)
+            await kubelet.unprepare(other)
+            it.assert_clean()
+
+    asyncio.run(scenario())
+
+
+def test_mig_mode_that_cannot_be_left_holds_no_pod(control_plane: Cluster) -> None:
+    """A monitor has the GPU open: the slice is given back all the same, and the mode is left when the GPU is wanted."""
+
+    async def scenario() -> None:
+        async with world(control_plane) as it:
+            kubelet = await it.start()
+            claim = await it.claim("slice", SLICE)
+            await kubelet.prepare(claim)
+            it.fail("nvmlDeviceSetMigMode", "in-use")
+            await kubelet.unprepare(claim)
+            it.assert_clean()
+            assert it.gpus()[0].mig is not None and it.gpus()[0].mig.enabled
+            it.inject("none")
+            await kubelet.prepare(await it.claim("whole", "gpu-0"))
+            assert it.gpus()[0].mig is not None and not it.gpus()[0].mig.enabled
+
+    asyncio.run(scenario())
+
+
+def test_a_gpu_that_cannot_be_read_for_a_moment_keeps_what_claims_hold(control_plane: Cluster) -> None:
+    async def scenario() -> None:
+        async with world(control_plane) as it:
+            kubelet = await it.start(RESCAN_INTERVAL_S="0.2")
+            claim = await it.claim("slice", SLICE)
+            await kubelet.prepare(claim)
+            it.fail("nvmlDeviceGetMigMode", "unknown")
+            await asyncio.sleep(1.0)  # it has looked, and not seen the GPU
+            giving_back = asyncio.create_task(kubelet.unprepare(claim))
+            await asyncio.sleep(1.0)
+            assert it.records() == {claim.uid}
+            it.inject("none")
+            await giving_back
+            it.assert_clean()
 
     asyncio.run(scenario())
 

@@ -13,7 +13,14 @@ from tests.support.workload import ADMIN_NAMESPACE, Workspace, wait_empty, works
 
 NODES = ("n1", "n2")
 OLDEST_MINOR = "1.34"  # the first with resource.k8s.io/v1
-ON_REAL_DRIVER_ROOT = {"simulator.profile": "", "nvidiaDriverRoot": "/run/nvidia/driver"}
+_FIRST_VARIABLE = "kubeletPlugin.containers.plugin.env[0]"
+ON_REAL_DRIVER_ROOT = {
+    "simulator.profile": "",
+    "nvidiaDriverRoot": "/run/nvidia/driver",
+    # Claims that are gone are given up at once, not after five minutes.
+    f"{_FIRST_VARIABLE}.name": "STALE_CLAIM_GRACE_S",
+    f"{_FIRST_VARIABLE}.value": "1.0",
+}
 
 
 def find_oldest() -> list[str]:

@@ -17,7 +17,7 @@ from kubeletplugin.model.checkpoint import (
 )
 from kubeletplugin.model.claims import parse_claim
 from kubeletplugin.model.inventory import Gpu, Inventory, MigInstance, Placement
-from kubeletplugin.model.prepare import PreparePlan, complete, plan_prepare, plan_unprepare, stale_claims
+from kubeletplugin.model.prepare import PreparePlan, complete, plan_prepare, plan_unprepare
 from kubeletplugin.model.steps import (
     CreateMigInstance,
     DeleteMigInstance,
@@ -288,12 +288,6 @@ def test_a_creation_without_result_is_an_error_and_no_record() -> None:
     for result in (None, MigInstance(1, 19, Placement(5, 1))):
         with pytest.raises(HardwareError, match="yielded no instance with a UUID"):
             complete(planned, [None, result])
-
-
-def test_claims_that_are_gone_from_the_api_server_are_stale() -> None:
-    node = prepared(claim("a", SLICE), h100(0))
-    node.prepare(claim("b", "gpu-0-mig-1g10gb-19-4"))
-    assert [r.uid for r in stale_claims(node.checkpoint, {"b", "other"})] == ["a"]
 
 
 def test_a_device_keeps_its_share_id() -> None:
