@@ -54,3 +54,8 @@ def log_context(**fields: Any) -> Iterator[None]:
         yield
     finally:
         _CONTEXT.reset(token)
+
+
+def add_to_log_context(**fields: Any) -> None:
+    """Add what is known only now to the lines that follow inside the innermost `log_context`."""
+    _CONTEXT.set({**(_CONTEXT.get() or {}), **fields})

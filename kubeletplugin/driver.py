@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 from api.client import Client, Json, NotFound, back_off_s, path
 from api.errors import Busy, ClaimError, InvalidObject, PartitaError, Retryable
-from api.logs import log_context
+from api.logs import add_to_log_context, log_context
 from kubeletplugin.events import Recorder
 from kubeletplugin.hardware.backend import DeviceBusy, LibraryMissing
 from kubeletplugin.metrics import RequestMetrics
@@ -166,6 +166,9 @@ class ClaimService:
             claim = await self._client.get(path(CLAIM_API, "resourceclaims", namespace=ref.namespace, name=ref.name))
         except NotFound as error:
             raise ClaimError(str(ref), "it does not exist any more", reason="ClaimGone") from error
+        consumers = (claim.get("status") or {}).get("reservedFor") or ()
+        if consumers:
+            add_to_log_context(pod=",".join(f"{ref.namespace}/{each['name']}" for each in consumers))
         return await self._driver.prepare(claim, ref)
 
     async def _unprepare(self, ref: ClaimRef) -> None:

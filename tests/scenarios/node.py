@@ -147,13 +147,15 @@ class Node:
         self.boot += 1
 
     def _carry_out(self, plan: PreparePlan) -> ClaimRecord:
-        self._append(encode_record(plan.record))
-        self.checkpoint = self.checkpoint.with_record(plan.record)
+        """In the order of `kubeletplugin.nvidia`: an intent where hardware changes; the record before the CDI file."""
+        if plan.steps:
+            self._append(encode_record(plan.record))
+            self.checkpoint = self.checkpoint.with_record(plan.record)
         results = [self._apply(step) for step in plan.steps]
         record = complete(plan, results)
-        self._write_cdi(record)
         self._append(encode_record(record))
         self.checkpoint = self.checkpoint.with_record(record)
+        self._write_cdi(record)
         return record
 
     def _give_back(self, record: ClaimRecord, steps: tuple[HardwareStep, ...]) -> None:

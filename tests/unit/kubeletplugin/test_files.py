@@ -262,6 +262,35 @@ def test_the_journal_is_written_anew_before_it_grows_without_bound(tmp_path: Pat
     run(scenario)
 
 
+def test_a_journal_that_was_altered_under_a_running_instance_is_set_aside_and_written_anew(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        mine = store(tmp_path)
+        async with mine.lease():
+            mine.put(record("a"))
+        mine.path.write_bytes(mine.path.read_bytes().replace(b"claim-a", b"claim-b") + b"\n")
+        async with mine.lease():
+            mine.put(record("b"))
+        assert await read(tmp_path) == {"a", "b"}
+        assert mine.path.with_name(f"{mine.path.name}.unreadable-1").exists()
+
+    run(scenario)
+
+
+def test_a_journal_of_a_newer_instance_is_left_to_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        mine = store(tmp_path)
+        async with mine.lease():
+            mine.put(record("a"))
+        newer = mine.path.read_bytes() + b"2 00000000 whatever\n"
+        mine.path.write_bytes(newer)
+        with pytest.raises(StateUnreadable, match="newer version"):
+            async with mine.lease():
+                pass
+        assert mine.path.read_bytes() == newer
+
+    run(scenario)
+
+
 def test_a_journal_that_vanished_under_a_running_instance_is_written_anew(tmp_path: Path) -> None:
     async def scenario() -> None:
         mine = store(tmp_path)

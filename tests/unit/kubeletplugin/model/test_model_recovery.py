@@ -1,10 +1,12 @@
 """A plugin that starts finishes, undoes or makes again what it finds, and rebuilds a checkpoint that cannot be read."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from api.errors import Retryable
 from kubeletplugin.model.checkpoint import (
     Checkpoint,
     ClaimRecord,
@@ -13,8 +15,9 @@ from kubeletplugin.model.checkpoint import (
     MigHolding,
     encode_checkpoint,
 )
+from kubeletplugin.model.claims import parse_claim, parse_config
 from kubeletplugin.model.inventory import Inventory, MigInstance, Placement
-from kubeletplugin.model.prepare import plan_recovery
+from kubeletplugin.model.prepare import plan_prepare, plan_recovery, plan_unprepare
 from kubeletplugin.model.rebuild import rebuild_checkpoint, unrecorded_claims
 from kubeletplugin.model.steps import CreateMigInstance, DeleteMigInstance, DisableMig, EnableMig
 from tests.scenarios.hardware import Hardware, a100, h100, inventory
@@ -113,7 +116,7 @@ def test_completed_claims_of_this_boot_are_kept_and_lost_cdi_files_written_again
     assert node.cdi == {"c": spec}
 
 
-def rebuild(node: Node, claims: list[dict[str, Any]], static: tuple[str, ...] = ()) -> Checkpoint:
+def rebuild(node: Node, claims: list[dict[str, Any]], static: tuple[str, ...] | None = ()) -> Checkpoint:
     specs = {uid: json.loads(text) if text else None for uid, text in node.cdi.items()}
     return rebuild_checkpoint(DRIVER, POOL, claims, specs, node.hardware.inventory, node.boot_id, static)
 
@@ -142,6 +145,27 @@ def test_an_admins_instance_that_a_claim_was_given_is_not_taken_for_ours() -> No
     node.hardware, theirs = node.hardware.with_admin_instance(GPU, 19, PLACE)
     assert rebuild(node, [raw], static=(theirs.uuid or "",)) == Checkpoint()
     assert rebuild(node, [claim("c", SLICE, admin=True)]) == Checkpoint()
+
+
+def test_without_published_slices_a_whole_instance_is_rather_left_than_destroyed() -> None:
+    node, raw = fresh(), claim("c", SLICE)
+    node.hardware, _ = node.hardware.with_admin_instance(GPU, 19, PLACE)
+    assert rebuild(node, [raw], static=None) == Checkpoint()
+
+
+def test_what_an_unreadable_gpu_may_hold_is_not_forgotten() -> None:
+    """Neither by recovery nor by an unprepare; and a claim for it is asked to wait, not to be deleted."""
+    node = cut(fresh(), claim("c", SLICE), 3)
+    blind = replace(node.hardware.inventory, gpus=(h100(1),), unreadable=("GPU 0: Unknown Error",))
+    recovery = plan_recovery(node.checkpoint, blind, node.boot_id)
+    ((record, why),) = recovery.failed
+    assert (record.uid, recovery.undo) == ("c", ())
+    assert "GPU 0: Unknown Error" in str(why)
+    with pytest.raises(Retryable):
+        plan_unprepare(record, blind, node.checkpoint)
+    request = parse_claim(claim("d", "gpu-0"), DRIVER, "d", parse_config)
+    with pytest.raises(Retryable, match="gpu-0 is not there now: GPU 0: Unknown Error"):
+        plan_prepare(request, blind, Checkpoint(), node.boot_id)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"annotations":{"partita/record":"{"}}'])
