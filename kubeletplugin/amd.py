@@ -14,6 +14,7 @@ from api.names import AMD_CDI_VENDOR, AMD_GPU_DRIVER
 from kubeletplugin.amd_home import HomeModes
 from kubeletplugin.amd_reload import ReloadMark
 from kubeletplugin.amd_target import NodeTarget
+from kubeletplugin.driver import ready_devices
 from kubeletplugin.events import Recorder
 from kubeletplugin.files import CdiFiles, CrashPoint, Store
 from kubeletplugin.hardware.amdsmi import AmdBackend
@@ -165,10 +166,7 @@ class AmdDriver:
                     record = await self._carry_out(planned)
             await self._store.sync()
         self._crash("done")
-        return tuple(
-            ReadyDevice((device.request,), device.pool, device.device, device.cdi_ids, device.share_id)
-            for device in record.devices
-        )
+        return ready_devices(record)
 
     def _plan_again(self, record: ClaimRecord) -> AmdPreparePlan:
         # The claim was promised its mode, whatever this node's policy is now.

@@ -17,6 +17,7 @@ from api.logs import add_to_log_context, log_context
 from kubeletplugin.events import Recorder
 from kubeletplugin.hardware.backend import DeviceBusy, LibraryMissing
 from kubeletplugin.metrics import RequestMetrics
+from kubeletplugin.model.checkpoint import ClaimRecord
 from kubeletplugin.model.devices import DeviceSet, Features
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
 
@@ -55,6 +56,14 @@ class NodeDriver(Protocol):
 
     async def run(self, changed: Callable[[], None]) -> None:
         """Watch the hardware until cancelled, calling `changed` after whatever alters `offer` or `health`."""
+
+
+def ready_devices(record: ClaimRecord) -> tuple[ReadyDevice, ...]:
+    """What the kubelet is told of a prepared claim."""
+    return tuple(
+        ReadyDevice((device.request,), device.pool, device.device, device.cdi_ids, device.share_id)
+        for device in record.devices
+    )
 
 
 class ClaimService:

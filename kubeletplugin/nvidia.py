@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from api.client import ApiError, Client, Json, path
+from api.client import ApiError, Client, Json
 from api.errors import Busy, HardwareError, InvalidObject, PartitaError, StateUnreadable
 from api.names import NVIDIA_CDI_VENDOR, NVIDIA_GPU_DRIVER
-from kubeletplugin.driver import CLAIM_API
+from kubeletplugin.driver import ready_devices
 from kubeletplugin.events import Recorder
+from kubeletplugin.evidence import gather_evidence
 from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles, CrashPoint, Store
 from kubeletplugin.hardware.tree import DriverRoot, read_driver_tree
@@ -147,31 +148,16 @@ class NvidiaDriver:
 
     async def _rebuild(self, error: StateUnreadable) -> None:
         """Set the journal aside and make it anew from claims, CDI files and hardware; nothing is taken for empty."""
-        claims = await self._list_until_answered(path(CLAIM_API, "resourceclaims"))
-        query = {"fieldSelector": f"spec.driver={self.name},spec.nodeName={self._node}"}
-        slices = await self._list_until_answered(path(CLAIM_API, "resourceslices"), **query)
+        evidence = await gather_evidence(self._client, self.name, self._node)
+        specs, inventory = dict(self._cdi.read_all()), self._executor.inventory
         checkpoint = rebuild_checkpoint(
-            self.name,
-            self._node,
-            claims,
-            dict(self._cdi.read_all()),
-            self._executor.inventory,
-            self._boot_id,
-            _static_uuids(slices) if slices else None,
+            self.name, self._node, evidence.claims, specs, inventory, self._boot_id, evidence.static_uuids
         )
         aside = self._store.set_aside()
         self._store.adopt(checkpoint)
         message = f"{error}; set aside as {aside}, {len(checkpoint.records)} claims recovered"
         log.error("checkpoint_rebuilt", extra={"driver": self.name, "error": message})
         self._events.warn(self._node_reference(), "CheckpointRebuilt", "Recover", message)
-
-    async def _list_until_answered(self, where: str, **query: str) -> list[Json]:
-        while True:
-            try:
-                return await self._client.list(where, **query)
-            except ApiError as error:
-                log.error("waiting_for_api_server", extra={"driver": self.name, "error": str(error)})
-                await asyncio.sleep(_MISSING_RETRY_S)
 
     # Claims
 
@@ -197,7 +183,7 @@ class NvidiaDriver:
                     raise
             await self._store.sync()
         self._crash("done")
-        return _ready_devices(record)
+        return ready_devices(record)
 
     def _plan(self, request: ClaimRequest) -> PreparePlan:
         return plan_prepare(request, self._executor.inventory, self._store.checkpoint, self._boot_id)
@@ -410,20 +396,3 @@ class NvidiaDriver:
         for record in self._store.checkpoint.records.values():
             counts.update("mig" if isinstance(device.holding, MigHolding) else "gpu" for device in record.devices)
         show_prepared(self._node, self.name, counts)
-
-
-def _ready_devices(record: ClaimRecord) -> tuple[ReadyDevice, ...]:
-    return tuple(
-        ReadyDevice((device.request,), device.pool, device.device, device.cdi_ids, device.share_id)
-        for device in record.devices
-    )
-
-
-def _static_uuids(slices: list[Json]) -> frozenset[str]:
-    """UUIDs of the MIG instances that were published as an admin's."""
-    attributes = [device.get("attributes") or {} for item in slices for device in (item["spec"].get("devices") or ())]
-    return frozenset(
-        found["uuid"]["string"]
-        for found in attributes
-        if (found.get("type") or {}).get("string") == "mig" and "string" in (found.get("uuid") or {})
-    )

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable
 
 from api.client import Client, NotFound, path
 from api.resources import allocated_devices
+from kubeletplugin.driver import CLAIM_API
 from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState
-
-CLAIM_API = "resource.k8s.io/v1"
 
 
 class StaleClaims:

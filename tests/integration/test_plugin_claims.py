@@ -613,7 +613,7 @@ def test_a_driver_without_cuda_is_told_of_and_its_claims_are_prepared_all_the_sa
     async def scenario() -> None:
         async with world(control_plane) as it:
             (library,) = it.node.driver_root.rglob("libcuda.so.*.*")
-            aside = library.rename(it.node.base / library.name)
+            aside = library.rename(it.node.driver_root / library.name)
             kubelet = await it.start()
 
             async def told() -> list[str]:

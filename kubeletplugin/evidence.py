@@ -1,0 +1,48 @@
+"""What the API server knows about a node's claims, for a journal that cannot be read."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+from api.client import ApiError, Client, Json, path
+from kubeletplugin.driver import CLAIM_API
+
+log = logging.getLogger(__name__)
+
+_RETRY_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All claims there are, and what the node has published of itself."""
+
+    claims: list[Json]
+    static_uuids: frozenset[str] | None
+    """UUIDs of the MIG instances that were published as an admin's; None where nothing is published."""
+
+
+async def gather_evidence(client: Client, driver: str, node: str) -> Evidence:
+    """Waits for the API server for as long as it takes: without its word nothing may be taken for free."""
+    claims = await _list_until_answered(client, path(CLAIM_API, "resourceclaims"))
+    query = {"fieldSelector": f"spec.driver={driver},spec.nodeName={node}"}
+    slices = await _list_until_answered(client, path(CLAIM_API, "resourceslices"), **query)
+    return Evidence(claims, _static_uuids(slices) if slices else None)
+
+
+async def _list_until_answered(client: Client, where: str, **query: str) -> list[Json]:
+    while True:
+        try:
+            return await client.list(where, **query)
+        except ApiError as error:
+            log.error("waiting_for_api_server", extra={"path": where, "error": str(error)})
+            await asyncio.sleep(_RETRY_S)
+
+
+def _static_uuids(slices: list[Json]) -> frozenset[str]:
+    attributes = [device.get("attributes") or {} for item in slices for device in (item["spec"].get("devices") or ())]
+    return frozenset(
+        found["uuid"]["string"]
+        for found in attributes
+        if (found.get("type") or {}).get("string") == "mig" and "string" in (found.get("uuid") or {})
+    )
