@@ -9,7 +9,7 @@ import pytest
 from api.device_config import parse_device_config
 from api.errors import InvalidObject
 from tests.support.cluster import ApiError, Cluster, Object, path, wait_until
-from tests.support.computedomain import NAMESPACE, install
+from tests.support.computedomain import FABRIC, NAMESPACE, build_worker, install, make_node
 from tests.support.fixtures import session_cluster
 
 NVIDIA = "resource.nvidia.com/v1beta1"
@@ -132,6 +132,69 @@ def test_a_daemon_config_belongs_into_the_drivers_namespace(cluster: Cluster) ->
     try_claim(cluster, DOMAIN, config, namespace=NAMESPACE)
     with pytest.raises(ApiError, match="the driver's namespace"):
         try_claim(cluster, DOMAIN, config)
+
+
+DAEMONS = "compute-domain-daemon.nvidia.com"
+CLAIMS = path("resource.k8s.io/v1", "resourceclaims", namespace="default")
+REQUESTS: list[Object] = [
+    {"name": "r", "exactly": {"deviceClassName": DAEMONS}},
+    {
+        "name": "r",
+        "firstAvailable": [
+            {"name": "a", "deviceClassName": "gpu.nvidia.com"},
+            {"name": "b", "deviceClassName": DAEMONS},
+        ],
+    },
+]
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=["exactly", "firstAvailable"])
+def test_a_daemon_device_can_be_asked_for_in_the_drivers_namespace_only_with_or_without_a_config(
+    cluster: Cluster, request_: Object
+) -> None:
+    spec = {"devices": {"requests": [request_]}}
+    claim = {"metadata": {"generateName": "c-"}, "spec": spec}
+    template = {"metadata": {"generateName": "t-"}, "spec": {"spec": spec}}
+    for plural, body in (("resourceclaims", claim), ("resourceclaimtemplates", template)):
+        cluster.create(path("resource.k8s.io/v1", plural, namespace=NAMESPACE) + "?dryRun=All", body)
+        with pytest.raises(ApiError, match="the template that its ComputeDomain names") as refusal:
+            cluster.create(path("resource.k8s.io/v1", plural, namespace="default") + "?dryRun=All", body)
+        assert refusal.value.status == 403
+
+
+@pytest.fixture
+def wide_class(cluster: Cluster) -> Iterator[str]:
+    """An administrator's class, through which every device of the driver can be asked for."""
+    classes, name = path("resource.k8s.io/v1", "deviceclasses"), "everything.example.com"
+    selector = {"cel": {"expression": f"device.driver == '{DOMAIN}'"}}
+    cluster.create(classes, {"metadata": {"name": name}, "spec": {"selectors": [selector]}})
+    yield name
+    cluster.delete(f"{classes}/{name}")
+
+
+def test_a_daemon_device_is_allocated_to_no_tenant_under_the_name_of_another_class_either(
+    cluster: Cluster, wide_class: str
+) -> None:
+    make_node(cluster, "cd-coveted", f"{FABRIC}.7")
+    only_daemons = {"cel": {"expression": f"device.attributes['{DOMAIN}'].type == 'daemon'"}}
+    exactly = {"deviceClassName": wide_class, "selectors": [only_daemons]}
+    spec = {"devices": {"requests": [{"name": "r", "exactly": exactly}]}}
+    pods = path("v1", "pods", namespace="default")
+    cluster.create(CLAIMS, {"metadata": {"name": "coveting"}, "spec": spec})
+    pod = build_worker("coveting", "", "cd-coveted")
+    pod["spec"]["resourceClaims"] = [{"name": "channel", "resourceClaimName": "coveting"}]
+    cluster.create(pods, pod)
+    try:
+        events = path("v1", "events", namespace="default")
+        wait_until(
+            "the scheduler is refused",
+            lambda: [each for each in cluster.list(events) if "the daemon device of a node" in each["message"]],
+        )
+        assert "allocation" not in cluster.get(f"{CLAIMS}/coveting").get("status", {})
+        assert "nodeName" not in cluster.get(f"{pods}/coveting")["spec"]
+    finally:
+        cluster.delete(f"{pods}/coveting", gracePeriodSeconds=0)
+        cluster.delete(f"{CLAIMS}/coveting")
 
 
 def test_configs_of_other_drivers_are_none_of_our_business(cluster: Cluster) -> None:
