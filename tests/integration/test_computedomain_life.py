@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -203,6 +204,42 @@ def test_a_lost_daemon_comes_back_with_its_index(world: World, controller: Contr
     world.cluster.wait(where, "a new daemon", lambda pod: pod["metadata"]["uid"] != victim["uid"])
     after = world.wait_ready(2)
     assert {node["name"]: node["index"] for node in after["status"]["nodes"]} == before
+
+
+def evict(cluster: Cluster, pod: Object) -> None:
+    metadata = {"name": pod["metadata"]["name"], "namespace": pod["metadata"]["namespace"]}
+    where = path("v1", "pods", **metadata)
+    cluster.create(f"{where}/eviction", {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata})
+
+
+def test_a_drain_leaves_the_daemon_to_the_job_until_that_has_ended_and_then_ends_too(
+    world: World, controller: Controller, kubelets: Kubelets
+) -> None:
+    world.create(build_domain("drained", 2))
+    world.start_workers("cd-a", "cd-b")
+    world.wait_ready(2)
+    kubelets.frozen.add("drained-cd-a")  # the job takes its time to end
+    (daemon,) = [pod for pod in world.daemons() if pod["spec"]["nodeName"] == "cd-a"]
+    where = path("v1", "pods", namespace=NAMESPACE, name=daemon["metadata"]["name"])
+    with ThreadPoolExecutor() as pool:
+        drain = pool.submit(world.cluster.kubectl, "drain", "cd-a", "--force", "--timeout=120s")
+        try:
+            world.cluster.wait(
+                f"{world.pods}/drained-cd-a", "its pod is ending", lambda pod: "deletionTimestamp" in pod["metadata"]
+            )
+            with pytest.raises(ApiError, match="disruption budget") as refusal:
+                evict(world.cluster, daemon)
+            assert refusal.value.status == 429
+            kept = world.cluster.get(where)
+            assert kept["metadata"]["uid"] == daemon["metadata"]["uid"]
+            assert "deletionTimestamp" not in kept["metadata"]
+            assert not drain.done()
+            kubelets.frozen.clear()
+            drain.result()
+            assert [pod["spec"]["nodeName"] for pod in world.daemons()] == ["cd-b"]
+        finally:
+            kubelets.frozen.clear()
+            world.cluster.kubectl("uncordon", "cd-a")
 
 
 def test_a_node_that_moves_to_another_rack_moves_to_its_clique(
