@@ -197,6 +197,41 @@ def test_a_daemon_device_is_allocated_to_no_tenant_under_the_name_of_another_cla
         cluster.delete(f"{CLAIMS}/coveting")
 
 
+def test_what_an_earlier_installation_allocated_in_another_namespace_can_end(cluster: Cluster) -> None:
+    """Its claim is still reserved while its pod ends, and every such change passes through admission."""
+    metadata = {"name": "earlier", "finalizers": ["resource.kubernetes.io/delete-protection"]}
+    spec = {"devices": {"requests": [{"name": "r", "exactly": {"deviceClassName": DAEMONS}}]}}
+    result = {"request": "r", "driver": DOMAIN, "pool": "gone", "device": "daemon-0"}
+    bindings = "validatingadmissionpolicybindings,validatingadmissionpolicies"
+    (policy,) = [
+        each["metadata"]["name"]
+        for each in cluster.list(path("admissionregistration.k8s.io/v1", "validatingadmissionpolicies"))
+        if "daemondevices" in each["metadata"]["name"]
+    ]
+    cluster.kubectl("delete", bindings, policy)
+    wait_until("the policy is gone", lambda: _may_ask(cluster))
+    cluster.create(CLAIMS, {"metadata": metadata, "spec": spec})
+    # Not a pod, or the controller manager would find that there is none.
+    holder = {"apiGroup": "example.com", "resource": "jobs", "name": "p", "uid": "u"}
+    status: Object = {"allocation": {"devices": {"results": [result]}}, "reservedFor": [holder]}
+    cluster.patch(f"{CLAIMS}/earlier/status", {"status": status})
+    install(cluster)
+    wait_until("the policy bites again", lambda: not _may_ask(cluster))
+    cluster.patch(f"{CLAIMS}/earlier/status", {"status": {"reservedFor": [{**holder, "name": "q", "uid": "v"}]}})
+    cluster.patch(f"{CLAIMS}/earlier/status", {"status": {"reservedFor": None, "allocation": None}})
+    cluster.delete(f"{CLAIMS}/earlier")
+    cluster.wait_gone(f"{CLAIMS}/earlier")
+
+
+def _may_ask(cluster: Cluster) -> bool:
+    body = {"metadata": {"generateName": "c-"}, "spec": {"devices": {"requests": [REQUESTS[0]]}}}
+    try:
+        cluster.create(CLAIMS + "?dryRun=All", body)
+    except ApiError:
+        return False
+    return True
+
+
 def test_configs_of_other_drivers_are_none_of_our_business(cluster: Cluster) -> None:
     try_claim(cluster, "gpu.example.com", {"anything": ["goes"]})
 
