@@ -222,11 +222,13 @@ class Client:
         field_selector: str | None = None,
         label_selector: str | None = None,
         metadata_only: bool = False,
+        most_back_off_s: float = BACK_OFF_S[1],
     ) -> AsyncIterator[tuple[EventType, Any]]:
         """Yield `("SYNC", [objects])` after every full list, then `("ADDED"|"MODIFIED"|"DELETED", object)`, for ever.
 
         Resumes where it was cut; after "too old" comes another SYNC, whose list replaces what the caller knew.
-        `metadata_only`: the server sends nothing but `metadata` of each object.
+        `metadata_only`: the server sends nothing but `metadata` of each object. `most_back_off_s`: between attempts to
+        reach a server that is away, give or take a half.
         Raises only what waiting cannot cure: Forbidden, NotFound (no such resource), Invalid.
         """
         query = {"fieldSelector": field_selector, "labelSelector": label_selector}
@@ -236,7 +238,7 @@ class Client:
             for kind in ("PartialObjectMetadataList", "PartialObjectMetadata")
         )
         version: str | None = None
-        delays = back_off_s()
+        delays = back_off_s(most_s=most_back_off_s)
         while True:
             try:
                 if version is None:
@@ -244,7 +246,7 @@ class Client:
                     yield "SYNC", items
                 async for kind, obj in self._watch(path, selectors, version, watched):
                     version = obj["metadata"]["resourceVersion"]
-                    delays = back_off_s()
+                    delays = back_off_s(most_s=most_back_off_s)
                     if kind != "BOOKMARK":
                         yield kind, obj
                 # The server ends a healthy watch after some time; a server that ends it at once must not be hammered.

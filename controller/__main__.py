@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 
 from api import compute_domain, kaiwo
 from api.client import Client, Json
@@ -56,15 +56,23 @@ async def run(settings: ControllerSettings) -> None:
     async with await Client.connect(settings.kubeconfig) as client:
         elector = Elector(client, build_lease_settings(settings))
         metrics.watch_leading(lambda: elector.leading)
-        web = await serve(settings.http_endpoint, metrics, lambda: True)
+        filled: list[Callable[[], bool]] = []
+
+        def is_ready() -> bool:
+            """A standby is, when it can see the lease; the one that leads, when it has seen everything once."""
+            return elector.seen and (not elector.leading or all(each() for each in filled))
+
+        web = await serve(settings.http_endpoint, metrics, is_ready)
         try:
-            await _until_stopped(elector.run(lambda: lead(client, settings, metrics)))
+            await _until_stopped(elector.run(lambda: lead(client, settings, metrics, filled)))
         finally:
             await web.cleanup()
 
 
-async def lead(client: Client, settings: ControllerSettings, metrics: Metrics) -> None:
-    """What the one that leads does."""
+async def lead(
+    client: Client, settings: ControllerSettings, metrics: Metrics, filled: list[Callable[[], bool]]
+) -> None:
+    """What the one that leads does. Puts into `filled` what says whether the caches are."""
     events = Events(client, settings.identity)
     queues: list[WorkQueue] = []
     metrics.watch_queue(lambda: sum(len(queue) for queue in queues))
@@ -75,10 +83,12 @@ async def lead(client: Client, settings: ControllerSettings, metrics: Metrics) -
             domains = ComputeDomains(client, build_domain_settings(settings), events, metrics)
             metrics.watch_domains(domains.count)
             queues.append(domains.queue)
+            filled.append(lambda: domains.synced)
             group.create_task(domains.run())
         if settings.node_partitioning:
             nodes = NodePartitioning(client, build_partitioning_settings(settings), events, metrics)
             queues.append(nodes.queue)
+            filled.append(lambda: nodes.synced)
             group.create_task(nodes.run())
 
 

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
-from api.client import ApiError, Conflict
+from api.client import ApiError, Conflict, TooManyRequests
 from api.errors import PartitaError, Retryable
 
 A = TypeVar("A")
@@ -21,19 +21,32 @@ class PartlyApplied(PartitaError):
 
     reason = "PartlyApplied"
 
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        """`retry_after_s`: what the API server asked for."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
 
 async def apply_stages(stages: Iterable[Sequence[A]], execute: Callable[[A], Awaitable[None]]) -> tuple[str, ...]:
     """Carry out the stages in order; stop after the first stage in which something was refused.
+
+    An API server that sheds load (429) gets nothing more of that stage either.
 
     Returns what the API server refused, in its words, without repetitions. Raises PartlyApplied when it could not be
     reached, or when somebody else wrote first: then the world is to be looked at again.
     """
     limit = asyncio.Semaphore(IN_FLIGHT)
+    shed: list[TooManyRequests] = []
 
     async def guarded(action: A) -> PartitaError | None:
         async with limit:
+            if shed:
+                return shed[0]
             try:
                 await execute(action)
+            except TooManyRequests as error:
+                shed.append(error)
+                return error
             except (ApiError, Retryable) as error:
                 return error
         return None
@@ -45,5 +58,6 @@ async def apply_stages(stages: Iterable[Sequence[A]], execute: Callable[[A], Awa
         if refused:
             return tuple(dict.fromkeys(str(error) for error in refused))
         if transient:
-            raise PartlyApplied(str(transient[0])) from transient[0]
+            wish_s = max((error.retry_after_s or 0.0 for error in shed), default=0.0)
+            raise PartlyApplied(str(transient[0]), wish_s) from transient[0]
     return ()

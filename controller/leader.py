@@ -24,14 +24,14 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class LeaseSettings:
-    """`duration_s` > `renew_deadline_s` > `retry_period_s`; client-go's defaults."""
+    """`duration_s` > `renew_deadline_s` > `retry_period_s`; the first two are client-go's defaults."""
 
     namespace: str
     name: str
     identity: str
     duration_s: float = 15.0
     renew_deadline_s: float = 10.0
-    retry_period_s: float = 2.0
+    retry_period_s: float = 1.0
 
 
 class LeadershipLost(PartitaError):
@@ -48,6 +48,8 @@ class SeenLease:
     holder: str
     transitions: int
     changed_at: float
+    acquired: str = ""
+    """`acquireTime` of its holder."""
 
 
 def is_free(lease: SeenLease, settings: LeaseSettings, now: float) -> bool:
@@ -79,8 +81,9 @@ def build_lease(
         "renewTime": moment,
         "leaseTransitions": before.transitions + (1 if taken else 0),
     }
-    if taken:
-        spec["acquireTime"] = moment
+    acquired = moment if taken else before.acquired
+    if acquired:
+        spec["acquireTime"] = acquired
     return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
 
 
@@ -93,13 +96,16 @@ class Elector:
         self._collection = path("coordination.k8s.io/v1", "leases", namespace=settings.namespace)
         self._lease = SeenLease(None, "", 0, 0.0)
         self._owner: ServiceAccount | None = None
+        self._renewed_at = 0.0
+        """By our monotonic clock, when we began the request that took or renewed the lease last."""
         self.leading = False
+        self.seen = False
+        """The lease was read: the API server can be reached, and lets us."""
 
     async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
         """Wait until we lead, then `lead` for as long as that lasts. Raises LeadershipLost; on cancel gives it up."""
         self._owner = await self._client.service_account()
-        while not await self._try():  # noqa: ASYNC110  the event is another process's
-            await asyncio.sleep(self._settings.retry_period_s)
+        await self._campaign()
         self.leading = True
         log.info("leading", extra={"lease": self._settings.name, "identity": self._settings.identity})
         try:
@@ -107,6 +113,14 @@ class Elector:
         finally:
             self.leading = False
             await self._release()
+
+    async def _campaign(self) -> None:
+        holder = ""
+        while not await self._try():
+            if self._lease.holder != holder:
+                holder = self._lease.holder
+                log.info("standing_by", extra={"lease": self._settings.name, "holder": holder})
+            await asyncio.sleep(self._settings.retry_period_s)
 
     async def _lead_and_renew(self, lead: Callable[[], Awaitable[None]]) -> None:
         work = asyncio.ensure_future(lead())
@@ -123,21 +137,26 @@ class Elector:
             await asyncio.gather(work, renewal, return_exceptions=True)
 
     async def _renew(self) -> None:
-        renewed = time.monotonic()
+        """For ever. Raises LeadershipLost, at the latest when the deadline after the last renewal has come."""
         pause_s = min(self._settings.retry_period_s * 2, self._settings.renew_deadline_s / 2)
         while True:
-            await asyncio.sleep(pause_s)
-            if await self._try():
-                renewed, pause_s = time.monotonic(), min(pause_s * 2, self._settings.renew_deadline_s / 2)
+            left_s = self._renewed_at + self._settings.renew_deadline_s - time.monotonic()
+            try:
+                async with asyncio.timeout(max(left_s, 0.0)):
+                    await asyncio.sleep(pause_s)
+                    renewed = await self._try()
+            except TimeoutError as error:
+                raise LeadershipLost(f"lease {self._settings.name} could not be renewed in time") from error
+            if renewed:
+                pause_s = min(pause_s * 2, self._settings.renew_deadline_s / 2)
             elif self._lease.holder != self._settings.identity:
                 raise LeadershipLost(f"lease {self._settings.name} is held by {self._lease.holder}")
-            elif time.monotonic() - renewed > self._settings.renew_deadline_s:
-                raise LeadershipLost(f"lease {self._settings.name} could not be renewed in time")
             else:
                 pause_s = self._settings.retry_period_s / 2
 
     async def _try(self) -> bool:
         """Take or renew the lease; False when it is another's, or when nothing can be said."""
+        begun_at = time.monotonic()
         try:
             async with asyncio.timeout(self._settings.renew_deadline_s / 2):
                 if self._lease.version is None or self._lease.holder != self._settings.identity:
@@ -145,6 +164,7 @@ class Elector:
                 if not is_free(self._lease, self._settings, time.monotonic()):
                     return False
                 await self._write(release=False)
+                self._renewed_at = begun_at
                 return True
         except NotFound:
             self._lease = SeenLease(None, "", 0, time.monotonic())  # deleted: another may have made its own by now
@@ -165,8 +185,9 @@ class Elector:
             raw = await self._client.get(f"{self._collection}/{self._settings.name}")
         except NotFound:
             self._lease = SeenLease(None, "", 0, time.monotonic())
-            return
-        self._take(raw)
+        else:
+            self._take(raw)
+        self.seen = True
 
     async def _write(self, *, release: bool) -> None:
         body = build_lease(self._settings, self._lease, datetime.now(UTC), self._owner, release=release)
@@ -179,14 +200,23 @@ class Elector:
         version, spec = raw["metadata"]["resourceVersion"], raw.get("spec") or {}
         if version != self._lease.version:
             holder, transitions = spec.get("holderIdentity") or "", int(spec.get("leaseTransitions") or 0)
-            self._lease = SeenLease(version, holder, transitions, time.monotonic())
+            self._lease = SeenLease(version, holder, transitions, time.monotonic(), spec.get("acquireTime") or "")
 
     async def _release(self) -> None:
         if self._lease.holder != self._settings.identity:
             return
         try:
             async with asyncio.timeout(2.0):
-                await self._write(release=True)
+                await self._give_up()
             log.info("lease_released", extra={"lease": self._settings.name})
         except (PartitaError, TimeoutError) as error:
             log.warning("lease_not_released", extra={"lease": self._settings.name, "error": str(error)})
+
+    async def _give_up(self) -> None:
+        """A renewal whose answer we did not wait for may have come before, so that the lease is newer than we know."""
+        try:
+            await self._write(release=True)
+        except Conflict:
+            await self._look()
+            if self._lease.holder == self._settings.identity:
+                await self._write(release=True)

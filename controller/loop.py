@@ -1,7 +1,8 @@
 """The work queue: a set of keys, some workers, and a clock.
 
 Level-based: a key says "look again", never what happened. A key is in the queue at most once and in work at most once;
-one that comes while it is in work is looked at again afterwards. A key that fails comes back later and later.
+one that comes while it is in work is looked at again afterwards. A key that fails comes back later and later. When the
+API server asks for time, no key is looked at before that is over: to it they are all one client's.
 """
 
 import asyncio
@@ -40,6 +41,8 @@ class WorkQueue:
         self._again: set[str] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._failures: dict[str, int] = {}
+        self._quiet_until = 0.0
+        """By the loop's clock."""
 
     def __len__(self) -> int:
         return len(self._queued) + len(self._again)
@@ -71,6 +74,7 @@ class WorkQueue:
     async def _work(self, reconcile: Reconcile) -> None:
         while True:
             key = await self._ready.get()
+            await self._keep_quiet()
             self._queued.discard(key)
             self._working.add(key)
             delay_s: float | None = None
@@ -80,7 +84,7 @@ class WorkQueue:
                 self._failures.pop(key, None)
             except PartitaError as error:
                 failures = self._failures[key] = self._failures.get(key, 0) + 1
-                delay_s = back_off_s(failures, random.random())
+                delay_s = max(back_off_s(failures, random.random()), self._note_wish(error))
                 log.warning(
                     "reconcile_failed",
                     extra={"key": key, "error": str(error), "reason": error.reason, "retry_in_s": round(delay_s, 2)},
@@ -93,6 +97,16 @@ class WorkQueue:
                 self.add(key)
             elif delay_s is not None:
                 self.add_after(key, delay_s)
+
+    def _note_wish(self, error: PartitaError) -> float:
+        """For how many seconds the API server wants to be left alone."""
+        wish_s = float(getattr(error, "retry_after_s", None) or 0.0)
+        self._quiet_until = max(self._quiet_until, asyncio.get_running_loop().time() + wish_s)
+        return wish_s
+
+    async def _keep_quiet(self) -> None:
+        while (left_s := self._quiet_until - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110  it may be extended
+            await asyncio.sleep(left_s)
 
     def _cancel_timer(self, key: str) -> None:
         timer = self._timers.pop(key, None)

@@ -60,7 +60,11 @@ async def serve(endpoint: str, metrics: Metrics, ready: Callable[[], bool]) -> w
         return web.Response(text="ok\n")
 
     async def readiness(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n") if ready() else web.Response(text="caches are being filled\n", status=503)
+        return (
+            web.Response(text="ok\n")
+            if ready()
+            else web.Response(text="the API server has not been read yet\n", status=503)
+        )
 
     app = web.Application()
     app.add_routes([web.get("/metrics", tell), web.get("/healthz", live), web.get("/readyz", readiness)])

@@ -24,7 +24,7 @@ class ControllerSettings:
     lease_name: str = "partita-controller"
     lease_duration_s: float = 15.0
     lease_renew_deadline_s: float = 10.0
-    lease_retry_period_s: float = 2.0
+    lease_retry_period_s: float = 1.0
     max_nodes_per_imex_domain: int = MAX_NODES_PER_IMEX_DOMAIN
     imex_tls: bool = True
     imex_node_list: str = "names"
@@ -53,7 +53,7 @@ _OPTIONS: Final = {
     "LEASE_NAME": ("partita-controller", "Lease of the leader election"),
     "LEASE_DURATION": ("15s", "after which a silent leader is replaced"),
     "LEASE_RENEW_DEADLINE": ("10s", "after which a leader that cannot renew stops"),
-    "LEASE_RETRY_PERIOD": ("2s", "between two looks at the lease"),
+    "LEASE_RETRY_PERIOD": ("1s", "between two looks at the lease"),
     "MAX_NODES_PER_IMEX_DOMAIN": (str(MAX_NODES_PER_IMEX_DOMAIN), "nodes of one ComputeDomain in one NVLink clique"),
     "IMEX_TLS": ("true", "encrypt between the IMEX daemons: true or false"),
     "IMEX_NODE_LIST": ("names", "what the daemons list: names, or addresses for NVIDIA drivers before 570.158.01"),

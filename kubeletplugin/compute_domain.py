@@ -24,7 +24,7 @@ from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles
 from kubeletplugin.hardware.imex import read_imex_nodes
 from kubeletplugin.hardware.tree import DriverRoot, read_driver_tree
-from kubeletplugin.membership import Cliques, Memberships, provide_membership
+from kubeletplugin.membership import Cliques, Memberships, Seen, provide_membership
 from kubeletplugin.merge import merge
 from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.cdi import cdi_file_name
@@ -134,6 +134,7 @@ class ComputeDomainDriver:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._rescan(changed))
             tasks.create_task(self._sweep_regularly())
+            tasks.create_task(self._cliques.run())
             tasks.create_task(self._memberships.run())
 
     async def _rescan(self, changed: Callable[[], None]) -> None:
@@ -194,34 +195,38 @@ class ComputeDomainDriver:
         reason = f"claim {request.claim}: the API server has not answered yet"
         try:
             async with asyncio.timeout(self._wait_s), aclosing(self._follow(use, fabric)) as found:
-                async for membership, report in found:
+                async for membership, report, refusal in found:
                     decision = check_release(request, use, membership, self._node, report)
                     if isinstance(decision, Release):
                         return
-                    if decision.reason != reason:
-                        log.info("waiting", extra={"reason": decision.reason})
-                    reason = decision.reason
+                    before, reason = reason, f"claim {request.claim}: {refusal}" if refusal else decision.reason
+                    if reason != before:
+                        log.info("waiting", extra={"reason": reason})
         except TimeoutError as error:
             raise NotConnectedYet(reason) from error
 
     async def _follow(
         self, use: DomainUse, fabric: Attached
-    ) -> AsyncGenerator[tuple[Membership | None, DaemonReport | None], None]:
-        """What the controller and this node's daemon say, at every change; the controller's word comes first."""
+    ) -> AsyncGenerator[tuple[Membership | None, DaemonReport | None, str], None]:
+        """What the controller and this node's daemon say, at every change; the controller's word comes first.
+
+        The last of three: what the API server says instead of telling the controller's word, "" while it tells it.
+        """
         name = clique_object_name(use.domain_uid, fabric.clique)
         is_member = asyncio.Event()
         status = self._follow_status(use.domain_uid, is_member)
         membership: Membership | None = None
         report: DaemonReport | None = None
-        asked = False
+        asked, refusal = False, ""
         async with aclosing(merge(self._cliques.follow(name), status)) as news:
-            async for source, found in news:
-                if source == 0:
-                    membership, asked = parse_membership(found) if found else None, True
+            async for _, found in news:
+                if isinstance(found, Seen):
+                    membership = parse_membership(found.clique) if found.clique else None
+                    asked, refusal = True, found.refusal
                 else:
                     report = parse_report(found)
                 if asked:
-                    yield membership, report
+                    yield membership, report, refusal
                 if membership is not None and membership.member(self._node) is not None:
                     is_member.set()
 

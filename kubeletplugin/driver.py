@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
-from api.client import Client, Json, NotFound, back_off_s, path
+from api.client import Client, Forbidden, Json, NotFound, back_off_s, path
 from api.errors import Busy, ClaimError, InvalidObject, PartitaError, Retryable
 from api.logs import add_to_log_context, log_context
 from kubeletplugin.events import Recorder
@@ -30,6 +30,12 @@ _RETRY_DELAYS_S: Final = (0.25, 3.0)
 _TRANSIENT: Final = (Retryable, DeviceBusy, LibraryMissing)
 _OPPOSITE: Final = {"prepare": "unprepare", "unprepare": "prepare"}
 CLAIM_API: Final = "resource.k8s.io/v1"
+
+
+class NotAllowedYet(Retryable):
+    """The API server does not let us read the claim; one that has just started knows no roles yet."""
+
+    reason = "Forbidden"
 
 
 class NodeDriver(Protocol):
@@ -175,6 +181,8 @@ class ClaimService:
             claim = await self._client.get(path(CLAIM_API, "resourceclaims", namespace=ref.namespace, name=ref.name))
         except NotFound as error:
             raise ClaimError(str(ref), "it does not exist any more", reason="ClaimGone") from error
+        except Forbidden as error:
+            raise NotAllowedYet(f"claim {ref}: {error}") from error
         consumers = (claim.get("status") or {}).get("reservedFor") or ()
         if consumers:
             add_to_log_context(pod=",".join(f"{ref.namespace}/{each['name']}" for each in consumers))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
-from api.client import Client, Forbidden, Json, NotFound, back_off_s
+from api.client import Client, Json, back_off_s
 from api.clique import MEMBERSHIP_FILE, MEMBERSHIP_FILE_VERSION
 from api.errors import Retryable
 from kubeletplugin.disk import disk_error, write_whole
@@ -20,6 +20,16 @@ from kubeletplugin.disk import disk_error, write_whole
 log = logging.getLogger(__name__)
 
 _NOT_FOR_DAEMONS: Final = frozenset({"apiVersion", "kind", "metadata", "abandonedClaims"})
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the API server says of one ComputeDomainClique."""
+
+    clique: Json | None
+    """None while there is none."""
+    refusal: str = ""
+    """Why nothing is told now; `clique` is then as it was told last, None if it never was."""
 
 
 class Cliques:
@@ -30,70 +40,79 @@ class Cliques:
         self._client = client
         self._where = where
         self._watched: dict[str, _Watched] = {}
+        self._started = asyncio.Event()
+        self._tasks: asyncio.TaskGroup
 
-    async def follow(self, name: str) -> AsyncGenerator[Json | None, None]:
-        """The object, and again at every change; None while there is none. Raises Forbidden, NotFound."""
+    async def run(self) -> None:
+        """Until cancelled; who follows something before this waits for it."""
+        async with asyncio.TaskGroup() as self._tasks:
+            self._started.set()
+            await asyncio.Event().wait()
+
+    async def follow(self, name: str) -> AsyncGenerator[Seen, None]:
+        """What is known as soon as something is, and again at every change, for ever."""
+        await self._started.wait()
         watched = self._watched.get(name)
         if watched is None:
             watched = self._watched[name] = _Watched()
-            watched.task = asyncio.create_task(self._watch(name, watched))
+            watched.task = self._tasks.create_task(self._watch(name, watched))
         watched.followers += 1
-        last: object = _UNKNOWN
+        last: Seen | None = None
         try:
             while True:
                 changed = watched.changed
-                if watched.error is not None:
-                    raise watched.error
-                if watched.found is not last:
-                    last = watched.found
-                    yield watched.found
+                if watched.seen is not last and watched.seen is not None:
+                    last = watched.seen
+                    yield last
                 else:
                     await changed.wait()
         finally:
             watched.followers -= 1
             if watched.followers == 0 and watched.task is not None:
                 watched.task.cancel()
-                self._forget(name, watched)
+                del self._watched[name]
 
     async def _watch(self, name: str, watched: "_Watched") -> None:
-        watch = cast(
-            AsyncGenerator[tuple[str, Any], None],
-            self._client.list_watch(self._where, field_selector=f"metadata.name={name}"),
+        """Whatever goes wrong is told to those who wait, and tried again.
+
+        An API server that has just started refuses what it will allow once it knows its roles and custom resources.
+        """
+        delays = back_off_s(most_s=WATCH_BACK_OFF_S)
+        while True:
+            try:
+                async with aclosing(self._open(name)) as events:
+                    async for kind, found in events:
+                        objects = found if kind == "SYNC" else () if kind == "DELETED" else (found,)
+                        watched.show(Seen(objects[0] if objects else None))
+                        delays = back_off_s(most_s=WATCH_BACK_OFF_S)
+            except Exception as error:  # noqa: BLE001  a defect here must not end every claim of the node
+                delay_s = next(delays)
+                told = str(error) or type(error).__name__
+                log.warning("membership_refused", extra={"object": name, "error": told, "retry_in_s": delay_s})
+                watched.show(Seen(watched.seen.clique if watched.seen else None, told))
+                await asyncio.sleep(delay_s)
+
+    def _open(self, name: str) -> AsyncGenerator[tuple[str, Any], None]:
+        events = self._client.list_watch(
+            self._where, field_selector=f"metadata.name={name}", most_back_off_s=WATCH_BACK_OFF_S
         )
-        try:
-            async with aclosing(watch) as events:
-                async for kind, found in events:
-                    objects = found if kind == "SYNC" else () if kind == "DELETED" else (found,)
-                    watched.show(objects[0] if objects else None)
-        except Exception as error:  # noqa: BLE001  raised where it is waited for
-            self._forget(name, watched)  # whoever comes next begins anew
-            watched.fail(error)
-
-    def _forget(self, name: str, watched: "_Watched") -> None:
-        if self._watched.get(name) is watched:
-            del self._watched[name]
+        return cast(AsyncGenerator[tuple[str, Any], None], events)
 
 
-_UNKNOWN: Final = {"": "the API server has not answered yet"}
+WATCH_BACK_OFF_S: Final = 5.0
+"""Claims wait for less than a minute, and their pods for one more when that was in vain."""
 
 
 @dataclass(slots=True, eq=False)
 class _Watched:
-    found: Json | None = field(default_factory=lambda: _UNKNOWN)
-    error: Exception | None = None
+    seen: Seen | None = None
+    """None until the API server has answered."""
     followers: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
-    def show(self, found: Json | None) -> None:
-        self.found = found
-        self._ring()
-
-    def fail(self, error: Exception) -> None:
-        self.error = error
-        self._ring()
-
-    def _ring(self) -> None:
+    def show(self, seen: Seen) -> None:
+        self.seen = seen
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -146,15 +165,16 @@ class Memberships:
                     self._running[name] = self._tasks.create_task(self._follow(name, folder))
 
     async def _follow(self, name: str, folder: Path) -> None:
-        """For ever: neither a full disk nor an API server that does not know its roles yet ends it."""
+        """For ever: a full disk does not end it, and what was told last stays while the API server tells nothing."""
         delays = back_off_s()
         while True:
             try:
                 async with aclosing(self._cliques.follow(name)) as found:
-                    async for clique in found:
-                        write_membership(folder, clique)
-                        delays = back_off_s()
-            except (Forbidden, NotFound, Retryable) as error:
+                    async for seen in found:
+                        if not seen.refusal:
+                            write_membership(folder, seen.clique)
+                            delays = back_off_s()
+            except Retryable as error:
                 delay_s = next(delays)
                 log.warning("membership_not_followed", extra={"object": name, "error": str(error), "in_s": delay_s})
                 await asyncio.sleep(delay_s)

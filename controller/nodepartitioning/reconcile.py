@@ -111,6 +111,10 @@ class NodePartitioning:
         stored = self.kaiwo_nodes.get("", name)
         return stored.kaiwo.status.partitioning.phase if stored else ""
 
+    @property
+    def synced(self) -> bool:
+        return all(cache.synced.is_set() for cache, _ in self.caches.values())
+
     async def run(self) -> None:
         """Work until cancelled; nothing is planned before every cache has been filled once."""
         async with asyncio.TaskGroup() as group:

@@ -24,18 +24,16 @@ from kubeletplugin.imexdaemon.plan import (
     restart_delay_s,
 )
 from kubeletplugin.imexdaemon.probes import State
-from kubeletplugin.imexdaemon.process import ImexProcess, read_domain
+from kubeletplugin.imexdaemon.process import ImexProcess, is_answering, read_domain
 from kubeletplugin.imexdaemon.readiness import Readiness, check_readiness
 from kubeletplugin.imexdaemon.settings import Settings
 from kubeletplugin.watch import watch_file
 
 log = logging.getLogger(__name__)
 
-TLS_CHECK_S: Final = 30.0
-"""The kubelet needs a minute or more to bring a renewed certificate into the pod."""
 FILE_LOOK_S: Final = 1.0
-HANG_LIMIT_S: Final = 30.0
-"""An nvidia-imex that has answered nothing for so long is started anew."""
+FILE_RETRY_S: Final = 5.0
+"""After the disk refused one of our files."""
 
 
 class PluginTooOld(PartitaError):
@@ -116,7 +114,11 @@ class Daemon:
         # Nowhere here asyncio.wait_for: in Python 3.11 it loses a cancellation that comes together with a result.
         while True:
             self._wake.clear()
-            delay_s = await self._reconcile()
+            try:
+                delay_s = await self._reconcile()
+            except OSError as error:  # a full disk: whoever is connected stays so
+                log.error("not_reconciled", extra={"error": str(error), "retry_in_s": FILE_RETRY_S})
+                delay_s = FILE_RETRY_S
             try:
                 async with asyncio.timeout(delay_s):
                     await self._wake.wait()
@@ -138,7 +140,7 @@ class Daemon:
         action = plan_imex(wanted, self._running, tls_version, members_complete=complete)
         match action:
             case Keep():
-                return TLS_CHECK_S
+                return self._settings.tls_check_s
             case Stop():
                 log.info("not_a_member", extra={"node": self._settings.node, "object": self._settings.clique_name})
                 await self._stop()
@@ -159,7 +161,7 @@ class Daemon:
         await self._imex.stop(self._settings.grace_s)
         self._changed()
 
-    async def _start(self, table: NodeTable, tls: TlsFiles | None, tls_version: str) -> float | None:
+    async def _start(self, table: NodeTable, tls: TlsFiles | None, tls_version: str) -> float:
         now_s = time.monotonic()
         if now_s < self._may_start_at_s:
             return self._may_start_at_s - now_s
@@ -169,15 +171,16 @@ class Daemon:
         self._responding = self._formed = False
         self._started_at_s, self._last_reload_s = now_s, None
         self._changed()
-        return None
+        return self._settings.tls_check_s
 
-    def _reload(self, table: NodeTable, tls_version: str, *, at_once: bool) -> float | None:
+    def _reload(self, table: NodeTable, tls_version: str, *, at_once: bool) -> float:
         now_s = time.monotonic()
         files.write_hosts(self._settings, table)
         if self._dirty_since_s is None:
             self._dirty_since_s = now_s
         if not self._responding:
-            return None  # SIGUSR1 would end a process that has not installed its handlers; its first answer wakes us
+            # SIGUSR1 would end a process that has not installed its handlers; its first answer wakes us.
+            return self._settings.tls_check_s
         delay_s = reload_delay_s(
             at_once=at_once, changed_at_s=self._dirty_since_s, last_reload_s=self._last_reload_s, now_s=now_s
         )
@@ -187,7 +190,7 @@ class Daemon:
         self._last_reload_s = now_s
         self._running = Running(table, tls_version)
         self._changed()
-        return None
+        return self._settings.tls_check_s
 
     def _changed(self) -> None:
         self._dirty_since_s = None
@@ -217,15 +220,25 @@ class Daemon:
             return Readiness(False, f"node {settings.node} is not among the members, or they have no addresses yet")
         if self._running is None or self._running.table.own_index != table.own_index:
             return Readiness(False, "nvidia-imex does not run")
-        readiness = check_readiness(await read_domain(files.config_path(settings)), table)
+        return await self._ask(table)
+
+    async def _ask(self, table: NodeTable) -> Readiness:
+        """What nvidia-imex says; one that says nothing for long is ended."""
+        settings, asked = self._settings, self._running
+        config = files.config_path(settings)
+        readiness = check_readiness(await read_domain(config), table)
+        # For the domain every node is asked, and one out of reach holds the answer up; -q asks this one alone.
+        responding = readiness.responding or (self._imex.alive and await is_answering(config))
+        if self._running is not asked:
+            return readiness  # of a process that may be gone by now
         now_s = time.monotonic()
-        if readiness.responding and not self._responding:
+        if responding and not self._responding:
             self._responding = True
             self._wake.set()
         self._hasten(readiness, now_s)
-        if readiness.responding or not self._imex.alive:
+        if responding or not self._imex.alive:
             self._answered_at_s = now_s
-        elif now_s - self._answered_at_s > HANG_LIMIT_S:
+        elif now_s - self._answered_at_s > settings.hang_limit_s:
             log.error("imex_hangs", extra={"silent_s": now_s - self._answered_at_s})
             await self._imex.stop(settings.grace_s)
             self._on_exit(-1)
@@ -242,7 +255,10 @@ class Daemon:
 
     def _set(self, readiness: Readiness) -> None:
         self._state.set(readiness)
-        files.write_status(self._settings, self._wanted(), readiness)
+        try:
+            files.write_status(self._settings, self._wanted(), readiness)
+        except OSError as error:  # a full disk is no reason to end nvidia-imex under running jobs
+            log.error("status_not_written", extra={"error": str(error)})
 
     def _on_exit(self, status: int) -> None:
         """nvidia-imex ended without being told to."""

@@ -60,7 +60,10 @@ def write_hosts(settings: Settings, table: NodeTable) -> None:
 
 
 def write_status(settings: Settings, table: NodeTable | None, readiness: Readiness) -> None:
-    """For the node plugin, and for the pods of the domain on this node: a barrier for jobs that want everybody."""
+    """For the node plugin, and for the pods of the domain on this node: a barrier for jobs that want everybody.
+
+    Raises OSError, and then leaves no file: what is not true any more must not be believed.
+    """
     path = settings.directory / DAEMON_STATUS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     peers = table.peers if table else frozenset()
@@ -77,7 +80,11 @@ def write_status(settings: Settings, table: NodeTable | None, readiness: Readine
     }
     text = json.dumps(status, indent=2) + "\n"
     if not path.exists() or path.read_text() != text:
-        _replace(path, text)
+        try:
+            _replace(path, text)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def _replace(path: Path, text: str) -> None:

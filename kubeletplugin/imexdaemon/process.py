@@ -38,7 +38,7 @@ class ImexProcess:
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
-        """Raises ProgramMissing."""
+        """Raises ProgramMissing, OSError."""
         self._process = await _execute(DAEMON_PROGRAM, "-c", str(self._config_path))
         self._watcher = asyncio.create_task(self._watch(self._process))
         log.info("imex_started", extra={"pid": self._process.pid})
@@ -77,19 +77,40 @@ class ImexProcess:
 
 
 async def read_domain(config_path: Path) -> str:
-    """What `nvidia-imex-ctl -N -j` prints; "" when it fails or hangs. Raises ProgramMissing."""
-    process = await _execute(CONTROL_PROGRAM, "-c", str(config_path), "-N", "-j", capture=True)
+    """What `nvidia-imex-ctl -N -j` prints, which asks every node; "" when it fails or hangs. Raises ProgramMissing."""
+    try:
+        _, output = await _ask(config_path, "-N", "-j")
+    except OSError as error:
+        log.warning("imex_not_asked", extra={"error": str(error)})
+        return ""
+    return output
+
+
+async def is_answering(config_path: Path) -> bool:
+    """Whether the nvidia-imex of this node answers; its peers have no part in that. Raises ProgramMissing."""
+    try:
+        status, output = await _ask(config_path, "-q")
+    except OSError as error:
+        log.warning("imex_not_asked", extra={"error": str(error)})
+        return True  # a node that is short of processes or memory says nothing against it
+    return status == 0 and output.strip() != ""
+
+
+async def _ask(config_path: Path, *question: str) -> tuple[int, str]:
+    """Exit status and output; "" when it hangs. Raises ProgramMissing, OSError."""
+    process = await _execute(CONTROL_PROGRAM, "-c", str(config_path), *question, capture=True)
     try:
         async with asyncio.timeout(CONTROL_TIMEOUT_S):
             output, _ = await process.communicate()
     except TimeoutError:
         process.kill()
         await process.wait()
-        return ""
-    return output.decode(errors="replace")
+        return -1, ""
+    return process.returncode or 0, output.decode(errors="replace")
 
 
 async def _execute(program: str, *arguments: str, capture: bool = False) -> asyncio.subprocess.Process:
+    """Raises ProgramMissing, OSError."""
     pipe = asyncio.subprocess.PIPE if capture else None
     quiet = asyncio.subprocess.DEVNULL if capture else None
     try:

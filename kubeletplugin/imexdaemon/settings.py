@@ -35,6 +35,10 @@ class Settings:
     """Node list of names that /etc/hosts resolves (NVIDIA driver 570.158.01 and later), or of addresses."""
     membership_wait_s: float = 60.0
     """How long to wait for the file with the membership, which comes into a container only when that is made anew."""
+    tls_check_s: float = 30.0
+    """Between two looks for renewed certificates; the kubelet needs a minute or more to bring one into the pod."""
+    hang_limit_s: float = 30.0
+    """An nvidia-imex that has answered nothing for so long is started anew."""
     grace_s: float = 8.0
     """For nvidia-imex between SIGTERM and SIGKILL; less than the pod's own grace."""
 
@@ -62,6 +66,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         http_port=_number(environment, "HTTP_PORT", DAEMON_HTTP_PORT),
         use_names=node_list == "names",
         membership_wait_s=_number(environment, "MEMBERSHIP_WAIT_S", 60),
+        tls_check_s=_number(environment, "TLS_CHECK_S", 30),
+        hang_limit_s=_number(environment, "HANG_LIMIT_S", 30),
     )
 
 

@@ -19,7 +19,7 @@ from bench.kubelet import Kubelet, PrepareFailed
 from bench.node import Node
 from bench.objects import Claim, make_claim, make_namespace, make_node, wait_for_devices
 
-from api.client import Client, Json, NotFound, path
+from api.client import ApiError, Client, Json, NotFound, path
 from tests.support.cluster import ROOT, Cluster
 
 DRIVER = "compute-domain.nvidia.com"
@@ -346,6 +346,36 @@ def test_a_pod_that_is_deleted_while_it_waits_need_not_wait_any_longer(cluster: 
             assert it.specs() == {}
 
     asyncio.run(scenario())
+
+
+def test_claims_wait_through_an_outage_of_the_api_server_and_new_ones_join_them_soon_after_it(cluster: Cluster) -> None:
+    """Each is prepared within its first call: the kubelet's next one would come after a minute or more."""
+
+    async def scenario() -> None:
+        async with world(cluster) as it:
+            before, after = await it.claim("c0"), await it.claim("c1")
+            waiting = asyncio.create_task(it.kubelet.prepare(before))
+            await it.publish(released=False, message="waits for node-2")
+            await until(lambda: "waits for node-2" in it.node.log.read_text())
+            await asyncio.to_thread(cluster.run, "kill", "control-plane", "apiserver")
+            await asyncio.sleep(15)  # long enough for attempts to become as rare as they get
+            assert not waiting.done()
+            await asyncio.to_thread(cluster.run, "start", "control-plane", "apiserver")
+            joining = asyncio.create_task(it.kubelet.prepare(after))
+            async with asyncio.timeout(60):
+                await publish_when_served(it)
+            await asyncio.gather(waiting, joining)
+
+    asyncio.run(scenario())
+
+
+async def publish_when_served(it: World) -> None:
+    while True:
+        try:
+            await it.publish(released=True)
+            return
+        except ApiError:
+            await asyncio.sleep(0.2)
 
 
 def test_a_claim_that_nobody_waits_for_any_more_is_answered_at_once(cluster: Cluster) -> None:

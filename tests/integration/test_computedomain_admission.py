@@ -9,7 +9,7 @@ import pytest
 from api.device_config import parse_device_config
 from api.errors import InvalidObject
 from tests.support.cluster import ApiError, Cluster, Object, path, wait_until
-from tests.support.computedomain import NAMESPACE, install
+from tests.support.computedomain import FABRIC, NAMESPACE, build_worker, install, make_node
 from tests.support.fixtures import session_cluster
 
 NVIDIA = "resource.nvidia.com/v1beta1"
@@ -132,6 +132,104 @@ def test_a_daemon_config_belongs_into_the_drivers_namespace(cluster: Cluster) ->
     try_claim(cluster, DOMAIN, config, namespace=NAMESPACE)
     with pytest.raises(ApiError, match="the driver's namespace"):
         try_claim(cluster, DOMAIN, config)
+
+
+DAEMONS = "compute-domain-daemon.nvidia.com"
+CLAIMS = path("resource.k8s.io/v1", "resourceclaims", namespace="default")
+REQUESTS: list[Object] = [
+    {"name": "r", "exactly": {"deviceClassName": DAEMONS}},
+    {
+        "name": "r",
+        "firstAvailable": [
+            {"name": "a", "deviceClassName": "gpu.nvidia.com"},
+            {"name": "b", "deviceClassName": DAEMONS},
+        ],
+    },
+]
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=["exactly", "firstAvailable"])
+def test_a_daemon_device_can_be_asked_for_in_the_drivers_namespace_only_with_or_without_a_config(
+    cluster: Cluster, request_: Object
+) -> None:
+    spec = {"devices": {"requests": [request_]}}
+    claim = {"metadata": {"generateName": "c-"}, "spec": spec}
+    template = {"metadata": {"generateName": "t-"}, "spec": {"spec": spec}}
+    for plural, body in (("resourceclaims", claim), ("resourceclaimtemplates", template)):
+        cluster.create(path("resource.k8s.io/v1", plural, namespace=NAMESPACE) + "?dryRun=All", body)
+        with pytest.raises(ApiError, match="the template that its ComputeDomain names") as refusal:
+            cluster.create(path("resource.k8s.io/v1", plural, namespace="default") + "?dryRun=All", body)
+        assert refusal.value.status == 403
+
+
+@pytest.fixture
+def wide_class(cluster: Cluster) -> Iterator[str]:
+    """An administrator's class, through which every device of the driver can be asked for."""
+    classes, name = path("resource.k8s.io/v1", "deviceclasses"), "everything.example.com"
+    selector = {"cel": {"expression": f"device.driver == '{DOMAIN}'"}}
+    cluster.create(classes, {"metadata": {"name": name}, "spec": {"selectors": [selector]}})
+    yield name
+    cluster.delete(f"{classes}/{name}")
+
+
+def test_a_daemon_device_is_allocated_to_no_tenant_under_the_name_of_another_class_either(
+    cluster: Cluster, wide_class: str
+) -> None:
+    make_node(cluster, "cd-coveted", f"{FABRIC}.7")
+    only_daemons = {"cel": {"expression": f"device.attributes['{DOMAIN}'].type == 'daemon'"}}
+    exactly = {"deviceClassName": wide_class, "selectors": [only_daemons]}
+    spec = {"devices": {"requests": [{"name": "r", "exactly": exactly}]}}
+    pods = path("v1", "pods", namespace="default")
+    cluster.create(CLAIMS, {"metadata": {"name": "coveting"}, "spec": spec})
+    pod = build_worker("coveting", "", "cd-coveted")
+    pod["spec"]["resourceClaims"] = [{"name": "channel", "resourceClaimName": "coveting"}]
+    cluster.create(pods, pod)
+    try:
+        events = path("v1", "events", namespace="default")
+        wait_until(
+            "the scheduler is refused",
+            lambda: [each for each in cluster.list(events) if "the daemon device of a node" in each["message"]],
+        )
+        assert "allocation" not in cluster.get(f"{CLAIMS}/coveting").get("status", {})
+        assert "nodeName" not in cluster.get(f"{pods}/coveting")["spec"]
+    finally:
+        cluster.delete(f"{pods}/coveting", gracePeriodSeconds=0)
+        cluster.delete(f"{CLAIMS}/coveting")
+
+
+def test_what_an_earlier_installation_allocated_in_another_namespace_can_end(cluster: Cluster) -> None:
+    """Its claim is still reserved while its pod ends, and every such change passes through admission."""
+    metadata = {"name": "earlier", "finalizers": ["resource.kubernetes.io/delete-protection"]}
+    spec = {"devices": {"requests": [{"name": "r", "exactly": {"deviceClassName": DAEMONS}}]}}
+    result = {"request": "r", "driver": DOMAIN, "pool": "gone", "device": "daemon-0"}
+    bindings = "validatingadmissionpolicybindings,validatingadmissionpolicies"
+    (policy,) = [
+        each["metadata"]["name"]
+        for each in cluster.list(path("admissionregistration.k8s.io/v1", "validatingadmissionpolicies"))
+        if "daemondevices" in each["metadata"]["name"]
+    ]
+    cluster.kubectl("delete", bindings, policy)
+    wait_until("the policy is gone", lambda: _may_ask(cluster))
+    cluster.create(CLAIMS, {"metadata": metadata, "spec": spec})
+    # Not a pod, or the controller manager would find that there is none.
+    holder = {"apiGroup": "example.com", "resource": "jobs", "name": "p", "uid": "u"}
+    status: Object = {"allocation": {"devices": {"results": [result]}}, "reservedFor": [holder]}
+    cluster.patch(f"{CLAIMS}/earlier/status", {"status": status})
+    install(cluster)
+    wait_until("the policy bites again", lambda: not _may_ask(cluster))
+    cluster.patch(f"{CLAIMS}/earlier/status", {"status": {"reservedFor": [{**holder, "name": "q", "uid": "v"}]}})
+    cluster.patch(f"{CLAIMS}/earlier/status", {"status": {"reservedFor": None, "allocation": None}})
+    cluster.delete(f"{CLAIMS}/earlier")
+    cluster.wait_gone(f"{CLAIMS}/earlier")
+
+
+def _may_ask(cluster: Cluster) -> bool:
+    body = {"metadata": {"generateName": "c-"}, "spec": {"devices": {"requests": [REQUESTS[0]]}}}
+    try:
+        cluster.create(CLAIMS + "?dryRun=All", body)
+    except ApiError:
+        return False
+    return True
 
 
 def test_configs_of_other_drivers_are_none_of_our_business(cluster: Cluster) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -285,6 +287,42 @@ def test_a_lost_daemon_comes_back_with_its_index(world: World, controller: Contr
     assert {node["name"]: node["index"] for node in after["status"]["nodes"]} == before
 
 
+def evict(cluster: Cluster, pod: Object) -> None:
+    metadata = {"name": pod["metadata"]["name"], "namespace": pod["metadata"]["namespace"]}
+    where = path("v1", "pods", **metadata)
+    cluster.create(f"{where}/eviction", {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata})
+
+
+def test_a_drain_leaves_the_daemon_to_the_job_until_that_has_ended_and_then_ends_too(
+    world: World, controller: Controller, kubelets: Kubelets
+) -> None:
+    world.create(build_domain("drained", 2))
+    world.start_workers("cd-a", "cd-b")
+    world.wait_ready(2)
+    kubelets.frozen.add("drained-cd-a")  # the job takes its time to end
+    (daemon,) = [pod for pod in world.daemons() if pod["spec"]["nodeName"] == "cd-a"]
+    where = path("v1", "pods", namespace=NAMESPACE, name=daemon["metadata"]["name"])
+    with ThreadPoolExecutor() as pool:
+        drain = pool.submit(world.cluster.kubectl, "drain", "cd-a", "--force", "--timeout=120s")
+        try:
+            world.cluster.wait(
+                f"{world.pods}/drained-cd-a", "its pod is ending", lambda pod: "deletionTimestamp" in pod["metadata"]
+            )
+            with pytest.raises(ApiError, match="disruption budget") as refusal:
+                evict(world.cluster, daemon)
+            assert refusal.value.status == 429
+            kept = world.cluster.get(where)
+            assert kept["metadata"]["uid"] == daemon["metadata"]["uid"]
+            assert "deletionTimestamp" not in kept["metadata"]
+            assert not drain.done()
+            kubelets.frozen.clear()
+            drain.result()
+            assert [pod["spec"]["nodeName"] for pod in world.daemons()] == ["cd-b"]
+        finally:
+            kubelets.frozen.clear()
+            world.cluster.kubectl("uncordon", "cd-a")
+
+
 def test_a_node_that_moves_to_another_rack_moves_to_its_clique(
     world: World, controller: Controller, kubelets: Kubelets
 ) -> None:
@@ -403,26 +441,44 @@ def test_a_claim_of_another_namespace_gets_no_daemon(world: World, controller: C
         world.cluster.delete(f"{templates}/mine-channel")
 
 
-def test_a_killed_controller_is_succeeded_and_the_plan_is_finished(
+def hand_over(leader: Controller, standby: Controller, how: signal.Signals) -> float:
+    """Seconds from the signal until the standby acts: it leads, and has seen everything."""
+    standby.wait_standing_by()
+    begun = time.monotonic()
+    leader.signal(how)
+    standby.wait_leading()
+    return time.monotonic() - begun
+
+
+def test_a_standby_goes_on_with_half_a_plan_within_5_s_of_a_clean_stop_and_within_20_s_of_a_kill(
     world: World, prepared: Cluster, kubelets: Kubelets, tmp_path: Path
 ) -> None:
-    fast = {"LEASE_DURATION": "3s", "LEASE_RENEW_DEADLINE": "2s", "LEASE_RETRY_PERIOD": "500ms"}
-    first = Controller(prepared, tmp_path / "first.log", options=fast).start()
-    first.wait_leading()
-    world.create(build_domain("handover", 2))
-    kubelets.ready = False
-    world.start_workers("cd-a", "cd-b")
-    wait_until("daemons are there", lambda: len(world.daemons()) == 2)
-    first.stop(signal.SIGKILL)
-    second = Controller(prepared, tmp_path / "second.log", options=fast).start()
-    kubelets.ready = True
-    world.wait_ready(2)
-    third = Controller(prepared, tmp_path / "third.log", options=fast).start()
-    assert second.stop() == 0
-    third.wait_leading()
-    world.end_workers()
-    world.wait_reason("Idle")
-    assert third.stop() == 0
+    """With the lease times that are the default."""
+    first, second, third = (Controller(prepared, tmp_path / f"{name}.log") for name in ("first", "second", "third"))
+    try:
+        first.start().wait_leading()
+        second.start()
+        world.create(build_domain("handover", 2))
+        kubelets.ready = False
+        world.start_workers("cd-a", "cd-b")
+        wait_until("daemons are there", lambda: len(world.daemons()) == 2)
+        assert hand_over(first, second, signal.SIGTERM) < 5
+        assert first.wait() == 0
+        kubelets.ready = True
+        world.wait_ready(2)
+        third.start()
+        kubelets.ready = False
+        world.start_workers("cd-c")
+        wait_until("another daemon is there", lambda: len(world.daemons()) == 3)
+        assert hand_over(second, third, signal.SIGKILL) < 20
+        kubelets.ready = True
+        world.wait_ready(3)
+        world.end_workers()
+        world.wait_reason("Idle")
+        assert third.stop() == 0
+    finally:
+        for each in (first, second, third):
+            each.stop(signal.SIGKILL)
 
 
 def test_the_spec_cannot_be_changed(world: World, controller: Controller) -> None:

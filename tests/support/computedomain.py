@@ -37,7 +37,7 @@ def install(cluster: Cluster, namespace: str = NAMESPACE) -> None:
     """CRDs, DeviceClasses and the rights of our programs, as the chart has them; no workloads."""
     for file in sorted((CHART / "crds").glob("computedomain*.yaml")):
         cluster.apply(file.read_text())
-    names = ("controller-rbac", "controller-imexdaemon", "deviceclasses", "admission-configs")
+    names = ("controller-rbac", "controller-imexdaemon", "deviceclasses", "admission-configs", "admission-daemons")
     shown = [word for name in names for word in ("--show-only", f"templates/{name}.yaml")]
     enabled = [
         "resources.computeDomains.enabled=true",
@@ -237,9 +237,17 @@ class Controller:
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Its exit status."""
+        self.signal(how)
+        return self.wait()
+
+    def signal(self, how: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(how)
+
+    def wait(self) -> int:
+        """Its exit status."""
         if self._process is None:
             return 0
-        self._process.send_signal(how)
         status = self._process.wait(30)
         self._process = None
         return status
@@ -255,6 +263,9 @@ class Controller:
             if entry["verb"] in WRITING_VERBS and entry["objectRef"]["resource"] not in ("events", "leases"):
                 found.append(Write(entry["verb"], entry["requestURI"], entry["responseStatus"]["code"], line))
         return found
+
+    def wait_standing_by(self) -> None:
+        wait_until("the controller has seen who leads", lambda: '"standing_by"' in self.log.read_text())
 
     def wait_leading(self) -> None:
         wait_until("the controller leads", lambda: '"caches_filled"' in self.log.read_text())

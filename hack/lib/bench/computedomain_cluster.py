@@ -24,7 +24,7 @@ OURS = f"system:serviceaccount:{NAMESPACE}:"
 WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 _TICKS = os.sysconf("SC_CLK_TCK")
 _COMPONENTS = ("etcd", "kube-apiserver", "kube-scheduler", "kube-controller-manager")
-_RIGHTS = ("controller-rbac", "controller-imexdaemon", "deviceclasses", "admission-configs")
+_RIGHTS = ("controller-rbac", "controller-imexdaemon", "deviceclasses", "admission-configs", "admission-daemons")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from simulator.tree import FIRST_GPU_MINOR, MINORS_PER_GPU
 
 XID_EVENT = 0x8  # nvml.h nvmlEventTypeXidCriticalError
 XID_GPU_LOST = 79  # "GPU has fallen off the bus"
-IMEX_FAULTS = ("hang", "die", "degraded", "ignore-sigterm", "slow")
+IMEX_FAULTS = ("hang", "die", "degraded", "ignore-sigterm", "slow", "slow-domain")
 """What `imex/internal/imex/faults.go` knows."""
 FABRIC_STATES = {"not-supported": 0, "not-started": 1, "in-progress": 2, "completed": 3}
 ERRORS = {
@@ -64,7 +64,12 @@ def build_parser() -> argparse.ArgumentParser:
     fabric.add_argument("--health-summary", type=int, help="1 healthy, 2 unhealthy, 3 limited")
     imex = kinds.add_parser("imex", help="nvidia-imex of this node misbehaves, in every pod, until --off")
     imex.add_argument("fault", choices=IMEX_FAULTS)
-    imex.add_argument("--ms", type=float, default=10_000, help="slow: from start to READY (default 10000)")
+    imex.add_argument(
+        "--ms",
+        type=float,
+        default=10_000,
+        help="slow: from start to READY; slow-domain: before an answer for the domain (default 10000)",
+    )
     imex.add_argument("--off", action="store_true", help="end it")
     kinds.add_parser("none", help="calls work again; instances and modes stay as they are")
     for kind in (xid, lost, absent, in_use, fabric):

@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from api.clique import MEMBERSHIP_FILE
+from controller.computedomain.tls import make_certificates
 from tests.contract.imex.certificates import write_authority
 from tests.contract.imex.imex_hosts import Host, ip, wait_until
 
@@ -226,6 +229,78 @@ def test_a_killed_nvidia_imex_is_started_again(cluster: Cluster) -> None:
     assert first.events().count("imex_ended") == 2
 
 
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """The folder as a file system of its own, of a few pages."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "small", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """The file that takes all there is."""
+    filler = disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    return filler
+
+
+def test_a_full_disk_ends_nothing_and_leaves_no_word_that_is_not_true(cluster: Cluster) -> None:
+    first, second, _ = cluster.members
+    with small_disk(first.host.folder / "imexd/status") as disk:
+        cluster.publish({0: first, 1: second})
+        cluster.start(first, second)
+        cluster.wait_ready(first, second)
+        pid = first.imex_pid()
+        filler = fill(disk)
+        ip("-n", second.host.name, "link", "set", "eth0", "down")
+        wait_until(lambda: "status_not_written" in first.events())
+        assert not (disk / "status.json").exists(), "it was ready, and is not any more"
+        ip("-n", second.host.name, "link", "set", "eth0", "up")
+        wait_until(lambda: first.get("/readyz")[0] == 200)
+        filler.unlink()
+        cluster.wait_ready(first)
+        assert first.imex_pid() == pid
+        assert first.process is not None
+        fill(disk)
+        first.process.terminate()
+        assert first.process.wait(20) == 0
+        assert first.imex_pid() == 0
+
+
+def test_files_that_cannot_be_written_are_tried_again(cluster: Cluster) -> None:
+    first = cluster.members[0]
+    hosts = first.host.folder / "hosts"
+    hosts.mkdir()
+    cluster.publish({0: first})
+    cluster.start(first)
+    wait_until(lambda: "not_reconciled" in first.events())
+    hosts.rmdir()
+    cluster.wait_ready(first)
+
+
+def test_only_an_nvidia_imex_that_answers_nothing_itself_is_taken_for_hanging(cluster: Cluster) -> None:
+    """About the domain every node is asked, so peers may hold that answer up for as long as they like."""
+    first, second, _ = cluster.members
+    cluster.publish({0: first, 1: second})
+    cluster.start(first, second, HANG_LIMIT_S="1")
+    cluster.wait_ready(first, second)
+    pid = first.imex_pid()
+    first.host.inject(slow_domain=60_000)
+    wait_until(lambda: "reports nothing about this node" in first.status()["message"], 60)
+    assert first.imex_pid() == pid
+    assert "imex_hangs" not in first.events()
+    first.host.inject(slow_domain=60_000, hang=0)
+    wait_until(lambda: "imex_hangs" in first.events(), 60)
+    first.host.inject()
+    cluster.wait_ready(first)
+    assert first.imex_pid() != pid
+
+
 def test_a_peer_that_is_lost_makes_a_node_unready(cluster: Cluster) -> None:
     first, second, _ = cluster.members
     cluster.publish({0: first, 1: second})
@@ -351,6 +426,38 @@ def test_tls_is_used_where_the_pod_has_certificates(cluster: Cluster) -> None:
     write_authority(tls, *NAMES)
     os.kill(first.imex_pid(), signal.SIGKILL)
     wait_until(lambda: "not connected" in first.status()["message"])
+
+
+def test_renewed_certificates_are_taken_up_without_any_other_change(cluster: Cluster) -> None:
+    first, second, _ = cluster.members
+    tls = cluster.folder / "imex-tls"
+    tls.mkdir()
+    write_authority(tls, *NAMES)
+    cluster.publish({0: first, 1: second})
+    cluster.start(first, second, TLS_CHECK_S="1")
+    cluster.wait_ready(first, second)
+    for _ in range(2):  # after the start, and after a reload
+        before = first.events().count("imex_reloaded")
+        write_authority(tls, *NAMES)
+        wait_until(lambda before=before: first.events().count("imex_reloaded") > before)
+
+
+def test_a_daemon_of_another_domain_is_a_stranger_even_where_it_is_listed_as_a_member(cluster: Cluster) -> None:
+    """By the certificates that the controller makes: each domain has an authority of its own."""
+    first, second, stranger = cluster.members
+    for domain in ("ours", "theirs"):
+        folder = cluster.folder / domain
+        folder.mkdir()
+        for name, content in make_certificates(domain, NAMES, datetime.now(UTC), None).files.items():
+            (folder / name).write_bytes(content)
+    cluster.publish(dict(enumerate(cluster.members)))
+    cluster.start(first, second, TLS_DIRECTORY=str(cluster.folder / "ours"))
+    cluster.start(stranger, TLS_DIRECTORY=str(cluster.folder / "theirs"))
+    wait_until(lambda: "not connected to node 2" in first.status()["message"] and first.status()["connected"] == [1])
+    wait_until(lambda: stranger.status()["message"].startswith("not connected to node 0"))
+    assert stranger.status()["connected"] == []
+    assert not first.ready()
+    assert not stranger.ready()
 
 
 @pytest.mark.parametrize("stubborn", [False, True])

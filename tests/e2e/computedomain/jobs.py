@@ -20,6 +20,7 @@ SETTINGS = {
     "resources.computeDomains.enabled": "true",
     "resources.gpus.extendedResourceName": "nvidia.com/gpu",
     "controller.enabled": "true",
+    "controller.replicas": "1",  # the tests say themselves when there is a standby
 }
 FORCE = {"metadata": {"annotations": {"resource.nvidia.com/force-delete": "true"}}}
 PATIENCE_S = 90.0  # others use the machine, too

@@ -89,7 +89,7 @@ def kubeconfig(directory: Path, address: str, token: str) -> Path:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "back_off_s", lambda: iter(lambda: 0.01, None))
+    monkeypatch.setattr(client_module, "back_off_s", lambda **_: iter(lambda: 0.01, None))
 
 
 async def take(client: Client, count: int, **selectors: str) -> list[tuple[str, Any]]:

@@ -152,6 +152,21 @@ def test_the_controller_runs_without_root_and_without_capabilities() -> None:
     assert security["capabilities"] == {"drop": ["ALL"]}
 
 
+def test_two_controllers_are_kept_apart_where_there_is_room_unless_told_otherwise() -> None:
+    def pod(*settings: str) -> Object:
+        spec: Object = of_kind(render(*settings), "Deployment")["partita-controller"]["spec"]
+        return {"replicas": spec["replicas"], "labels": spec["selector"]["matchLabels"], **spec["template"]["spec"]}
+
+    default = pod()
+    assert default["replicas"] == 2
+    (preferred,) = default["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert preferred["podAffinityTerm"] == {
+        "topologyKey": "kubernetes.io/hostname",
+        "labelSelector": {"matchLabels": default["labels"]},
+    }
+    assert pod("controller.affinity.nodeAffinity.x=y")["affinity"] == {"nodeAffinity": {"x": "y"}}
+
+
 def test_simulated_hardware_is_installed_before_the_plugin_starts_and_marks_its_nodes() -> None:
     objects = render("simulator.profile=gb200", "simulator.nodeSelector.trial=yes")
     pod = plugin_pod(objects)

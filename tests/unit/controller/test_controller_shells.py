@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,13 +11,13 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.client import Conflict, Invalid, Unavailable
+from api.client import Conflict, Invalid, NotFound, TooManyRequests, Unavailable
 from api.errors import InvalidObject, Retryable
 from api.identity import ServiceAccount
-from controller.apply import PartlyApplied, apply_stages
+from controller.apply import IN_FLIGHT, PartlyApplied, apply_stages
 from controller.computedomain.tls import make_certificates
 from controller.events import build_event
-from controller.leader import LeaseSettings, SeenLease, build_lease, is_free
+from controller.leader import Elector, LeadershipLost, LeaseSettings, SeenLease, build_lease, is_free
 from controller.loop import WorkQueue, back_off_s
 from controller.observe import Cache
 from controller.settings import parse_duration, parse_settings
@@ -123,6 +123,35 @@ def test_a_key_can_ask_to_be_looked_at_later_without_a_change() -> None:
     assert _run(scenario()) >= 3
 
 
+def test_no_key_is_looked_at_while_the_api_server_wants_to_be_left_alone() -> None:
+    async def scenario() -> tuple[list[str], float]:
+        queue, seen, done = WorkQueue(), [], asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        async def reconcile(key: str) -> None:
+            seen.append(key)
+            if len(seen) == 1:
+                raise PartlyApplied("too many requests", retry_after_s=0.3)
+            if set(seen) == {"a", "b"} and seen.count("a") == 2:
+                done.set()
+
+        begun = loop.time()
+        worker = asyncio.ensure_future(queue.run(reconcile, workers=4))
+        queue.add("a")
+        await asyncio.sleep(0.05)
+        queue.add("a")
+        queue.add("b")
+        await asyncio.sleep(0.05)
+        assert seen == ["a"]
+        await done.wait()
+        worker.cancel()
+        return seen, loop.time() - begun
+
+    seen, took_s = _run(scenario())
+    assert sorted(seen) == ["a", "a", "b"]
+    assert took_s >= 0.3
+
+
 @given(st.integers(1, 500), st.floats(0, 1, exclude_max=True))
 def test_back_off_stays_between_its_bounds(failures: int, chance: float) -> None:
     assert 0.05 <= back_off_s(failures, chance) <= 45.0
@@ -201,6 +230,89 @@ def test_a_lease_goes_with_the_account_of_its_namespace() -> None:
         assert "ownerReferences" not in build_lease(LEASE, before, now, owner)["metadata"]
 
 
+def test_a_renewal_leaves_it_told_since_when_the_lease_is_held() -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    taken = build_lease(LEASE, SeenLease("7", "other", 3, 0.0, "2025-01-01T00:00:00.000000Z"), now)
+    assert taken["spec"]["acquireTime"] == "2026-01-01T00:00:00.000000Z"
+    renewed = build_lease(LEASE, SeenLease("8", "me", 4, 0.0, "2025-06-01T00:00:00.000000Z"), now)
+    assert renewed["spec"]["acquireTime"] == "2025-06-01T00:00:00.000000Z"
+
+
+class LeaseServer:
+    """The API server, for one Lease. `slow` says of each write, counted from 0, how long its answer takes."""
+
+    def __init__(self, slow: Callable[[int], float]) -> None:
+        self.stored: dict[str, Any] = {}
+        self.written_at: list[float] = []
+        self.renewing = asyncio.Event()
+        self._slow = slow
+
+    async def service_account(self) -> None:
+        return None
+
+    async def get(self, path: str) -> dict[str, Any]:
+        if not self.stored:
+            raise NotFound("no lease (404)", 404)
+        return self.stored
+
+    async def create(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return await self.update(path, body)
+
+    async def update(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        version = self.stored.get("metadata", {}).get("resourceVersion")
+        if body["metadata"].get("resourceVersion") != version:
+            raise Conflict("the lease is newer (409)", 409)
+        metadata = {**body["metadata"], "resourceVersion": str(int(version or 0) + 1)}
+        self.stored = {**body, "metadata": metadata}
+        self.written_at.append(asyncio.get_running_loop().time())
+        if len(self.written_at) == 2:
+            self.renewing.set()
+        await asyncio.sleep(self._slow(len(self.written_at) - 1))
+        return {**body, "metadata": metadata}
+
+
+def _elect(server: LeaseServer, settings: LeaseSettings) -> Elector:
+    client: Any = server
+    return Elector(client, settings)
+
+
+def test_a_leader_whose_renewals_are_answered_late_has_stopped_before_another_may_begin() -> None:
+    """Another counts from the write; so the deadline does from before it, and no answer is waited for past it."""
+    settings = LeaseSettings("ns", "lease", "me", duration_s=1.5, renew_deadline_s=1.0, retry_period_s=0.1)
+    server = LeaseServer(lambda number: (0.0, 0.45)[number] if number < 2 else 60.0)
+
+    async def scenario() -> float:
+        stopped_at = 0.0
+
+        async def lead() -> None:
+            nonlocal stopped_at
+            try:
+                await asyncio.Event().wait()
+            finally:
+                stopped_at = asyncio.get_running_loop().time()
+
+        with pytest.raises(LeadershipLost):
+            await _elect(server, settings).run(lead)
+        return stopped_at - server.written_at[1]
+
+    assert _run(scenario()) < settings.duration_s
+
+
+def test_a_stop_during_a_renewal_gives_the_lease_up_all_the_same() -> None:
+    """The server has taken the renewal whose answer is not waited for, so what we know of the lease is old."""
+    settings = LeaseSettings("ns", "lease", "me", retry_period_s=0.01)
+    server = LeaseServer(lambda number: 60.0 if number == 1 else 0.0)
+
+    async def scenario() -> None:
+        leading = asyncio.ensure_future(_elect(server, settings).run(asyncio.Event().wait))
+        await server.renewing.wait()
+        leading.cancel()
+        await asyncio.gather(leading, return_exceptions=True)
+
+    _run(scenario())
+    assert server.stored["spec"]["holderIdentity"] == ""
+
+
 # --- settings ----------------------------------------------------------------------------------------------------
 
 
@@ -259,6 +371,20 @@ def test_stages_are_carried_out_in_order_and_stop_at_what_is_refused() -> None:
 def test_what_may_pass_by_itself_is_tried_again_and_not_told(error: Exception) -> None:
     outcome, done = _apply([["a"], ["b"]], {"a": error})
     assert outcome == f"again: {error}" and done == []
+
+
+def test_an_api_server_that_sheds_load_gets_no_more_of_the_stage_and_what_it_asks_for_is_passed_on() -> None:
+    sent: list[int] = []
+
+    async def execute(action: int) -> None:
+        sent.append(action)
+        await asyncio.sleep(0)
+        raise TooManyRequests("too many requests (429)", 429, retry_after_s=7.0)
+
+    with pytest.raises(PartlyApplied) as refusal:
+        _run(apply_stages([range(1000), range(1000)], execute))
+    assert len(sent) == IN_FLIGHT
+    assert refusal.value.retry_after_s == 7.0
 
 
 # --- certificates and Events -------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.client import Json, NotFound, Unavailable
+from api.client import Forbidden, Json, NotFound, Unavailable
 from api.errors import Busy, ClaimError
 from kubeletplugin import driver as driver_module
 from kubeletplugin.driver import ClaimService
@@ -143,6 +143,22 @@ def test_what_may_pass_is_retried_inside_the_call() -> None:
         assert board.pinned == []
 
     run(rack, Api(Unavailable("no answer"), Unavailable("no answer")), scenario)
+
+
+def test_an_api_server_that_knows_no_roles_yet_is_asked_again_inside_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = Forbidden("GET claim: cannot get resourceclaims (403)", 403)
+
+    async def scenario(claims: ClaimService, board: Board) -> None:
+        assert await claims.prepare(REF) == (DEVICE,)
+        assert board.pinned == []
+
+    async def in_vain(claims: ClaimService, board: Board) -> None:
+        assert await claims.prepare(REF) == "claim x/y: GET claim: cannot get resourceclaims (403)"
+        assert board.pinned == [("x/y", "Forbidden", "Prepare")]
+
+    run(Rack(), Api(refusal, refusal), scenario)
+    monkeypatch.setattr(driver_module, "RETRY_FOR_S", 0.1)
+    run(Rack(), Api(*[refusal] * 1000), in_vain)
 
 
 @pytest.mark.parametrize(

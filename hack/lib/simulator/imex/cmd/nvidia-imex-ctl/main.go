@@ -169,6 +169,7 @@ func observeNode(config *imex.Config, list []string, name string, names bool) no
 }
 
 func show(config *imex.Config, o options, previous *string) error {
+	time.Sleep(imex.ReadFaults().DomainDelay)
 	seen, err := observe(config, o.names)
 	if err != nil {
 		return err

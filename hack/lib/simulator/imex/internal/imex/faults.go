@@ -16,6 +16,7 @@ type Faults struct {
 	Degraded      bool          // refuse peers, so that the domain is DEGRADED
 	IgnoreSigterm bool          // only SIGKILL ends it
 	ReadyDelay    time.Duration // from start to READY
+	DomainDelay   time.Duration // before nvidia-imex-ctl answers for the entire domain
 }
 
 // Where the state file has its faults: `layout.py` (State, Fault) and `native/state.h`.
@@ -65,8 +66,14 @@ func ReadFaults() Faults {
 		case "imex-ignore-sigterm":
 			faults.IgnoreSigterm = true
 		case "imex-slow":
-			faults.ReadyDelay = time.Duration(binary.LittleEndian.Uint32(entry[delayOffset:])) * time.Microsecond
+			faults.ReadyDelay = delay(entry)
+		case "imex-slow-domain":
+			faults.DomainDelay = delay(entry)
 		}
 	}
 	return faults
+}
+
+func delay(entry []byte) time.Duration {
+	return time.Duration(binary.LittleEndian.Uint32(entry[delayOffset:])) * time.Microsecond
 }
