@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 
 from api.kaiwo import KAIWO_NODE, TOLERATIONS
-from controller.nodepartitioning.parse import find_dcm, parse_kaiwo_node, parse_node, parse_pod, parse_workload
+from controller.nodepartitioning.parse import (
+    find_dcm,
+    parse_holding,
+    parse_kaiwo_node,
+    parse_node,
+    parse_pod,
+    parse_workload,
+)
 from controller.nodepartitioning.state import Taint
 
 SEED = [
@@ -80,6 +87,29 @@ def test_a_workload_must_tolerate_what_keeps_new_pods_away_too() -> None:
     parsed = parse_pod(pod, ())
     assert parsed is not None
     assert parsed.tolerates
+
+
+def test_a_pod_holds_the_gpus_of_the_claims_that_are_reserved_for_it() -> None:
+    """Whatever it tolerates: the drain asks who holds GPUs, and knows by `reservedFor`."""
+    result = {"driver": "gpu.amd.com", "pool": "n", "device": "gpu-0", "request": "gpu"}
+    claim = {
+        "metadata": {"namespace": "a", "name": "gpu", "uid": "c"},
+        "status": {
+            "allocation": {"devices": {"results": [result]}},
+            "reservedFor": [{"resource": "pods", "name": "p", "uid": "u"}],
+        },
+    }
+    holding = parse_holding(claim)
+    assert holding is not None
+    assert holding.nodes == ("n",)
+    for uid, held in (("u", ("a/gpu",)), ("other", ())):
+        raw = {
+            "metadata": {"namespace": "a", "name": "p", "uid": uid},
+            "spec": {"tolerations": [{"operator": "Exists"}]},
+        }
+        found = parse_pod(raw, (holding,))
+        assert found is not None
+        assert (found.tolerates, found.claims) == (True, held)
 
 
 def test_columns_are_kaiwos_and_more() -> None:
