@@ -26,6 +26,10 @@ TARGET_ANNOTATION: Final = "kaiwo.silogen.ai/node.amd.partitioning.target"
 """Added. The controller to our node plugin: a `Target` as JSON."""
 REPORT_ANNOTATION: Final = "kaiwo.silogen.ai/node.amd.partitioning.report"
 """Added. Our node plugin's answer: a `TargetReport` as JSON."""
+TAINTED_ANNOTATION: Final = "kaiwo.silogen.ai/node.amd.partitioning.tainted"
+"""Added. The node's taint `amd-dcm` is the controller's: administrators set it, too, and theirs stays."""
+DCM_ANNOTATION: Final = "kaiwo.silogen.ai/node.amd.partitioning.dcm"
+"""Added. DCM's labels on the Node are the controller's; the value is the profile that it asked for."""
 DCM_PROFILE_LABEL: Final = "dcm.amd.com/gpu-config-profile"
 DCM_STATE_LABEL: Final = "dcm.amd.com/gpu-config-profile-state"
 
@@ -36,12 +40,13 @@ KAIWO_TAINT_KEY: Final = "kaiwo-partitioning"
 CONFIG_MAP_NAMESPACE: Final = "kube-amd-gpu"
 CONFIG_MAP_NAME: Final = "config-manager-config"
 CONFIG_MAP_KEY: Final = "config.json"
+_CONFIG_MAP: Final = f"ConfigMap {CONFIG_MAP_NAMESPACE}/{CONFIG_MAP_NAME}"
 
 TOLERATIONS: Final[tuple[dict[str, str], ...]] = (
     {"effect": "NoExecute", "key": DCM_TAINT_KEY, "operator": "Equal", "value": DCM_TAINT_VALUE},
-    {"effect": "NoExecute", "key": KAIWO_TAINT_KEY, "operator": "Exists"},
+    {"key": KAIWO_TAINT_KEY, "operator": "Exists"},
 )
-"""What a pod needs to stay on a node that is being partitioned."""
+"""What workloads of kube-system get: to stay on a node that is being partitioned, and to come back to it meanwhile."""
 
 
 class _Model(BaseModel):
@@ -73,7 +78,7 @@ class Profile(_Strict):
 
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")  # DCM's own settings stand beside the profiles
-    profiles: dict[str, Profile] = Field(alias="gpu-config-profiles")
+    profiles: dict[str, Any] = Field(alias="gpu-config-profiles")
 
 
 def _default_profile(compute: str, memory: str) -> dict[str, Any]:
@@ -96,17 +101,31 @@ def build_default_config_map() -> dict[str, Any]:
     }
 
 
-def parse_profiles(data: Mapping[str, str]) -> dict[str, Profile]:
-    """`data` of the ConfigMap. Raises InvalidObject, which names the field."""
-    where = f"ConfigMap {CONFIG_MAP_NAMESPACE}/{CONFIG_MAP_NAME}"
+def parse_profiles(data: Mapping[str, str]) -> dict[str, Any]:
+    """`data` of the ConfigMap: profiles by name, not looked into, so that one bad profile does not spoil the others.
+
+    Raises InvalidObject, which names the field.
+    """
     if CONFIG_MAP_KEY not in data:
-        raise InvalidObject(f"{where}: data has no {CONFIG_MAP_KEY}")
+        raise InvalidObject(f"{_CONFIG_MAP}: data has no {CONFIG_MAP_KEY}")
     try:
         return _Config.model_validate_json(data[CONFIG_MAP_KEY]).profiles
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join([CONFIG_MAP_KEY, *(str(part) for part in first["loc"])])
-        raise InvalidObject(f"{where}: {field}: {first['msg']} (got {first['input']!r})") from error
+        raise _refuse(error) from error
+
+
+def parse_profile(name: str, raw: object) -> Profile:
+    """Raises InvalidObject, which names the field."""
+    try:
+        return Profile.model_validate(raw)
+    except ValidationError as error:
+        raise _refuse(error, "gpu-config-profiles", name) from error
+
+
+def _refuse(error: ValidationError, *where: str) -> InvalidObject:
+    first = error.errors()[0]
+    field = ".".join([CONFIG_MAP_KEY, *where, *(str(part) for part in first["loc"])])
+    return InvalidObject(f"{_CONFIG_MAP}: {field}: {first['msg']} (got {first['input']!r})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +232,15 @@ class PartitioningStatus(_Model):
     attempt_id: str = Field(default="", alias="attemptID")
     attempts: int = Field(default=0, description="Failures in a row of this target.")
     phase_since: float = Field(default=0.0, description="Seconds since 1970.")
+    waiting_since: float = Field(
+        default=0.0,
+        description="Since when it waits, before it is drained, for what may not take for ever; 0: it does not.",
+    )
     applier: Literal["", "plugin", "dcm"] = ""
+    in_place: bool = Field(
+        default=False,
+        description="The GPUs are in the modes already, and only must not leave them: nothing is drained.",
+    )
 
 
 class Amount(_Model):
@@ -251,6 +278,7 @@ class KaiwoNodeStatus(_Model):
     resources: NodeResources = NodeResources()
     is_control_plane: bool = False
     unschedulable: bool = False
+    kueue_flavor_name: str = Field(default="", description="Kaiwo's; left as it is.")
     conditions: list[KaiwoCondition] = Field(
         default_factory=list,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
@@ -268,6 +296,7 @@ KAIWO_NODE: Final = CustomResource(
     columns=(
         Column("Status", ".status.status"),
         Column("GPU partitioning", ".status.partitioning.appliedProfile"),
+        Column("Flavor", ".status.kueueFlavorName"),
         Column("Phase", ".status.partitioning.phase"),
         Column("Reason", '.status.conditions[?(@.type=="PartitioningCompleted")].message', wide=True),
         Column("Age", ".metadata.creationTimestamp", kind="date"),

@@ -37,7 +37,7 @@ class AddTolerations:
 
 @dataclass(frozen=True, slots=True)
 class SetTaints:
-    """`remove` and `add` taints of ours; all others stay."""
+    """`remove` and `add` taints of ours; all others stay. With `amd-dcm` goes the mark that it is ours."""
 
     node: str
     add: frozenset[Taint] = frozenset()
@@ -46,7 +46,7 @@ class SetTaints:
 
 @dataclass(frozen=True, slots=True)
 class EvictPod:
-    """Through the eviction API, which respects PodDisruptionBudgets; refused (429) is tried again by the next plan."""
+    """Through the eviction API, which respects PodDisruptionBudgets; the next plan tries again what is refused."""
 
     namespace: str
     name: str
@@ -63,7 +63,7 @@ class SetTarget:
 
 @dataclass(frozen=True, slots=True)
 class StartDcm:
-    """Take DCM's state label away, then set its profile label; an unchanged label value would start nothing."""
+    """Take DCM's state label away, and set its profile label; an unchanged label value would start nothing."""
 
     node: str
     profile: str

@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from typing import Any, Final, assert_never
 
-from api.client import MERGE_PATCH, Client, Conflict, NotFound, TooManyRequests, path
+from api.client import MERGE_PATCH, ApiError, Client, Conflict, NotFound, path
 from api.kaiwo import (
     CONFIG_MAP_NAMESPACE,
+    DCM_ANNOTATION,
     DCM_PROFILE_LABEL,
     DCM_STATE_LABEL,
+    DCM_TAINT_KEY,
     REPORT_ANNOTATION,
+    TAINTED_ANNOTATION,
     TARGET_ANNOTATION,
     TOLERATIONS,
     KaiwoNodeStatus,
@@ -29,12 +32,13 @@ from controller.nodepartitioning.actions import (
     StopDcm,
     WriteStatus,
 )
-from controller.nodepartitioning.parse import tolerates_partitioning
+from controller.nodepartitioning.parse import tolerates_fully
 from controller.nodepartitioning.state import Taint
 
 Json = dict[str, Any]
 
 WORKLOADS: Final = {"Deployment": "deployments", "DaemonSet": "daemonsets"}
+_REMEMBERED: Final = 1000
 
 
 class Executor:
@@ -43,6 +47,8 @@ class Executor:
     def __init__(self, client: Client, record: Callable[[str, Json], None]) -> None:
         self._client = client
         self._record = record
+        self.refused: dict[str, str] = {}
+        """Why the last eviction of a pod was refused, by UID."""
 
     async def execute(self, action: Action) -> None:
         """Raises ApiError; NotFound and Conflict only where they do not mean that the work is done."""
@@ -66,9 +72,9 @@ class Executor:
             case SetTarget(node=node, target=target):
                 await self._patch_node(node, {"annotations": _annotations(target)})
             case StartDcm(node=node, profile=profile):
-                await self._patch_node(node, {"labels": {DCM_STATE_LABEL: None, DCM_PROFILE_LABEL: profile}})
+                await self._patch_node(node, _dcm(profile))
             case StopDcm(node=node):
-                await self._patch_node(node, {"labels": {DCM_STATE_LABEL: None, DCM_PROFILE_LABEL: None}})
+                await self._patch_node(node, _dcm(None))
             case _:
                 assert_never(action)
 
@@ -107,7 +113,7 @@ class Executor:
             return
         present = list(raw["spec"]["template"]["spec"].get("tolerations") or [])
         missing = [toleration for toleration in TOLERATIONS if toleration not in present]
-        if tolerates_partitioning(present) or not missing:
+        if tolerates_fully(present) or not missing:
             return
         spec = {"template": {"spec": {"tolerations": [*present, *missing]}}}
         version = {"resourceVersion": raw["metadata"]["resourceVersion"]}
@@ -121,24 +127,36 @@ class Executor:
             "metadata": {"namespace": action.namespace, "name": action.name},
             "deleteOptions": {"preconditions": {"uid": action.uid}},
         }
+        self.refused.pop(action.uid, None)
         try:
             await self._client.create(where, body)
-        except (NotFound, Conflict, TooManyRequests):
-            return  # gone, another one of this name, or a disruption budget that the next plan asks again
+        except (NotFound, Conflict):
+            return  # gone, or another one of this name
+        except ApiError as error:
+            if not error.status:
+                raise  # nobody has answered
+            if len(self.refused) >= _REMEMBERED:
+                self.refused.clear()
+            # A disruption budget, two of them, or no right: told in the status, and asked again by the next plan.
+            self.refused[action.uid] = str(error.body.get("message") or error)
 
     async def _set_taints(self, action: SetTaints) -> None:
-        """Conditional on the resource version: taints are a list that others write too."""
+        """Conditional on the resource version: taints are a list that others write too.
+
+        Whose `amd-dcm` is, is written with it.
+        """
         where = path("v1", "nodes", name=action.node)
         raw = await self._client.get(where)
         present = list((raw.get("spec") or {}).get("taints") or [])
         kept = [each for each in present if _taint(each) not in action.remove]
         there = {_taint(each) for each in kept}
         added = [_build_taint(taint) for taint in sorted(action.add) if taint not in there]
-        if kept + added == present:
+        marks = _mark(action, added, raw["metadata"].get("annotations") or {})
+        if kept + added == present and not marks:
             self._record("Node", raw)
             return
-        version = {"resourceVersion": raw["metadata"]["resourceVersion"]}
-        body = {"metadata": version, "spec": {"taints": kept + added}}
+        metadata = {"resourceVersion": raw["metadata"]["resourceVersion"], "annotations": marks}
+        body = {"metadata": metadata, "spec": {"taints": kept + added}}
         self._record("Node", await self._client.patch(where, body, MERGE_PATCH))
 
     async def _patch_node(self, node: str, metadata: Json) -> None:
@@ -148,7 +166,8 @@ class Executor:
 
 
 def _dump(status: KaiwoNodeStatus) -> Json:
-    return status.model_dump(mode="json", by_alias=True)
+    """Without what is Kaiwo's."""
+    return status.model_dump(mode="json", by_alias=True, exclude={"kueue_flavor_name"})
 
 
 def _annotations(target: Target | None) -> Json:
@@ -156,6 +175,21 @@ def _annotations(target: Target | None) -> Json:
     if target is None:
         return {TARGET_ANNOTATION: None, REPORT_ANNOTATION: None}
     return {TARGET_ANNOTATION: target.model_dump_json(by_alias=True)}
+
+
+def _dcm(profile: str | None) -> Json:
+    return {
+        "labels": {DCM_STATE_LABEL: None, DCM_PROFILE_LABEL: profile},
+        "annotations": {DCM_ANNOTATION: profile},
+    }
+
+
+def _mark(action: SetTaints, added: list[Json], annotations: Json) -> Json:
+    """What is to change in the annotations."""
+    if any(taint["key"] == DCM_TAINT_KEY for taint in added):
+        return {TAINTED_ANNOTATION: "true"}
+    is_removed = any(taint.key == DCM_TAINT_KEY for taint in action.remove)
+    return {TAINTED_ANNOTATION: None} if is_removed and TAINTED_ANNOTATION in annotations else {}
 
 
 def _taint(raw: Json) -> Taint:

@@ -2,20 +2,21 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from api.errors import InvalidObject
 from api.kaiwo import (
+    DCM_ANNOTATION,
     DCM_TAINT_KEY,
     DCM_TAINT_VALUE,
     KAIWO_TAINT_KEY,
     REPORT_ANNOTATION,
+    TAINTED_ANNOTATION,
     TARGET_ANNOTATION,
     KaiwoNodeSpec,
     KaiwoNodeStatus,
-    Profile,
     Target,
     TargetReport,
     parse_profiles,
@@ -26,12 +27,15 @@ from api.resources import allocated_devices
 from controller.nodepartitioning.state import Device, KaiwoNode, Node, Pod, Taint, Workload
 
 Json = Mapping[str, Any]
+M = TypeVar("M", bound=BaseModel)
 
 CONTROL_PLANE_LABEL: Final = "node-role.kubernetes.io/control-plane"
 DCM_POD_LABEL: Final = ("app.kubernetes.io/name", "device-config-manager")  # as AMD's GPU Operator labels its pods
 MIRROR_ANNOTATION: Final = "kubernetes.io/config.mirror"  # of static pods
 _ENDED: Final = frozenset({"Succeeded", "Failed"})
+_REPLACED_BY: Final = frozenset({"ReplicaSet", "DaemonSet"})
 _NO_EXECUTE: Final = (Taint(DCM_TAINT_KEY, DCM_TAINT_VALUE, "NoExecute"), Taint(KAIWO_TAINT_KEY, "", "NoExecute"))
+_NO_SCHEDULE: Final = (Taint(KAIWO_TAINT_KEY, "", "NoSchedule"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ class StoredKaiwoNode:
 class StoredProfiles:
     """The ConfigMap: its profiles, or why they cannot be read."""
 
-    profiles: Mapping[str, Profile] | None
+    profiles: Mapping[str, Any] | None
     fault: str = ""
 
 
@@ -91,6 +95,8 @@ def parse_node(raw: Json) -> Node:
         memory=allocatable.get("memory", "0"),
         target_id=_target_id(annotations.get(TARGET_ANNOTATION)),
         report=_report(annotations.get(REPORT_ANNOTATION)),
+        owns_dcm_taint=TAINTED_ANNOTATION in annotations,
+        asked_dcm=DCM_ANNOTATION in annotations,
     )
 
 
@@ -109,14 +115,19 @@ def _report(text: str | None) -> TargetReport | None:
 
 
 def parse_kaiwo_node(raw: Json) -> StoredKaiwoNode:
-    """The CRD's schema admits nothing that this could not read."""
+    """One that Kaiwo itself has stored may be in a phase that we do not know: then we begin anew."""
     metadata = raw["metadata"]
     owners = [owner["uid"] for owner in metadata.get("ownerReferences") or () if owner.get("kind") == "Node"]
-    kaiwo = KaiwoNode(
-        spec=KaiwoNodeSpec.model_validate(raw.get("spec") or {}),
-        status=KaiwoNodeStatus.model_validate(raw.get("status") or {}),
-    )
+    kaiwo = KaiwoNode(_read(KaiwoNodeSpec, raw.get("spec")), _read(KaiwoNodeStatus, raw.get("status")))
     return StoredKaiwoNode(metadata["name"], metadata["uid"], owners[0] if owners else "", kaiwo)
+
+
+def _read(model: type[M], raw: object) -> M:
+    """Empty where it cannot be read."""
+    try:
+        return model.model_validate(raw or {})
+    except ValidationError:
+        return model()
 
 
 def parse_config_map(raw: Json) -> StoredProfiles:
@@ -155,6 +166,7 @@ def _device(raw: Json) -> Device:
         text("productName"),
         amount("memory", 0),
         amount("partitions", 1),
+        bool((attributes.get("isPresent") or {}).get("bool")),
     )
 
 
@@ -188,6 +200,23 @@ def is_dcm_pod(raw: Json) -> bool:
     return bool((raw["metadata"].get("labels") or {}).get(key) == value)
 
 
+def find_dcm(pods: Iterable[Json]) -> tuple[bool, str]:
+    """Whether one is ready; else, the name of one that may become so. One that has ended or leaves does not count."""
+    coming = [each for each in pods if is_dcm_pod(each) and _may_become_ready(each)]
+    if any(_is_ready(each) for each in coming):
+        return True, ""
+    return False, next((f"{each['metadata']['namespace']}/{each['metadata']['name']}" for each in coming), "")
+
+
+def _may_become_ready(raw: Json) -> bool:
+    return "deletionTimestamp" not in raw["metadata"] and (raw.get("status") or {}).get("phase") not in _ENDED
+
+
+def _is_ready(raw: Json) -> bool:
+    conditions = (raw.get("status") or {}).get("conditions") or ()
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
 def parse_pod(raw: Json, holdings: Iterable[Holding]) -> Pod | None:
     """None for one that has ended. `holdings`: those of the pod's node."""
     metadata, spec = raw["metadata"], raw["spec"]
@@ -202,6 +231,7 @@ def parse_pod(raw: Json, holdings: Iterable[Holding]) -> Pod | None:
         tolerates=is_dcm_pod(raw) or tolerates_partitioning(tolerations),
         is_static=MIRROR_ANNOTATION in (metadata.get("annotations") or {}),
         is_terminating="deletionTimestamp" in metadata,
+        is_replaceable=any(owner["kind"] in _REPLACED_BY for owner in metadata.get("ownerReferences") or ()),
         claims=tuple(holding.label for holding in holdings if metadata["uid"] in holding.pods),
     )
 
@@ -209,12 +239,18 @@ def parse_pod(raw: Json, holdings: Iterable[Holding]) -> Pod | None:
 def parse_workload(raw: Json, kind: str) -> Workload:
     metadata = raw["metadata"]
     tolerations = raw["spec"]["template"]["spec"].get("tolerations") or ()
-    return Workload(kind, metadata["namespace"], metadata["name"], tolerates_partitioning(tolerations))
+    return Workload(kind, metadata["namespace"], metadata["name"], tolerates_fully(tolerations))
 
 
 def tolerates_partitioning(tolerations: Sequence[Json]) -> bool:
-    """Both taints, without a limit of time."""
+    """Stays on the node: both NoExecute taints, without a limit of time."""
     return all(any(_tolerates(toleration, taint) for toleration in tolerations) for taint in _NO_EXECUTE)
+
+
+def tolerates_fully(tolerations: Sequence[Json]) -> bool:
+    """May come to the node, too: a DaemonSet's pod that ends meanwhile, and that the node cannot do without."""
+    taints = (*_NO_EXECUTE, *_NO_SCHEDULE)
+    return all(any(_tolerates(toleration, taint) for toleration in tolerations) for taint in taints)
 
 
 def _tolerates(toleration: Json, taint: Taint) -> bool:

@@ -3,7 +3,7 @@
 import json
 import zlib
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from api.kaiwo import (
     DCM_PROFILE_LABEL,
@@ -33,19 +33,19 @@ from controller.nodepartitioning.plan import (
     APPLY_TAINTS,
     DCM_TAINTS,
     DRAIN_TAINTS,
+    KAIWO_TAINTS,
     NEXT,
     Sensed,
     Signal,
-    blocking_pods,
     effective_spec,
+    find_label_fault,
     prepare_objects,
-    sense,
 )
 from controller.nodepartitioning.resources import build_resources
+from controller.nodepartitioning.sense import blocking_pods, sense
 from controller.nodepartitioning.state import KaiwoNode, Observation, Settings, Taint
 
 CONDITION: Final = "PartitioningCompleted"
-_RESTING: Final = frozenset({"Completed", "Error"})
 _FAILURES: Final = frozenset({Signal.FAILED, Signal.TIMED_OUT})
 
 
@@ -58,47 +58,49 @@ def plan_node(seen: Observation, settings: Settings) -> Plan:
     sensed = sense(seen, kaiwo, settings)
     old = kaiwo.status.partitioning
     phase = NEXT.get((old.phase, sensed.signal))
-    if phase is None:
-        status = _build_status(seen, kaiwo, old, sensed)
-        actions = _phase_actions(seen, old, settings)
-        return Plan((*actions, *_write(seen, status)), (), _wake_after(old, settings))
-    new = _enter(phase, old, sensed, seen, kaiwo)
+    new = _stay(old, sensed, seen) if phase is None else _enter(phase, old, sensed, seen, kaiwo)
     status = _build_status(seen, kaiwo, new, sensed)
-    # The status first: it is what a restart goes by. Then the taints that the new phase asks for, or asks away.
+    # The status first: it is what a restart goes by, and what people read where something else is refused.
     actions = (*_write(seen, status), *_phase_actions(seen, new, settings))
+    if phase is None:
+        return Plan(actions, _label_reports(seen), _wake_after(new, settings))
     return Plan(actions, _reports(phase, new, sensed), 0.0 if phase in ACTIVE else _wake_after(new, settings))
+
+
+def _stay(old: PartitioningStatus, sensed: Sensed, seen: Observation) -> PartitioningStatus:
+    since = (old.waiting_since or seen.now) if sensed.is_limited else 0.0
+    return old if since == old.waiting_since else old.model_copy(update={"waiting_since": since})
 
 
 def _enter(
     phase: Phase, old: PartitioningStatus, sensed: Sensed, seen: Observation, kaiwo: KaiwoNode
 ) -> PartitioningStatus:
     profile = effective_spec(seen.node, kaiwo).profile
-    new = old.model_copy(update={"phase": phase, "phase_since": seen.now})
-    if phase == "Pending" and profile != old.target_profile:
-        new = new.model_copy(update={"target_profile": profile, "attempts": 0})
-    if phase == "DrainingUntoleratedPods":
-        new = new.model_copy(
-            update={
-                "target_profile": profile,
-                "target_modes": sensed.modes,
-                "attempt_id": build_attempt_id(seen, profile, old.attempts),
-                "applier": "dcm" if seen.dcm_present else "plugin",
-            }
-        )
-    if phase == "Completed":
-        new = new.model_copy(
-            update={
-                "applied_profile": profile if sensed.modes else old.target_profile,
-                "target_profile": profile if sensed.modes else old.target_profile,
-                "attempts": 0,
-            }
-        )
-    if phase == "Error":
-        failed = sensed.signal in _FAILURES
-        new = new.model_copy(update={"attempts": old.attempts + 1 if failed else 0})
-    if phase == "":
-        new = new.model_copy(update={"target_profile": "", "target_modes": (), "attempts": 0})
-    return new
+    changed: dict[str, Any] = {}
+    match phase:
+        case "Pending" if profile != old.target_profile or sensed.modes != old.target_modes:
+            changed = {"target_profile": profile, "target_modes": sensed.modes, "attempts": 0}
+        case "DrainingUntoleratedPods":
+            applier = "dcm" if seen.dcm_present else "plugin"
+            changed = _begin(seen, profile, sensed, old) | {"applier": applier, "in_place": False}
+        case "WaitingForResourceUpdate" if sensed.signal is Signal.PRESENT:
+            changed = _begin(seen, profile, sensed, old) | {"applier": "plugin", "in_place": True}
+        case "Completed":
+            done = profile if sensed.modes else old.target_profile
+            modes = sensed.modes or old.target_modes
+            changed = {"applied_profile": done, "target_profile": done, "target_modes": modes, "attempts": 0}
+        case "Error" if sensed.signal in _FAILURES:
+            changed = {"attempts": old.attempts + 1}
+        case "Error":
+            changed = {"target_profile": profile, "attempts": 0}
+        case "":
+            changed = {"target_profile": "", "target_modes": (), "attempts": 0}
+    return old.model_copy(update={"phase": phase, "phase_since": seen.now, "waiting_since": 0.0, **changed})
+
+
+def _begin(seen: Observation, profile: str, sensed: Sensed, old: PartitioningStatus) -> dict[str, Any]:
+    attempt_id = build_attempt_id(seen, profile, old.attempts)
+    return {"target_profile": profile, "target_modes": sensed.modes, "attempt_id": attempt_id}
 
 
 def build_attempt_id(seen: Observation, profile: str, attempts: int) -> str:
@@ -123,28 +125,31 @@ def _taints(seen: Observation, status: PartitioningStatus) -> list[Action]:
     wanted: frozenset[Taint] = frozenset()
     if status.phase == "DrainingUntoleratedPods":
         wanted = DRAIN_TAINTS
-    elif status.phase in ACTIVE:
+    elif status.phase in ACTIVE and not status.in_place:
         # DCM's own pod tolerates its own taint only, and must be able to start again meanwhile.
         wanted = DCM_TAINTS if status.applier == "dcm" else APPLY_TAINTS
-    ours = seen.node.taints & APPLY_TAINTS
-    if ours == wanted:
-        return []
-    return [SetTaints(seen.node.name, add=wanted - ours, remove=ours - wanted)]
+    ours = seen.node.taints & KAIWO_TAINTS
+    if seen.node.owns_dcm_taint:
+        ours |= DCM_TAINTS  # whether it is still there or not: the mark goes with it
+    add, remove = wanted - seen.node.taints, ours - wanted
+    return [SetTaints(seen.node.name, add=add, remove=remove)] if add or remove else []
 
 
 def _apply(seen: Observation, status: PartitioningStatus) -> list[Action]:
     node, labels = seen.node, seen.node.labels
+    if status.phase == "":  # left by a KaiwoNode that was deleted, too
+        stop: list[Action] = [StopDcm(node.name)] if node.asked_dcm else []
+        return [*stop, SetTarget(node.name, None)] if node.target_id else stop
     if status.applier == "dcm":
         if status.phase == "ApplyingPartitions" and labels.get(DCM_PROFILE_LABEL) != status.target_profile:
             return [StartDcm(node.name, status.target_profile)]
         is_left = DCM_PROFILE_LABEL in labels or DCM_STATE_LABEL in labels
         if status.phase in ("DrainingUntoleratedPods", "Error") and is_left:
             return [StopDcm(node.name)]
-    if status.applier == "plugin" and status.phase == "ApplyingPartitions" and node.target_id != status.attempt_id:
+    applies = status.phase == "ApplyingPartitions" or (status.phase in ACTIVE and status.in_place)
+    if status.applier == "plugin" and applies and node.target_id != status.attempt_id:
         modes = tuple(None if mode == "-" else mode for mode in status.target_modes)
         return [SetTarget(node.name, Target(id=status.attempt_id, modes=modes))]
-    if status.phase == "" and node.target_id:  # left by a KaiwoNode that was deleted, too
-        return [SetTarget(node.name, None)]
     return []
 
 
@@ -152,7 +157,7 @@ def _build_status(seen: Observation, kaiwo: KaiwoNode, status: PartitioningStatu
     overall: Overall = "Ready" if seen.node.is_ready else "NotReady"
     if status.phase == "Error":
         overall = "Error"
-    elif status.phase in ACTIVE:
+    elif status.phase in ACTIVE and not status.in_place:
         overall = "Partitioning"
     node_type: NodeType = kaiwo.status.node_type
     resources = kaiwo.status.resources
@@ -166,6 +171,7 @@ def _build_status(seen: Observation, kaiwo: KaiwoNode, status: PartitioningStatu
         resources=resources,
         is_control_plane=seen.node.is_control_plane,
         unschedulable=seen.node.is_unschedulable,
+        kueue_flavor_name=kaiwo.status.kueue_flavor_name,
         conditions=_build_conditions(seen, kaiwo, status, sensed),
     )
 
@@ -173,13 +179,15 @@ def _build_status(seen: Observation, kaiwo: KaiwoNode, status: PartitioningStatu
 def _build_conditions(
     seen: Observation, kaiwo: KaiwoNode, status: PartitioningStatus, sensed: Sensed
 ) -> list[KaiwoCondition]:
-    if status.phase == "":
+    if status.phase == "" and not sensed.message:
         return []
     old = next((condition for condition in kaiwo.status.conditions if condition.type == CONDITION), None)
     reason = {"Completed": "Complete", "Error": "Failed"}.get(status.phase, "InProgress")
+    if status.phase == "" and find_label_fault(seen.node):
+        reason = "Failed"
     keeps = old is not None and old.reason == reason
     message = sensed.message
-    if old is not None and keeps and (not message or (sensed.signal is Signal.NOTHING and status.phase in _RESTING)):
+    if old is not None and keeps and not message:
         message = old.message  # why it failed stays to be read
     return [
         KaiwoCondition(
@@ -203,9 +211,8 @@ def _write(seen: Observation, status: KaiwoNodeStatus) -> tuple[Action, ...]:
 
 
 def _wake_after(status: PartitioningStatus, settings: Settings) -> float | None:
-    if status.phase in ("", "Completed"):
-        return None
-    return settings.poll_s
+    is_resting = status.phase in ("", "Completed") and not status.waiting_since
+    return None if is_resting else settings.poll_s
 
 
 _EVENTS: Final[dict[Phase, tuple[str, str]]] = {
@@ -215,6 +222,11 @@ _EVENTS: Final[dict[Phase, tuple[str, str]]] = {
     "Completed": ("Normal", "PartitioningCompleted"),
     "Error": ("Warning", "PartitioningFailed"),
 }
+
+
+def _label_reports(seen: Observation) -> tuple[Report, ...]:
+    fault = find_label_fault(seen.node)
+    return (Report("Warning", "LabelNotUnderstood", fault),) if fault else ()
 
 
 def _reports(phase: Phase, status: PartitioningStatus, sensed: Sensed) -> tuple[Report, ...]:

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Final
 
 from api.client import Client, path
@@ -14,7 +15,8 @@ from controller.apply import PartlyApplied, apply_stages
 from controller.events import Events
 from controller.loop import WorkQueue
 from controller.metrics import Metrics
-from controller.nodepartitioning.actions import Plan
+from controller.nodepartitioning.actions import Action, AddTolerations, EvictPod, Plan
+from controller.nodepartitioning.admission import States, admit, find_unavailable
 from controller.nodepartitioning.execute import WORKLOADS, Executor
 from controller.nodepartitioning.parse import (
     Holding,
@@ -22,7 +24,7 @@ from controller.nodepartitioning.parse import (
     StoredProfiles,
     StoredSlice,
     combine_slices,
-    is_dcm_pod,
+    find_dcm,
     parse_config_map,
     parse_holding,
     parse_kaiwo_node,
@@ -31,8 +33,8 @@ from controller.nodepartitioning.parse import (
     parse_slice,
     parse_workload,
 )
-from controller.nodepartitioning.plan import admit
 from controller.nodepartitioning.plan_steps import plan_node
+from controller.nodepartitioning.sense import KUBE_SYSTEM
 from controller.nodepartitioning.state import Node, Observation, Pod, Settings, Workload
 from controller.observe import Cache
 
@@ -62,6 +64,8 @@ class NodePartitioning:
         self._events = events
         self._metrics = metrics
         self._executor = Executor(client, self._record)
+        self._workloads: tuple[Workload, ...] = ()
+        self._workloads_until = 0.0
         self.queue = WorkQueue()
         self.nodes: Cache[Node] = Cache(path("v1", "nodes"), parse_node, {"all": lambda n: [""]})
         self.kaiwo_nodes: Cache[StoredKaiwoNode] = Cache(
@@ -145,48 +149,61 @@ class NodePartitioning:
         node = self.nodes.get("", name)
         stored = self.kaiwo_nodes.get("", name)
         published = combine_slices(self.slices.find("node", name))
-        if node is None or (stored is None and not published and ENABLED_LABEL not in node.labels):
+        if node is None:
+            return None
+        if stored is None and not published and ENABLED_LABEL not in node.labels and not node.is_touched:
             return None
         config = self.profiles.get(CONFIG_MAP_NAMESPACE, CONFIG_MAP_NAME)
-        phase = self._phase(name)
-        pods, has_dcm = await self._list_pods(name) if phase in _EMPTYING else ((), False)
+        phase, states = self._phase(name), self._states()
+        is_admitted = name in admit(states, self._settings)
+        begins = phase == "Pending" and is_admitted  # who waits for others asks for nothing
+        raw = await self._list_pods(name) if begins or phase == "DrainingUntoleratedPods" else []
+        dcm_present, dcm_unready = find_dcm(raw)
         return Observation(
             now=time.time(),
             node=node,
             kaiwo=stored.kaiwo if stored is not None and stored.owner == node.uid else None,
             profiles=config.profiles if config else None,
             profiles_fault=config.fault if config else "",
-            pods=pods,
-            kube_system=await self._list_workloads() if phase == "Pending" else (),
+            pods=self._parse_pods(name, raw),
+            refused=self._executor.refused,
+            kube_system=await self._list_workloads() if begins else (),
             published=published,
-            dcm_present=has_dcm,
-            is_admitted=name in self._admitted(),
+            dcm_present=dcm_present,
+            dcm_unready=dcm_unready,
+            is_admitted=is_admitted,
+            unavailable=tuple(f"{who} {why}" for who, why in find_unavailable(states).items()),
         )
 
-    def _admitted(self) -> frozenset[str]:
-        nodes = [
+    def _states(self) -> States:
+        return [
             (node, stored.kaiwo.status.partitioning)
             for stored in self.kaiwo_nodes.find("all", "")
             if (node := self.nodes.get("", stored.name)) is not None
         ]
-        return admit(nodes, self._settings)
 
-    async def _list_pods(self, node: str) -> tuple[tuple[Pod, ...], bool]:
-        """The node's, asked for when they matter: a cluster has more pods than are worth to be remembered."""
-        raw = await self._client.list(path("v1", "pods"), fieldSelector=f"spec.nodeName={node}")
+    async def _list_pods(self, node: str) -> list[dict[str, Any]]:
+        """Asked for when they matter: a cluster has more pods than are worth to be remembered."""
+        return await self._client.list(path("v1", "pods"), fieldSelector=f"spec.nodeName={node}")
+
+    def _parse_pods(self, node: str, raw: Iterable[dict[str, Any]]) -> tuple[Pod, ...]:
         holdings = tuple(self.holdings.find("node", node))
-        pods = tuple(pod for each in raw if (pod := parse_pod(each, holdings)) is not None)
-        return pods, any(is_dcm_pod(each) for each in raw)
+        return tuple(pod for each in raw if (pod := parse_pod(each, holdings)) is not None)
 
     async def _list_workloads(self) -> tuple[Workload, ...]:
+        """The same for all nodes, so that a list serves those that begin together."""
         if not self._settings.tolerate_kube_system:
             return ()
-        found = [
-            parse_workload(each, kind)
-            for kind, plural in WORKLOADS.items()
-            for each in await self._client.list(path("apps/v1", plural, namespace="kube-system"))
-        ]
-        return tuple(found)
+        if time.monotonic() >= self._workloads_until:
+            self._workloads = tuple(
+                [
+                    parse_workload(each, kind)
+                    for kind, plural in WORKLOADS.items()
+                    for each in await self._client.list(path("apps/v1", plural, namespace=KUBE_SYSTEM))
+                ]
+            )
+            self._workloads_until = time.monotonic() + self._settings.poll_s
+        return self._workloads
 
     async def _carry_out(self, node: Node, plan: Plan) -> None:
         for report in plan.reports:
@@ -198,7 +215,9 @@ class NodePartitioning:
         if not plan.actions:
             return
         started = time.monotonic()
-        refused = await apply_stages([[action] for action in plan.actions], self._executor.execute)
+        if any(isinstance(action, AddTolerations) for action in plan.actions):
+            self._workloads_until = 0.0
+        refused = await apply_stages(_stages(plan.actions), self._executor.execute)
         for action in plan.actions:
             self._metrics.acted(type(action).__name__)
         log.info(
@@ -213,3 +232,12 @@ class NodePartitioning:
         if refused:
             self._events.report(Ref("Node", node.name, node.uid), "Warning", "PartitioningRefused", refused[0])
             raise PartlyApplied(refused[0])
+
+
+def _stages(actions: Iterable[Action]) -> list[list[Action]]:
+    """One after the other, but for what concerns many objects: none of those waits for another."""
+    stages: list[list[Action]] = []
+    for kind, group in groupby(actions, key=type):
+        together = list(group)
+        stages += [together] if kind in (EvictPod, AddTolerations) else [[action] for action in together]
+    return stages

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from api.kaiwo import KaiwoNodeSpec, KaiwoNodeStatus, Profile, TargetReport
+from api.kaiwo import KAIWO_TAINT_KEY, KaiwoNodeSpec, KaiwoNodeStatus, TargetReport
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -28,6 +29,16 @@ class Node:
     target_id: str = ""
     """Of the target that stands on the Node for our plugin."""
     report: TargetReport | None = None
+    owns_dcm_taint: bool = False
+    """The taint `amd-dcm` was set by us, not by an administrator."""
+    asked_dcm: bool = False
+    """DCM's labels were set by us."""
+
+    @property
+    def is_touched(self) -> bool:
+        """Something of ours is on it, whatever became of its KaiwoNode."""
+        has_taint = any(taint.key == KAIWO_TAINT_KEY for taint in self.taints)
+        return bool(self.target_id) or self.owns_dcm_taint or self.asked_dcm or has_taint
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +55,12 @@ class Pod:
     name: str
     uid: str
     tolerates: bool
-    """Both taints of partitioning, or it is the Device Config Manager itself."""
+    """Both NoExecute taints of partitioning, or it is the Device Config Manager itself."""
     is_static: bool = False
     """Run by the kubelet itself: cannot be evicted, is not affected by taints."""
     is_terminating: bool = False
+    is_replaceable: bool = False
+    """A pod of a Deployment or DaemonSet."""
     claims: tuple[str, ...] = ()
     """`<namespace>/<name>` of the claims with AMD GPUs of this node that are reserved for it."""
 
@@ -64,6 +77,7 @@ class Workload:
     namespace: str
     name: str
     tolerates: bool
+    """All taints of partitioning: its pods stay, and new ones may come."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -78,6 +92,8 @@ class Device:
     memory_bytes: int = 0
     partitions: int = 1
     """That it stands for, each with so much memory."""
+    is_present: bool = False
+    """Of several modes that claims may choose from, this is the one that the GPU is in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,24 +103,32 @@ class Observation:
     now: float
     node: Node
     kaiwo: KaiwoNode | None = None
-    profiles: Mapping[str, Profile] | None = None
-    """None: there is no ConfigMap."""
+    profiles: Mapping[str, Any] | None = None
+    """By name, as they stand in the ConfigMap. None: there is none."""
     profiles_fault: str = ""
     """Why the ConfigMap cannot be read."""
     pods: tuple[Pod, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Why the last eviction of a pod was refused, by UID."""
     kube_system: tuple[Workload, ...] = ()
     published: tuple[Device, ...] | None = None
     """In order of GPUs. None: no slices, or not complete."""
     dcm_present: bool = False
-    """A Device Config Manager runs on this node."""
+    """A Device Config Manager is ready on this node."""
+    dcm_unready: str = ""
+    """Its pod, where there is one that is not ready."""
     is_admitted: bool = True
-    """Fewer nodes than allowed are being partitioned; see `plan.admit`."""
+    """Fewer nodes than allowed are being partitioned; see `admission.admit`."""
+    unavailable: tuple[str, ...] = ()
+    """The nodes that count against that limit, each with its reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Seconds. A phase that lasts longer ends in Error."""
 
+    begin_s: float = 300.0
+    """For ResourceSlices to show the node's GPUs, DCM to be ready, and pods of kube-system to tolerate the taints."""
     drain_s: float = 300.0
     plugin_apply_s: float = 300.0
     dcm_apply_s: float = 2100.0

@@ -1,7 +1,8 @@
 """The devices of `gpu.amd.com`, as ResourceSlices carry them.
 
 Attributes and capacities are those of AMD's DRA driver 1.0; names that its earlier versions used are kept where they
-do not clash. `partitionIndex`, `memoryRange`, `hiveID`, `gpuIndex`, `computePartition`, `memoryPartition` are added.
+do not clash. `partitionIndex`, `memoryRange`, `hiveID`, `gpuIndex`, `computePartition`, `memoryPartition` are added,
+and `isPresent`: of the modes that a GPU is offered in it marks the one that it is in.
 
 A node that keeps its modes (static) offers the partitions that exist, one device each.
 
@@ -95,7 +96,10 @@ def _all_modes(inventory: AmdInventory, gpus: Sequence[_Gpu]) -> DeviceSet:
             kind = _change(one.gpu, offer.mode)
             if pinned and (kind == "memory" or (kind == "compute" and one.held_by_name())):
                 continue
-            groups[kind].append((one, _mode_device(one, offer)))
+            device = _mode_device(one, offer)
+            if kind == "present":
+                device["attributes"]["isPresent"] = {"bool": True}
+            groups[kind].append((one, device))
     groups["present"].sort(key=lambda entry: entry[1]["attributes"]["type"]["string"] != "amdgpu")
     total = sum(len(entries) for entries in groups.values())
     for kind, entries in groups.items():

@@ -51,6 +51,20 @@ def test_a_node_goes_from_spx_to_cpx_and_back_with_pods_running(
         assert reason in reasons
 
 
+def test_a_node_that_is_in_its_mode_is_made_to_stay_there_with_its_pods(
+    cluster: Cluster, space: Workspace, n2: AmdNode
+) -> None:
+    space.apply(claim_template("whole", space.namespace, amd_request("spx_nps1")))
+    space.apply(pod("plain", space.namespace, node="n2"), claiming_pod(space, "claiming", "n2", "whole"))
+    space.wait_running("plain", "claiming")
+    before = {name: cluster.get(space.pods(name))["status"]["containerStatuses"] for name in ("plain", "claiming")}
+    n2.ask("spx")
+    n2.wait_partitioned("spx")
+    for name, containers in before.items():
+        assert cluster.get(space.pods(name))["status"]["containerStatuses"] == containers
+    assert "PartitioningStarted" not in event_reasons(n2), "nothing was drained"
+
+
 def test_a_disruption_budget_holds_the_node_until_it_allows_the_eviction(
     cluster: Cluster, space: Workspace, n2: AmdNode
 ) -> None:

@@ -134,6 +134,52 @@ def test_workloads_of_kube_system_are_made_to_tolerate_the_taints(
         assert tolerated(cluster, each) == {"own", *TAINTS}
 
 
+@pytest.fixture
+def network(cluster: Cluster) -> Iterator[None]:
+    """A DaemonSet of kube-system whose pod the node cannot do without."""
+    body = workload("DaemonSet", "network")
+    del body["spec"]["template"]["spec"]["nodeSelector"]
+    cluster.apply(body)
+    yield
+    cluster.delete(path("apps/v1", "daemonsets", namespace=KUBE_SYSTEM, name="network"))
+
+
+def test_what_must_not_stop_runs_all_the_time(
+    cluster: Cluster, network: None, space: Workspace, profiles: None, n4: AmdNode
+) -> None:
+    """kube-system's pod is replaced before the first taint; one with the documented tolerations is left alone."""
+    documented = [
+        {"effect": "NoExecute", "key": "amd-dcm", "operator": "Equal", "value": "up"},
+        {"effect": "NoExecute", "key": "kaiwo-partitioning", "operator": "Exists"},
+    ]
+    space.apply(pod("critical", space.namespace, node="n4", tolerations=documented))
+    space.wait_running("critical")
+
+    def running() -> dict[str, Object]:
+        """Containers by pod."""
+        pods = [
+            *cluster.list(path("v1", "pods", namespace=KUBE_SYSTEM), labelSelector="app=network"),
+            cluster.get(space.pods("critical")),
+        ]
+        return {
+            f"{each['metadata']['name']} {each['metadata']['uid']}": each["status"]["containerStatuses"]
+            for each in pods
+            if each["spec"].get("nodeName") == "n4" and each["status"]["phase"] == "Running"
+        }
+
+    wait_until("both run", lambda: len(running()) == 2)
+    first = running()
+    start_guarded(space, n4)
+    n4.ask("cpx")
+    wait_until("the node is tainted", n4.taints)
+    before = running()
+    assert len(before) == 2
+    assert len(before.keys() & first.keys()) == 1, "kube-system's has been replaced, the other has not"
+    unguard(space)
+    n4.wait_partitioned("cpx")
+    assert running() == before
+
+
 def test_a_reload_that_leaves_the_node_without_its_driver_is_mended(profiles: None, n4: AmdNode) -> None:
     n4.simulate("--losing-reloads", "1")
     n4.ask("cpx")

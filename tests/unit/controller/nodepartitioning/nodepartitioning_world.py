@@ -17,6 +17,7 @@ from api.kaiwo import (
     Target,
     TargetReport,
     assign_modes,
+    parse_profile,
     parse_profiles,
 )
 from controller.nodepartitioning.actions import (
@@ -33,7 +34,8 @@ from controller.nodepartitioning.actions import (
     StopDcm,
     WriteStatus,
 )
-from controller.nodepartitioning.plan import APPLY_TAINTS, admit
+from controller.nodepartitioning.admission import admit, find_unavailable
+from controller.nodepartitioning.plan import APPLY_TAINTS, DCM_TAINTS
 from controller.nodepartitioning.plan_steps import plan_node
 from controller.nodepartitioning.state import Device, KaiwoNode, Node, Observation, Pod, Settings, Workload
 
@@ -57,6 +59,14 @@ class Machine:
     """So many attempts fail."""
     budget: bool = True
     """Whether PodDisruptionBudgets allow an eviction now."""
+    on_claim: bool = False
+    """Claims choose the modes, while there is no target: every GPU offers several."""
+    unreadable: int = 0
+    """So many GPUs are not shown."""
+    has_slices: bool = True
+    dcm_unready: str = ""
+    read_modes: tuple[str | None, ...] | None = None
+    """What the plugin says that it has read, where that is not what there is."""
     history: list[str] = field(default_factory=list)
 
     @property
@@ -65,11 +75,30 @@ class Machine:
 
     @property
     def is_tainted(self) -> bool:
-        return bool(self.node.taints & APPLY_TAINTS)
+        ours = APPLY_TAINTS if self.node.owns_dcm_taint else APPLY_TAINTS - DCM_TAINTS
+        return bool(self.node.taints & ours)
+
+    @property
+    def message(self) -> str:
+        assert self.kaiwo is not None
+        return self.kaiwo.status.conditions[0].message
+
+    def published(self) -> tuple[Device, ...] | None:
+        if not self.has_slices:
+            return None
+        shown = list(enumerate(self.modes))[self.unreadable :]
+        if self.on_claim and self.target is None:
+            offers = ("spx_nps1", "cpx_nps1", "cpx_nps4")
+            return tuple(Device(pci(n), mode, is_present=mode == now) for n, now in shown for mode in offers)
+        return tuple(Device(pci(n), mode) for n, mode in shown for _ in range(8 if "cpx" in mode else 1))
 
     def label(self, **labels: str | None) -> None:
         merged = {**self.node.labels, **{key: value for key, value in labels.items() if value is not None}}
         self.node = replace(self.node, labels={k: v for k, v in merged.items() if labels.get(k, v) is not None})
+
+
+def pci(number: int) -> str:
+    return f"0000:{number:02x}:00.0"
 
 
 @dataclass
@@ -80,6 +109,8 @@ class Cluster:
     config: str | None = None
     kube_system: list[Workload] = field(default_factory=list)
     events: list[Report] = field(default_factory=list)
+    is_rigid: bool = False
+    """Somebody takes tolerations away from the workloads of kube-system."""
     is_down: bool = False
     """The API server does not answer."""
     cut_after: int | None = None
@@ -95,13 +126,11 @@ class Cluster:
             profiles=parse_profiles({CONFIG_MAP_KEY: self.config}) if self.config else None,
             pods=tuple(machine.pods),
             kube_system=tuple(self.kube_system),
-            published=tuple(
-                Device(f"0000:{number:02x}:00.0", mode)
-                for number, mode in enumerate(machine.modes)
-                for _ in range(8 if "cpx" in mode else 1)
-            ),
-            dcm_present=machine.has_dcm,
+            published=machine.published(),
+            dcm_present=machine.has_dcm and not machine.dcm_unready,
+            dcm_unready=machine.dcm_unready,
             is_admitted=name in admit(states, self.settings),
+            unavailable=tuple(f"{who} {why}" for who, why in find_unavailable(states).items()),
         )
 
     def tick(self, seconds: float = 5.0) -> None:
@@ -153,11 +182,15 @@ class Cluster:
                 self.config = self.config or json.dumps(DEFAULT_CONFIG)
             case AddTolerations():
                 self.kube_system = [
-                    replace(w, tolerates=True) if (w.kind, w.name) == (action.kind, action.name) else w
+                    replace(w, tolerates=not self.is_rigid) if (w.kind, w.name) == (action.kind, action.name) else w
                     for w in self.kube_system
                 ]
             case SetTaints():
-                machine.node = replace(machine.node, taints=(machine.node.taints - action.remove) | action.add)
+                is_ours = bool(action.add & DCM_TAINTS) or (
+                    machine.node.owns_dcm_taint and not action.remove & DCM_TAINTS
+                )
+                taints = (machine.node.taints - action.remove) | action.add
+                machine.node = replace(machine.node, taints=taints, owns_dcm_taint=is_ours)
                 if any(taint.effect == "NoExecute" for taint in action.add):
                     killed = [pod for pod in machine.pods if not pod.tolerates and not pod.is_static]
                     assert not killed, f"the taint killed {killed}, whatever their budgets say"
@@ -172,8 +205,10 @@ class Cluster:
                 if machine.node.labels.get(DCM_PROFILE_LABEL) != action.profile:
                     machine.started_s = self.now
                 machine.label(**{DCM_PROFILE_LABEL: action.profile})
+                machine.node = replace(machine.node, asked_dcm=True)
             case StopDcm():
                 machine.label(**{DCM_PROFILE_LABEL: None, DCM_STATE_LABEL: None})
+                machine.node = replace(machine.node, asked_dcm=False)
                 machine.started_s = None
             case WriteStatus():
                 assert machine.kaiwo is not None
@@ -190,8 +225,8 @@ class Cluster:
             return
         is_done = machine.fails == 0
         machine.fails = max(0, machine.fails - 1)
-        if machine.has_dcm:
-            profile = machine.node.labels.get(DCM_PROFILE_LABEL, "")
+        profile = machine.node.labels.get(DCM_PROFILE_LABEL)
+        if profile is not None:
             wanted = [mode.profile if mode else None for mode in assign_modes(profile, self._profile(profile), GPUS)]
             machine.label(**{DCM_STATE_LABEL: "success" if is_done else "failure"})
             machine.started_s = None if is_done else self.now + 60 - machine.applies_after_s
@@ -201,20 +236,25 @@ class Cluster:
             wanted = list(machine.target.modes)
             machine.started_s = None
         if is_done:
-            assert not [pod for pod in machine.pods if pod.claims], "repartitioned under a claim"
+            changes = any(new not in (None, old) for new, old in zip(wanted, machine.modes, strict=True))
+            is_held = any(pod.claims for pod in machine.pods)
+            if changes and is_held and not machine.is_tainted:
+                is_done = False  # a claim was quicker than the target; the plugin says so
+            assert not (is_done and changes and is_held), "repartitioned under a claim"
+        if is_done:
             machine.modes = [new or old for new, old in zip(wanted, machine.modes, strict=True)]
-        if not machine.has_dcm and machine.target is not None:
+        if profile is None and machine.target is not None:
             report = TargetReport(
                 id=machine.target.id,
                 state="success" if is_done else "failure",
                 message="" if is_done else "the GPU is busy",
-                modes=tuple(machine.modes),
+                modes=tuple(machine.modes) if machine.read_modes is None else machine.read_modes,
             )
             machine.node = replace(machine.node, report=report)
 
     def _profile(self, name: str) -> Profile:
         assert self.config is not None
-        return parse_profiles({CONFIG_MAP_KEY: self.config})[name]
+        return parse_profile(name, parse_profiles({CONFIG_MAP_KEY: self.config})[name])
 
 
 def build_cluster(count: int = 1, **settings: object) -> Cluster:

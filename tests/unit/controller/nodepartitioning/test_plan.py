@@ -18,7 +18,7 @@ from api.kaiwo import (
     KaiwoNodeSpec,
     PartitioningSpec,
 )
-from controller.nodepartitioning.plan import NEXT, Signal
+from controller.nodepartitioning.plan import DCM_TAINTS, NEXT, Signal
 from controller.nodepartitioning.state import KaiwoNode, Pod, Workload
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -315,7 +315,26 @@ def test_every_phase_can_be_left() -> None:
 events = st.lists(
     st.tuples(
         st.sampled_from(
-            ["cpx", "spx", "off", "pod", "budget", "fail", "hang", "work", "reboot", "down", "up", "cut", "nothing"]
+            [
+                "cpx",
+                "spx",
+                "off",
+                "yes",
+                "pod",
+                "budget",
+                "fail",
+                "hang",
+                "work",
+                "reboot",
+                "lose",
+                "taint",
+                "claims",
+                "unready",
+                "down",
+                "up",
+                "cut",
+                "nothing",
+            ]
         ),
         st.integers(0, 9),
     ),
@@ -337,6 +356,16 @@ def test_whatever_happens_the_request_is_met_in_the_end(script: list[tuple[str, 
                 ask(cluster, kind, machine.node.name)
             case "off":
                 machine.label(**{ENABLED_LABEL: "false"})
+            case "yes":
+                machine.label(**{ENABLED_LABEL: "yes"})
+            case "lose":
+                machine.unreadable = choice
+            case "taint" if not machine.node.taints:
+                machine.node = replace(machine.node, taints=DCM_TAINTS)
+            case "claims" if machine.target is None:
+                machine.on_claim = True
+            case "unready" if has_dcm:
+                machine.dcm_unready = "kube-amd-gpu/dcm" if choice < 7 else ""
             case "pod" if not machine.is_tainted:
                 machine.pods.append(replace(WORKER, uid=f"pod-{choice}-{len(machine.pods)}"))
             case "budget":
@@ -355,9 +384,12 @@ def test_whatever_happens_the_request_is_met_in_the_end(script: list[tuple[str, 
     cluster.is_down, cluster.cut_after = False, None
     for machine in cluster.machines.values():
         machine.budget, machine.fails, machine.applies_after_s = True, 0, 10.0
+        machine.unreadable, machine.dcm_unready = 0, ""
         ask(cluster, "spx", machine.node.name)
     for _ in range(200):
         cluster.tick(60)
         cluster.check()
     for machine in cluster.machines.values():
         assert (machine.phase, machine.is_tainted, machine.modes) == ("Completed", False, ["spx_nps1"] * 8)
+        assert machine.node.taints <= DCM_TAINTS
+        assert not machine.node.owns_dcm_taint
