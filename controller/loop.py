@@ -100,7 +100,7 @@ class WorkQueue:
 
     def _note_wish(self, error: PartitaError) -> float:
         """For how many seconds the API server wants to be left alone."""
-        wish_s = float(getattr(error, "retry_after_s", None) or 0.0)
+        wish_s = min(float(getattr(error, "retry_after_s", None) or 0.0), BACK_OFF_MOST_S)
         self._quiet_until = max(self._quiet_until, asyncio.get_running_loop().time() + wish_s)
         return wish_s
 

@@ -162,6 +162,14 @@ def test_a_daemon_device_can_be_asked_for_in_the_drivers_namespace_only_with_or_
         assert refusal.value.status == 403
 
 
+@pytest.mark.parametrize("spec", [{}, {"devices": {}}, {"devices": {"requests": None}}])
+def test_claims_and_templates_that_ask_for_nothing_are_none_of_our_business(cluster: Cluster, spec: Object) -> None:
+    claim = {"metadata": {"generateName": "c-"}, "spec": spec}
+    template = {"metadata": {"generateName": "t-"}, "spec": {"spec": spec}}
+    for plural, body in (("resourceclaims", claim), ("resourceclaimtemplates", template)):
+        cluster.create(path("resource.k8s.io/v1", plural, namespace="default") + "?dryRun=All", body)
+
+
 @pytest.fixture
 def wide_class(cluster: Cluster) -> Iterator[str]:
     """An administrator's class, through which every device of the driver can be asked for."""

@@ -1,6 +1,8 @@
 """What the tests of ComputeDomains work with: the installed driver, a namespace, and jobs in it."""
 
+import io
 import re
+import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -8,7 +10,7 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from tests.support.chart import Release
-from tests.support.cluster import ROOT, ApiError, Cluster, CommandFailed, Object, path, wait_until
+from tests.support.cluster import CACHE, ROOT, ApiError, Cluster, CommandFailed, Object, path, wait_until
 from tests.support.computedomain import DOMAINS, RELEASE, UID_LABEL, build_domain
 
 CLIQUES = {"n1": 1, "n2": 1, "n3": 2, "n4": 2}
@@ -44,6 +46,20 @@ class Driver:
 
     def uninstall(self) -> None:
         Release(self.cluster, RELEASE, self.namespace).uninstall()
+
+    def load_as(self, tag: str) -> None:
+        """Bring the image onto every node under another tag too."""
+        images = CACHE / "images"
+        renamed = images / f"partita-{tag}.tar"
+        with tarfile.open(images / "partita.tar") as archive, tarfile.open(renamed, "w") as copy:
+            for entry in archive:
+                content = archive.extractfile(entry)
+                if content and entry.name == "index.json":
+                    data = content.read().replace(b"partita:dev", f"partita:{tag}".encode())
+                    content, entry.size = io.BytesIO(data), len(data)
+                copy.addfile(entry, content)
+        self.cluster.run("load", renamed)
+        renamed.unlink()
 
     def offering(self) -> set[str]:
         """The nodes with channels."""
@@ -201,9 +217,12 @@ class Job:
 
     # What the containers find
 
-    def share(self, one: str, other: str, wait_s: int = 60) -> str:
-        """What the rank in `one` says about memory of the rank in `other`. Raises CommandFailed when it has none."""
-        address = self.cluster.get(self.space.where("v1", "pods", other))["status"]["podIP"]
+    def share(self, one: str, other: str, wait_s: int = 60, among: "Job | None" = None) -> str:
+        """What the rank in `one` says about memory of the rank in `other`. Raises CommandFailed when it has none.
+
+        `among`: the job that the other one is of.
+        """
+        address = self.cluster.get((among or self).space.where("v1", "pods", other))["status"]["podIP"]
         command = ("/tools/fabric-test", "-wait", f"{wait_s}s", "connect", address)
         return self.cluster.in_pod(one, *command, namespace=self.space.name)
 

@@ -67,18 +67,29 @@ def test_an_elastic_domain_grows_and_shrinks_and_members_keep_their_indexes(here
     wait_until("no daemon is left", lambda: not job.daemons(), PATIENCE_S)
 
 
-def test_upgrades_do_not_touch_a_running_domain(here: Space) -> None:
-    job = here.job("train", 2)
-    job.run(a="n1", b="n2")
-    job.wait_ready(2)
-    before = {node: pod["metadata"]["uid"] for node, pod in job.daemons().items()}
-    here.driver.install(**{"kubeletPlugin.podAnnotations.version": "b", "controller.podAnnotations.version": "b"})
+def test_upgrades_do_not_touch_a_running_domain_and_its_older_daemons_take_newer_ones_in(here: Space) -> None:
+    here.driver.load_as("older")
+    here.driver.install(**{"image.tag": "older"})
+    try:
+        job = here.job("train", 2)
+        job.run(a="n1", b="n2")
+        job.wait_ready(2)
+        before = {node: pod["metadata"]["uid"] for node, pod in job.daemons().items()}
+    finally:
+        here.driver.install()
     job.share_all_ways("a", "b")
     after = job.daemons()
     assert {node: pod["metadata"]["uid"] for node, pod in after.items()} == before
     assert all(pod["status"]["containerStatuses"][0]["restartCount"] == 0 for pod in after.values())
     job.run(c="n3")
     job.wait_ready(3)
+    here.end("b")
+    job.wait_ready(2)
+    job.run(b="n2")
+    job.wait_ready(3)
+    images = {node: pod["spec"]["containers"][0]["image"].partition(":")[2] for node, pod in job.daemons().items()}
+    assert images == {"n1": "older", "n2": "dev", "n3": "dev"}
+    job.share_all_ways("a", "b")
 
 
 def test_a_driver_that_is_installed_anew_elsewhere_takes_over_the_running_domain(here: Space) -> None:

@@ -1,11 +1,12 @@
 """Who gets which channels, and who can share GPU memory over NVLink with whom, as jobs find it in their containers."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
-from tests.e2e.computedomain.jobs import Job, Space, build_peer
+from tests.e2e.computedomain.jobs import Job, Space, build_peer, namespace
 from tests.support.cluster import CommandFailed, Object, path
 
 CHANNELS_OF_A_NODE = 2048
@@ -24,20 +25,23 @@ print(json.dumps(sorted(ports)))
 
 @dataclass(frozen=True)
 class Tenants:
-    """`mine` has three pods on two nodes of a clique; `theirs` has all channels, in the other clique."""
+    """`mine` has three pods on two nodes of a clique; `theirs`, in another namespace, has all channels of the other."""
 
     mine: Job
     theirs: Job
 
 
 @pytest.fixture(scope="module")
-def tenants(shared: Space) -> Tenants:
-    mine, theirs = shared.job("mine", 2), shared.job("theirs", 2, allocationMode="All")
-    mine.start(a="n1", b="n2", c="n1")
-    theirs.start(x="n3", y="n4")
-    mine.wait_running("a", "b", "c")
-    theirs.wait_running("x", "y")
-    return Tenants(mine, theirs)
+def tenants(shared: Space) -> Iterator[Tenants]:
+    elsewhere = Space(shared.driver, f"{shared.name}-theirs")
+    with namespace(shared.cluster, elsewhere.name):
+        # Names are their owners' own business: both domains have the same one.
+        mine, theirs = shared.job("train", 2), elsewhere.job("train", 2, allocationMode="All")
+        mine.start(a="n1", b="n2", c="n1")
+        theirs.start(x="n3", y="n4")
+        mine.wait_running("a", "b", "c")
+        theirs.wait_running("x", "y")
+        yield Tenants(mine, theirs)
 
 
 def test_pods_of_one_domain_share_memory_also_when_several_are_on_one_node(tenants: Tenants) -> None:
@@ -55,11 +59,15 @@ def test_a_container_has_channel_0_or_where_it_asks_for_them_all_2048(tenants: T
         assert tenants.theirs.channels(name) == wanted
 
 
-def test_two_domains_side_by_side_share_nothing(tenants: Tenants) -> None:
-    with pytest.raises(CommandFailed, match=f"a is of ComputeDomain {tenants.mine.uid()}, x of {tenants.theirs.uid()}"):
-        tenants.mine.share("a", "x", wait_s=0)
+def test_two_domains_side_by_side_in_two_namespaces_share_nothing(tenants: Tenants) -> None:
+    mine, theirs = tenants.mine, tenants.theirs
+    with pytest.raises(CommandFailed, match=f"a is of ComputeDomain {mine.uid()}, x of {theirs.uid()}"):
+        mine.share("a", "x", wait_s=0, among=theirs)
     with pytest.raises(CommandFailed, match="y is of ComputeDomain"):
-        tenants.theirs.share("y", "b", wait_s=0)
+        theirs.share("y", "b", wait_s=0, among=mine)
+    for job, nodes in ((mine, {"n1", "n2"}), (theirs, {"n3", "n4"})):
+        assert set(job.daemons()) == nodes
+        job.wait_ready(2)
 
 
 def test_a_pod_without_a_claim_has_no_channel_on_a_members_node(tenants: Tenants) -> None:
@@ -109,7 +117,8 @@ def test_the_charts_network_policy_opens_imex_ports_to_daemons_alone_and_forgets
 
 
 def test_a_domain_over_two_cliques_shares_memory_inside_each_and_not_across(shared: Space, tenants: Tenants) -> None:
-    shared.end("a", "b", "c", "x", "y", "outsider")
+    shared.end("a", "b", "c", "outsider")
+    tenants.theirs.space.end("x", "y")
     wide = shared.job("wide", 4)
     wide.run(a="n1", b="n2", c="n3", d="n4")
     domain = wide.wait_ready(4)
