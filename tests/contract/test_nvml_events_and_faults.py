@@ -3,10 +3,13 @@
 import ctypes
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from nvml_node import Node, bound, create_whole, error, make_node, profiles_of, read_line
+from simulator import models
+from simulator.faults import inject
 
 H100 = tuple[Node, Any, Any]
 WAIT = """
@@ -39,6 +42,24 @@ def test_events_of_before_and_of_other_gpus_are_not_seen(h100: H100) -> None:
     event = nvml.nvmlEventSetWait_v2(events, 1000)
     assert (event.eventData, event.gpuInstanceId, event.computeInstanceId) == (43, 7, 0)
     assert error(nvml.nvmlEventSetWait_v2, events, 0) == nvml.NVML_ERROR_TIMEOUT
+
+
+def test_calls_take_as_long_as_the_profile_says_whatever_faults_come_and_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = (models.FOLDER / "h100.toml").read_text()
+    (tmp_path / "slow.toml").write_text(f"latency_ms = {{ nvmlDeviceGetMigMode = 60 }}\n{table}")
+    monkeypatch.setattr(models, "FOLDER", tmp_path)
+    node = make_node(tmp_path / "driver", "slowx1")
+    inject(["--root", str(node.root), "slow", "nvmlDeviceGetUUID", "--ms", "60"])
+    inject(["--root", str(node.root), "none"])
+    with bound(node.library) as nvml:
+        device = nvml.nvmlDeviceGetHandleByIndex(0)
+        begun_s = time.monotonic()
+        nvml.nvmlDeviceGetMigMode(device)
+        assert time.monotonic() - begun_s >= 0.06
+    with node.state() as state:
+        assert {fault.function for fault in state.faults} == {b"nvmlDeviceGetMigMode", b""}
 
 
 def test_a_lost_gpu_fails_every_call_and_says_so_in_an_event(h100: H100) -> None:

@@ -4,8 +4,8 @@ import ctypes
 import uuid
 from typing import Any
 
-from simulator.layout import LAYOUT, MAGIC, MAX_GPUS, Fixed, Gpu, Profile, State
-from simulator.models import Group, read_model
+from simulator.layout import ALWAYS, LAYOUT, MAGIC, MAX_GPUS, Fixed, Gpu, Profile, State
+from simulator.models import Group, parse_spec, read_model
 
 DRIVER_VERSION = "580.105.08"
 CUDA_VERSION = 13000
@@ -38,7 +38,20 @@ def compile_state(spec: str, groups: tuple[Group, ...], node: str, index: int) -
         numa = 0 if position < (state.gpu_count + 1) // 2 else 1
         state.gpus[position].fixed.numa_node = numa
     assert state.gpu_count <= MAX_GPUS
+    set_latencies(state)
     return state
+
+
+def set_latencies(state: State) -> None:
+    """What the profiles' `latency_ms` says, as faults without end; of models that differ, the slower counts."""
+    spec = state.spec.decode().partition(" ")[0]
+    delays_ms: dict[str, float] = {}
+    for group in parse_spec(spec):
+        for function, delay_ms in read_model(group.model).get("latency_ms", {}).items():
+            delays_ms[function] = max(delay_ms, delays_ms.get(function, 0.0))
+    for fault, (function, delay_ms) in zip(state.faults, delays_ms.items(), strict=False):
+        fault.function, fault.delay_us, fault.remaining = function.encode(), int(delay_ms * 1000), ALWAYS
+    state.fault_count = len(delays_ms)
 
 
 def _free_address(addresses: list[str], number: int, taken: set[str]) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ import argparse
 import shutil
 from pathlib import Path
 
+from simulator.compile import set_latencies
 from simulator.layout import (
     ALWAYS,
     MAX_FAULTS,
@@ -252,3 +253,5 @@ def _end_faults(state: State) -> None:
     state.fault_count = 0
     for fault in state.faults:
         fault.function = b""
+        fault.skip = fault.code = 0
+    set_latencies(state)
