@@ -22,7 +22,7 @@ from kubeletplugin.hardware.backend import LibraryMissing
 from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.amd_cdi import build_amd_cdi_spec, device_paths
 from kubeletplugin.model.amd_devices import build_amd_devices
-from kubeletplugin.model.amd_partitions import AmdInventory
+from kubeletplugin.model.amd_partitions import AmdGpu, AmdInventory
 from kubeletplugin.model.amd_prepare import (
     AmdPreparePlan,
     AmdStep,
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 _MISSING_RETRY_S: Final = 5.0
 _SWEEP_INTERVAL_S: Final = 600.0
 _IDLE_S: Final = 15.0  # pods of one application that is being replaced come within that
+_MOST_PATIENCE_S: Final = 3600.0
 _HEALTHY: Final = 1
 
 T = TypeVar("T")
@@ -272,20 +273,35 @@ class AmdDriver:
             await self._rescan_once()
             steps = self._target.plan(self._inventory, self._store.checkpoint)
             await self._run_steps(steps)
+            self._home.forget()  # these modes are asked for, not left over from claims
         self._target.observe(self._inventory)
 
     async def _rescan(self) -> None:
-        idle_s = 0.0
+        idle_s, patience_s = 0.0, _IDLE_S
         while True:
             await asyncio.sleep(self._rescan_interval_s)
-            idle_s = 0.0 if self._store.checkpoint.records else idle_s + self._rescan_interval_s
+            is_idle = self._target.may_change and not self._store.checkpoint.records
+            idle_s = idle_s + self._rescan_interval_s if is_idle else 0.0
             try:
                 async with self._one_at_a_time, self._store.lease():
-                    await self._rescan_once()
-                    if idle_s >= _IDLE_S and self._target.may_change:
+                    await self._look_for_changes()
+                    if idle_s >= patience_s:
                         await self._return_home()
+                        patience_s = _IDLE_S
             except PartitaError as error:
                 log.warning("not_looked_after", extra={"driver": self.name, "error": str(error)})
+                if idle_s >= patience_s:
+                    # Something holds the driver; every attempt is felt by whoever monitors the GPUs.
+                    idle_s, patience_s = 0.0, min(2 * patience_s, _MOST_PATIENCE_S)
+
+    async def _look_for_changes(self) -> None:
+        """Modes that changed while no claim holds anything are an administrator's choice."""
+        before = self._inventory
+        await self._rescan_once()
+        if not self._store.checkpoint.records and any(
+            _changed_mode(before.gpu(gpu.pci_address), gpu) for gpu in self._inventory.gpus
+        ):
+            self._home.forget()
 
     async def _return_home(self) -> None:
         """Undo what claims that are gone did to the memory mode, so that claims for several GPUs find it."""
@@ -331,3 +347,7 @@ class AmdDriver:
 
     async def _call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function)
+
+
+def _changed_mode(before: AmdGpu | None, now: AmdGpu) -> bool:
+    return before is not None and before.mode != now.mode

@@ -5,11 +5,13 @@ first one: changing the memory mode is offered to one GPU at a time (`model.amd_
 """
 
 import json
+import logging
 from pathlib import Path
 
-from api.errors import StateUnreadable
 from kubeletplugin.disk import disk_error, write_whole
 from kubeletplugin.model.amd_partitions import AmdInventory
+
+log = logging.getLogger(__name__)
 
 
 class HomeModes:
@@ -37,8 +39,18 @@ class HomeModes:
             return dict(kept["modes"]) if kept["bootID"] == boot_id else None
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise StateUnreadable(f"{self._path}: {error}; without it the GPUs stay in their present modes") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            # It only says where to return to: without it the GPUs stay as they are.
+            log.error("home_modes_unreadable", extra={"path": str(self._path), "error": repr(error)})
+            self.forget()
+            return None
+
+    def forget(self) -> None:
+        """Somebody has decided on the present modes. Raises DiskFailed."""
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_error(error, self._path) from error
 
     def target(self, boot_id: str, inventory: AmdInventory) -> tuple[str | None, ...]:
         """For `plan_target`: the modes to return to where a memory mode differs; empty where none does."""

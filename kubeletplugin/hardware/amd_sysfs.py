@@ -4,6 +4,7 @@ A change of mode shows in several files one after another, and a reload takes al
 is read until two passes agree; a GPU that still differs, or whose files do not fit together, is named unreadable.
 """
 
+import os
 import re
 import stat
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from api.errors import HardwareError
 from kubeletplugin.model.amd_partitions import AmdGpu, AmdInventory, Mode, ModeOffer, Partition
 from kubeletplugin.model.cdi import DeviceNode
 
@@ -24,6 +26,8 @@ _NODES: Final = Path("class/kfd/kfd/topology/nodes")
 _SLOT_BITS: Final = 0x0FFF_FFF8
 _PARTITIONS: Final = {"SPX": 1, "DPX": 2, "TPX": 3, "QPX": 4}
 """CPX has as many as the GPU has compute dies."""
+COMPUTE_MODES: Final = frozenset({*_PARTITIONS, "CPX"})
+_MEMORY_MODE: Final = re.compile(r"NPS[1-9]\d?")
 
 Offers = Mapping[str, tuple[ModeOffer, ...]]
 """By PCI address: the modes that the library says a GPU can be brought into."""
@@ -64,12 +68,19 @@ class AmdRoot:
                 continue
             if stat.S_ISCHR(status.st_mode):
                 host = self.host.rstrip("/") + path
-                found[path] = DeviceNode(path, host, status.st_rdev >> 8 & 0xFFF, status.st_rdev & 0xFF)
+                found[path] = DeviceNode(path, host, os.major(status.st_rdev), os.minor(status.st_rdev))
         return found
 
 
 def read_inventory(root: AmdRoot, sleep: Callable[[float], None] = time.sleep) -> AmdInventory:
-    """What sysfs tells; of the modes that can be had, those of the present memory mode."""
+    """What sysfs tells; of the modes that can be had, those of the present memory mode. Raises HardwareError."""
+    try:
+        return _read_until_steady(root, sleep)
+    except OSError as error:  # of one GPU's files it is that GPU's own; these are the driver's
+        raise HardwareError(f"the amdgpu driver cannot be read: {error}") from error
+
+
+def _read_until_steady(root: AmdRoot, sleep: Callable[[float], None]) -> AmdInventory:
     last = _read_pass(root.sys)
     for _ in range(PASSES):
         current = _read_pass(root.sys)
@@ -101,7 +112,7 @@ def _read_pass(sys: Path) -> AmdInventory:
     nodes = _read_kfd_nodes(sys)
     for folder in _gpu_folders(sys):
         try:
-            gpus.append(_read_gpu(folder, nodes))
+            gpus.append(_read_gpu(folder, sys / "class/drm", nodes))
         except (OSError, ValueError, KeyError) as error:
             unreadable.append(f"GPU {folder.name} cannot be read: {error}")
     return AmdInventory(
@@ -135,10 +146,13 @@ def _read_kfd_nodes(sys: Path) -> dict[int, _KfdNode]:
     """KFD's GPU nodes by render minor."""
     found: dict[int, _KfdNode] = {}
     for folder in (sys / _NODES).glob("*"):
-        properties = _read_properties(folder / "properties")
+        try:
+            properties = _read_properties(folder / "properties")
+            bank = _read_properties(folder / "mem_banks/0/properties")
+        except OSError:
+            continue  # it goes while it is read; the GPU that lacks it is then unreadable
         minor = properties.get("drm_render_minor", 0)
         if minor:
-            bank = _read_properties(folder / "mem_banks/0/properties")
             found[minor] = _KfdNode(properties, bank.get("size_in_bytes", 0))
     return found
 
@@ -148,22 +162,22 @@ def _read_properties(path: Path) -> dict[str, int]:
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
 
 
-def _read_gpu(folder: Path, nodes: Mapping[int, _KfdNode]) -> AmdGpu:
+def _read_gpu(folder: Path, drm: Path, nodes: Mapping[int, _KfdNode]) -> AmdGpu:
     compute, memory = (_read_optional(folder / f"current_{kind}_partition") for kind in ("compute", "memory"))
-    mode = Mode(compute, memory) if compute and memory else None
-    card, render = _minor(folder, "card"), _minor(folder, "renderD")
+    mode = _parse_mode(compute, memory)
+    render = _minor(folder / "drm", "renderD")
     first = nodes.get(render)
     if first is None:
         raise ValueError(f"KFD shows no node with render minor {render}")
     dies = first.properties.get("num_xcc", 1)
+    # A partition's device is the GPU's own for the first, a platform device for each of the others.
     partitions = tuple(
-        _partition(minor - render, card, minor, node)
+        _partition(minor - render, _minor(drm / f"renderD{minor}/device/drm", "card"), minor, node)
         for minor, node in sorted(nodes.items())
         if _is_of_gpu(node, first) and minor >= render
     )
     offers = _read_offers(folder, mode, partitions, dies * len(partitions))
-    if mode is not None:
-        _check_partitions(mode, partitions, dies)
+    _check_partitions(mode, partitions, dies)
     numa = int(_read_optional(folder / "numa_node") or -1)
     hive = first.properties.get("hive_id", 0)
     real = folder.resolve()
@@ -191,16 +205,25 @@ def _is_of_gpu(node: _KfdNode, first: _KfdNode) -> bool:
     return is_same_slot and one.get("domain") == other.get("domain")
 
 
+def _parse_mode(compute: str, memory: str) -> Mode | None:
+    """None for a GPU that cannot be partitioned: older drivers show it no modes, or the compute mode alone."""
+    if compute in ("", "SPX") and not memory:
+        return None
+    if compute not in COMPUTE_MODES or not _MEMORY_MODE.fullmatch(memory):
+        raise ValueError(f"current_compute_partition is {compute!r}, current_memory_partition {memory!r}")
+    return Mode(compute, memory)
+
+
 def _minor(folder: Path, kind: str) -> int:
-    names = [path.name.removeprefix(kind) for path in (folder / "drm").glob(f"{kind}[0-9]*")]
+    names = [path.name.removeprefix(kind) for path in folder.glob(f"{kind}[0-9]*")]
     if not names:
-        raise ValueError(f"no drm/{kind}<N>")
+        raise ValueError(f"no {folder.parent.name}/drm/{kind}<N>")
     return int(names[0])
 
 
-def _partition(slot: int, first_card: int, render: int, node: _KfdNode) -> Partition:
+def _partition(slot: int, card: int, render: int, node: _KfdNode) -> Partition:
     simd = node.properties["simd_count"]
-    return Partition(slot, first_card + slot, render, simd // node.properties["simd_per_cu"], simd, node.memory_bytes)
+    return Partition(slot, card, render, simd // node.properties["simd_per_cu"], simd, node.memory_bytes)
 
 
 def _read_offers(
@@ -216,9 +239,13 @@ def _read_offers(
     return tuple(sorted(offers, key=lambda offer: offer.partitions))
 
 
-def _check_partitions(mode: Mode, partitions: tuple[Partition, ...], dies: int) -> None:
+def _check_partitions(mode: Mode | None, partitions: tuple[Partition, ...], dies: int) -> None:
     """`dies`: compute dies of each partition. A CPX partition is one die; of other modes the number is known."""
     slots = [partition.slot for partition in partitions]
+    if mode is None:
+        if slots != [0]:
+            raise ValueError(f"it shows no mode, but KFD shows partitions {slots}")
+        return
     is_complete = dies == 1 if mode.compute == "CPX" else len(slots) == _PARTITIONS.get(mode.compute)
     if not is_complete or slots != list(range(len(slots))):
         raise ValueError(f"it is in mode {mode.profile}, but KFD shows partitions {slots} of {dies} dies each")

@@ -5,6 +5,7 @@ fails. Handles are invalid after every change, so nothing is kept from one call 
 """
 
 import importlib
+import logging
 import os
 import threading
 import time
@@ -13,12 +14,14 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeVar, assert_never
 
 from api.errors import HardwareError
-from kubeletplugin.hardware.amd_module import load_module
-from kubeletplugin.hardware.amd_sysfs import AmdRoot, Offers, read_inventory, with_offers
+from kubeletplugin.hardware.amd_module import load_module, reload_module
+from kubeletplugin.hardware.amd_sysfs import COMPUTE_MODES, AmdRoot, Offers, read_inventory, with_offers
 from kubeletplugin.hardware.backend import DeviceBusy, LibraryMissing, NotPermitted
 from kubeletplugin.model.amd_partitions import AmdInventory, Mode, ModeOffer
 from kubeletplugin.model.amd_prepare import AmdStep, ReloadDriver, SetComputeMode, SetMemoryMode
 from kubeletplugin.model.cdi import DeviceNode
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -81,9 +84,17 @@ class AmdSmi:
                 (gpu.pci_address, gpu.device_id, gpu.unique_id) for gpu in found.gpus if gpu.mode is not None
             )
             if not there <= self._asked:
-                self._offers = self._while_busy(self._read_offers)
-                self._asked = frozenset(gpu for gpu in there if gpu[0] in self._offers)
+                self._ask(there)
             return with_offers(found, self._offers)
+
+    def _ask(self, there: frozenset[tuple[str, ...]]) -> None:
+        """What modes these GPUs can be brought into beyond what sysfs says; a node without ROCm has no more to say."""
+        try:
+            self._offers = self._while_busy(self._read_offers)
+            self._asked = frozenset(gpu for gpu in there if gpu[0] in self._offers)
+        except LibraryMissing as error:
+            log.warning("amd_smi_missing", extra={"note": f"{error}; modes are read from sysfs and stay as they are"})
+            self._offers, self._asked = {}, there
 
     def read_device_nodes(self, paths: Iterable[str]) -> dict[str, DeviceNode]:
         return self._root.device_nodes(paths)
@@ -118,13 +129,14 @@ class AmdSmi:
                     can_switch = "N/A" not in smi.amdsmi_get_gpu_memory_partition_config(handle)["partition_caps"]
                 except smi.AmdSmiLibraryException as error:
                     if error.get_error_code() not in (_NOT_SUPPORTED, _NO_PERMISSION):
-                        raise
+                        log.warning("gpu_not_asked", extra={"gpu": pci, "error": str(_translate(error))})
+                        del offers[pci]  # the others serve; this one is asked again
                     continue
                 offers[pci] = tuple(
                     ModeOffer(Mode(profile["profile_type"], memory), profile["num_partitions"])
                     for profile in config["profiles"]
                     for memory in profile["memory_caps"]
-                    if can_switch and memory != "N/A"
+                    if can_switch and memory != "N/A" and profile["profile_type"] in COMPUTE_MODES
                 )
         return offers
 
@@ -138,7 +150,7 @@ class AmdSmi:
         with self._session() as smi:
             if all(smi.amdsmi_get_gpu_memory_partition(_primary(smi, pci)) == step.memory_mode for pci in step.gpus):
                 return
-            smi.amdsmi_gpu_driver_reload()
+        reload_module(self._root)
         with self._session() as smi:
             for pci in step.gpus:
                 memory = smi.amdsmi_get_gpu_memory_partition(_primary(smi, pci))

@@ -117,11 +117,61 @@ def test_refusals_say_what_is_wrong(make: Make, root: Path) -> None:
     with pytest.raises(DeviceBusy, match="/dev/kfd"):
         backend.apply_step(SetComputeMode(FIRST, Mode("CPX", "NPS1")))
     backend.apply_step(SetMemoryMode(FIRST, "NPS4"))
-    with pytest.raises(DeviceBusy, match="could not be loaded again"):
+    with pytest.raises(DeviceBusy, match=r"could not be unloaded.*/dev/kfd.*Module amdgpu is in use"):
         backend.apply_step(ReloadDriver((FIRST,), "NPS4"))
     node.hold(root, 0, None)
     backend.apply_step(ReloadDriver((FIRST,), "NPS4"))
     assert modes(backend.read_inventory()) == {Mode("CPX", "NPS4")}
+
+
+@pytest.mark.parametrize(
+    ("compute", "memory"), [("SPX", "UNKNOWN"), ("UNKNOWN", "NPS1"), ("CPX", ""), ("", "NPS1"), ("SPX", "NPS")]
+)
+def test_a_gpu_whose_mode_makes_no_sense_is_unreadable_and_no_other(
+    make: Make, root: Path, compute: str, memory: str
+) -> None:
+    """The kernel says UNKNOWN while firmware and driver disagree, and nothing at all for a moment."""
+    backend = make("mi300xx2")
+    folder = root / "sys/module/amdgpu/drivers/pci:amdgpu" / FIRST
+    (folder / "current_compute_partition").write_text(f"{compute}\n")
+    (folder / "current_memory_partition").write_text(f"{memory}\n")
+    inventory = backend.read_inventory()
+    assert [gpu.pci_address == FIRST for gpu in inventory.gpus] == [False]
+    (why,) = inventory.unreadable
+    assert FIRST in why
+    assert memory in why
+
+
+def test_a_kfd_node_that_cannot_be_read_costs_its_own_gpu(make: Make, root: Path) -> None:
+    """As one that goes between being listed and being read (ENODEV); here a folder stands in its file's place."""
+    backend = make("mi300xx2")
+    nodes = root / "sys/class/kfd/kfd/topology/nodes"
+    (first,) = (node for node in nodes.iterdir() if "drm_render_minor 128\n" in (node / "properties").read_text())
+    (first / "properties").unlink()
+    (first / "properties").mkdir()
+    inventory = backend.read_inventory()
+    assert [gpu.pci_address == FIRST for gpu in inventory.gpus] == [False]
+    assert "no node with render minor 128" in inventory.unreadable[0]
+
+
+def test_a_driver_that_cannot_be_read_is_a_hardware_error(make: Make, root: Path) -> None:
+    backend = make("mi300xx1")
+    version = root / "sys/module/amdgpu/version"
+    version.unlink()
+    version.mkdir()
+    with pytest.raises(HardwareError, match="the amdgpu driver cannot be read"):
+        backend.read_inventory()
+
+
+def test_a_partitions_card_is_the_one_of_its_own_device(make: Make, root: Path) -> None:
+    """A display adapter of the board may have taken a minor between those of a GPU."""
+    backend = make("mi300xx1")
+    backend.apply_step(SetComputeMode(FIRST, Mode("CPX", "NPS1")))
+    drm = (root / "sys/class/drm/renderD130/device/drm").resolve()
+    (card,) = drm.glob("card*")
+    card.rename(drm / "card77")
+    cards = [partition.card for partition in backend.read_inventory().gpus[0].partitions]
+    assert cards == [1, 2, 77, 4, 5, 6, 7, 8]
 
 
 def test_an_unloaded_driver_is_no_hardware(make: Make, root: Path) -> None:
@@ -129,7 +179,7 @@ def test_an_unloaded_driver_is_no_hardware(make: Make, root: Path) -> None:
     backend = make("mi300xx1")
     node.set_fault(root, "losing_reloads", 1)
     backend.apply_step(SetMemoryMode(FIRST, "NPS4"))
-    with pytest.raises(DeviceBusy):
+    with pytest.raises(DeviceBusy, match="could not be loaded again"):
         backend.apply_step(ReloadDriver((FIRST,), "NPS4"))
     with pytest.raises(LibraryMissing):
         backend.read_inventory()
@@ -193,13 +243,18 @@ def test_device_nodes_carry_their_numbers(make: Make) -> None:
 
 
 def test_without_the_library_the_back_end_says_where_it_looked(tmp_path: Path, make: Make, root: Path) -> None:
-    """A missing or incomplete libamd_smi.so is LibraryMissing, not the import error of the package."""
+    """The GPUs are read all the same; what needs the library is LibraryMissing, not the import error of the package."""
     make("mi300xx1")
     program = (
         "from pathlib import Path; import sys; from kubeletplugin.hardware.amd_sysfs import AmdRoot\n"
         "from kubeletplugin.hardware.amdsmi import AmdSmi; from kubeletplugin.hardware.backend import LibraryMissing\n"
         "class Root(AmdRoot):\n    library_folder = Path(sys.argv[2])\n"
-        "try: AmdSmi(Root('/', Path(sys.argv[1]))).read_inventory()\n"
+        "from kubeletplugin.model.amd_prepare import SetComputeMode\n"
+        "from kubeletplugin.model.amd_partitions import Mode\n"
+        "backend = AmdSmi(Root('/', Path(sys.argv[1])))\n"
+        "(gpu,) = backend.read_inventory().gpus\n"
+        "print(sorted(offer.mode.profile for offer in gpu.offers))\n"
+        "try: backend.apply_step(SetComputeMode(gpu.pci_address, Mode('CPX', 'NPS1')))\n"
         "except LibraryMissing as error: print('MISSING', error)\n"
     )
     libraries = tmp_path / "lib"
@@ -217,6 +272,7 @@ def test_without_the_library_the_back_end_says_where_it_looked(tmp_path: Path, m
             text=True,
             check=True,
         )
+        assert "['cpx_nps1', 'dpx_nps1', 'qpx_nps1', 'spx_nps1']" in done.stdout
         assert "MISSING AMD SMI cannot be loaded" in done.stdout
 
 

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 static int fail(const char *why)
 {
@@ -28,15 +29,25 @@ int main(int count, char **words)
     int failed = state_lock(&state);
     if (failed)
         return fail(strerror(failed));
+    const char *why = NULL;
     if (removes && is_used(&state)) {
-        state_unlock();
-        return fail("Module amdgpu is in use.");
-    }
-    if (removes)
+        why = "Module amdgpu is in use.";
+    } else if (removes && state.failing_reloads) {
+        state.failing_reloads--;
+        why = "Module amdgpu is in use.";
+    } else if (removes) {
         state.driver_loaded = 0;
-    else if (!state.driver_loaded)
+    } else if (state.losing_reloads) {
+        state.losing_reloads--;
+        why = "could not insert 'amdgpu': Input/output error";
+    } else if (!state.driver_loaded) {
         load_driver(&state);
+    }
     failed = state_store(&state);
     state_unlock();
-    return failed ? fail(strerror(failed)) : 0;
+    if (failed)
+        return fail(strerror(failed));
+    if (removes && !why)
+        usleep(state.reload_pause_ms * 1000); /* who kills a reload in here leaves the driver unloaded */
+    return why ? fail(why) : 0;
 }
