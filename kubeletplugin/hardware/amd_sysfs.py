@@ -95,12 +95,16 @@ def _read_until_steady(root: AmdRoot, sleep: Callable[[float], None]) -> AmdInve
 
 
 def with_offers(inventory: AmdInventory, offers: Offers) -> AmdInventory:
-    """The inventory with what the library says beyond sysfs."""
-    gpus = tuple(
-        replace(gpu, offers=_merge(gpu.offers, offers[gpu.pci_address])) if gpu.pci_address in offers else gpu
-        for gpu in inventory.gpus
-    )
-    return replace(inventory, gpus=gpus)
+    """The inventory with what the library says beyond sysfs: all modes, and how many partitions the present one has."""
+    gpus, unreadable = [], list(inventory.unreadable)
+    for gpu in inventory.gpus:
+        told = offers.get(gpu.pci_address, ())
+        wanted = next((offer.partitions for offer in told if offer.mode == gpu.mode), len(gpu.partitions))
+        if len(gpu.partitions) == wanted:
+            gpus.append(replace(gpu, offers=_merge(gpu.offers, told)) if told else gpu)
+        else:
+            unreadable.append(f"GPU {gpu.pci_address}: KFD shows {len(gpu.partitions)} of its {wanted} partitions")
+    return replace(inventory, gpus=tuple(gpus), unreadable=tuple(unreadable))
 
 
 def _merge(seen: Iterable[ModeOffer], told: Iterable[ModeOffer]) -> tuple[ModeOffer, ...]:

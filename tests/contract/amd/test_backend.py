@@ -13,7 +13,7 @@ from simulator.amd import node
 from simulator.amd.models import MODELS
 
 from api.errors import HardwareError
-from kubeletplugin.hardware.amd_sysfs import AmdRoot, read_inventory
+from kubeletplugin.hardware.amd_sysfs import AmdRoot
 from kubeletplugin.hardware.amdsmi import AmdSmi, ModeRefused
 from kubeletplugin.hardware.backend import DeviceBusy, LibraryMissing
 from kubeletplugin.model.amd_partitions import AmdInventory, Mode, ModeOffer
@@ -219,14 +219,14 @@ def test_a_driver_that_cannot_be_loaded_says_what_modprobe_says(make: Make, root
 
 def test_a_gpu_in_the_middle_of_a_change_is_not_published(make: Make, root: Path) -> None:
     """While a change shows itself half done, the GPU is unreadable rather than wrong; afterwards it is read."""
-    make("mi300xx1")
-    seen: list[AmdInventory] = []
+    backend = make("mi300xx1")
+    seen: list[AmdInventory] = [backend.read_inventory()]
     node.set_fault(root, "change_pause_ms", 400)
     change = threading.Thread(target=lambda: node.set_modes(root, "CPX", 1))
     change.start()
     while change.is_alive():
-        seen.append(read_inventory(AmdRoot("/", root)))
-    seen.append(read_inventory(AmdRoot("/", root)))
+        seen.append(backend.read_inventory())
+    seen.append(backend.read_inventory())
     assert {mode for inventory in seen for mode in modes(inventory)} <= {Mode("SPX", "NPS1"), Mode("CPX", "NPS1")}
     assert all(len(g.partitions) == (8 if g.mode == Mode("CPX", "NPS1") else 1) for i in seen for g in i.gpus)
     assert any(inventory.unreadable for inventory in seen)
