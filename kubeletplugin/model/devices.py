@@ -68,6 +68,8 @@ class Features:
     """DRAPartitionableDevices: counters. Without them only full GPUs and existing MIG instances are offered."""
     taints: bool = True
     """DRADeviceTaints"""
+    informing: bool = True
+    """Taints without effect. Kubernetes 1.34 refuses them."""
     shared: bool = True
     """DRAConsumableCapacity: devices that several claims may hold."""
     binding: bool = True
@@ -147,7 +149,8 @@ def _build_offer(
 ) -> _Offer:
     base = _base_attributes(gpu, inventory)
     state = health.of(gpu.uuid)
-    taints = build_taints(replace(state, lost=state.lost or gpu.lost)) if features.taints else ()
+    state = replace(state, lost=state.lost or gpu.lost)
+    taints = build_taints(state, monitored=gpu.monitored, informing=features.informing) if features.taints else ()
     common: ApiDevice = {"taints": list(taints)} if taints else {}
     if gpu.mig is None or not _can_be_partitioned(gpu.mig):
         whole_device = {**_full_device(gpu, base), **common}

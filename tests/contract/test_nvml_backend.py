@@ -201,3 +201,29 @@ def test_time_slices_are_set_wherever_nvidia_smi_is(simulate: Callable[..., Node
     backend.apply_step(SetTimeSlice(gpu.uuid, 2))
     with node.state() as state:
         assert state.gpus[0].now.timeslice == 2
+
+
+def test_a_vgpu_is_offered_whole_only(
+    simulate: Callable[..., Node], backend_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetVirtualizationMode", lambda _: guest)
+    (gpu,) = backend_of(simulate("h100x1")).read_inventory().gpus
+    assert gpu.mig is None
+
+
+@pytest.mark.parametrize("answer", ["none", "refused"])
+def test_a_gpu_that_reports_no_xids_is_known_as_unmonitored(
+    simulate: Callable[..., Node], backend_of: Make, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    backend = backend_of(simulate("h100x1"))
+    assert [gpu.monitored for gpu in backend.read_inventory().gpus] == [True]
+    backend.close()
+
+    def supported(_: Any) -> int:
+        if answer == "refused":
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return int(pynvml.nvmlEventTypeSingleBitEccError)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetSupportedEventTypes", supported)
+    assert [gpu.monitored for gpu in backend.read_inventory().gpus] == [False]

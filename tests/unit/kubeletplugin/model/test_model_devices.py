@@ -243,6 +243,12 @@ def test_a_lost_gpu_is_tainted_whether_or_not_an_event_said_so() -> None:
     assert device(offered(lost), "gpu-0")["taints"] == [{"key": "gpu.nvidia.com/gpu-lost", "effect": "NoSchedule"}]
 
 
+def test_a_gpu_that_reports_no_errors_says_so_where_the_api_server_lets_it() -> None:
+    blind = replace(l40s(0), monitored=False)
+    assert device(offered(blind), "gpu-0")["taints"] == [{"key": "gpu.nvidia.com/unmonitored", "effect": "None"}]
+    assert "taints" not in device(offered(blind, features=Features(informing=False)), "gpu-0")
+
+
 def test_a_device_keeps_within_the_limit_of_32_attributes_and_capacities() -> None:
     full = rtx(0, enabled=True, instances=(admins(0, 0, 12),))
     static = device(offered(full), "gpu-0-mig-4g96gb-0-0")
