@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -40,13 +41,19 @@ log = logging.getLogger("kubeletplugin")
 Build = Callable[[Settings, Client, Recorder, ThreadPoolExecutor], NodeDriver]
 
 
+@lru_cache
+def _nvml(root: DriverRoot) -> NvmlBackend:
+    """One for both drivers: the library's session is the process's, and ends only when nobody has it open."""
+    return NvmlBackend(root)
+
+
 def build_nvidia(settings: Settings, client: Client, events: Recorder, syncer: ThreadPoolExecutor) -> NodeDriver:
     root = DriverRoot(settings.driver_root, settings.seen_driver_root, settings.nvidia_cdi_hook_path)
     return NvidiaDriver(
         node=settings.node_name,
         client=client,
         events=events,
-        executor=Executor(NvmlBackend(root)),
+        executor=Executor(_nvml(root)),
         store=Store(settings.data_directory(NVIDIA_GPU_DRIVER), NVIDIA_GPU_DRIVER, syncer),
         cdi=CdiFiles(Path(settings.cdi_root), NVIDIA_CDI_VENDOR),
         root=root,
@@ -66,7 +73,7 @@ def build_compute_domain(
         node=settings.node_name,
         namespace=settings.pod_namespace,
         client=client,
-        executor=Executor(NvmlBackend(root)),
+        executor=Executor(_nvml(root)),
         cdi=CdiFiles(Path(settings.cdi_root), COMPUTE_DOMAIN_CDI_VENDOR),
         root=root,
         directory=settings.data_directory(COMPUTE_DOMAIN_DRIVER),

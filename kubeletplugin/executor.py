@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from kubeletplugin.hardware.backend import NvidiaBackend
 from kubeletplugin.model.inventory import Inventory, MigInstance
-from kubeletplugin.model.steps import HardwareStep, after_step
+from kubeletplugin.model.steps import DisableMig, EnableMig, HardwareStep, after_step
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,10 @@ class Executor:
         results = []
         for step in steps:
             result = self._backend.apply_step(step)
-            self.inventory = after_step(self.inventory, step, result)
+            before, self.inventory = self.inventory, after_step(self.inventory, step, result)
+            if isinstance(step, EnableMig | DisableMig) and self.inventory != before:
+                # The driver may number the GPU anew, and CDI specs name it by its number.
+                self._refresh({step.gpu_uuid})
             results.append(result)
         return results
 

@@ -76,7 +76,6 @@ class NvidiaDriver:
         self._boot_id_path = boot_id_path
         self._boot_id = ""
         self._tree = DriverTree("/", "/")
-        self._tree_key: tuple[str, int] = ("", 0)
         self._lack: str | None = None
         self._health = NodeHealth()
         self._offered: tuple[str, ...] = ()
@@ -331,16 +330,21 @@ class NvidiaDriver:
         """Hardware that appears, disappears or is repartitioned by an admin shows within a few seconds."""
         while True:
             await asyncio.sleep(self._rescan_interval_s)
-            before = self._executor.inventory
+            before, known = self._executor.inventory, self._store.checkpoint
             try:
-                inventory = await self._executor.rescan()
-            except HardwareError as error:
+                # Under the lease what another instance has made has its record here, and is not taken for an admin's.
+                async with self._store.lease():
+                    inventory = await self._executor.rescan()
+            except PartitaError as error:
                 log.error("rescan_failed", extra={"driver": self.name, "error": str(error)})
                 continue
-            self._read_tree()
-            if inventory != before:
+            if inventory != before or self._store.checkpoint is not known:
                 changed()
             self._observe(observe_inventory(self._health, inventory), changed)
+            try:
+                self._use_tree(await asyncio.to_thread(read_driver_tree, self._root, inventory.driver_version))
+            except OSError as error:
+                log.error("driver_files_not_read", extra={"driver": self.name, "error": str(error)})
 
     async def _sweep_regularly(self, changed: Callable[[], None]) -> None:
         while True:
@@ -372,12 +376,13 @@ class NvidiaDriver:
         self._events.warn(self._node_reference(), "ClaimNotUndone", "Recover", message)
 
     def _read_tree(self) -> None:
-        """After a change of driver or GPUs, and for as long as containers get no CUDA; claims do not wait for it."""
+        self._use_tree(read_driver_tree(self._root, self._executor.inventory.driver_version))
+
+    def _use_tree(self, tree: DriverTree) -> None:
+        """Nodes, tools, a hook or libraries may come later than we; claims do not wait for them."""
         inventory = self._executor.inventory
-        key = (inventory.driver_version, len(inventory.gpus))
-        if key == self._tree_key and not self._lack:
-            return
-        self._tree, self._tree_key = read_driver_tree(self._root, inventory.driver_version), key
+        if not tree.says_the_same_as(self._tree):
+            self._tree = tree
         lack = check_libraries(self._tree, inventory.driver_version) if inventory.gpus else None
         if lack != self._lack:
             if lack:

@@ -23,6 +23,7 @@ from kubeletplugin.model.slices import (
     build_slices,
     dropped_features,
     plan_publication,
+    refuses_informing_taints,
     wants_counters_joined,
 )
 from kubeletplugin.server import HealthBoard
@@ -189,10 +190,14 @@ class Publisher:
         try:
             return await self._apply(action, node)
         except Invalid as error:
-            if not (self._features.counters_apart and wants_counters_joined(str(error))):
+            if self._features.counters_apart and wants_counters_joined(str(error)):
+                log.info("counters_joined", extra={"driver": self._driver.name})
+                self._features = replace(self._features, counters_apart=False)
+            elif self._features.informing and refuses_informing_taints(str(error)):
+                log.info("informing_taints_left_out", extra={"driver": self._driver.name})
+                self._features = replace(self._features, informing=False)
+            else:
                 raise
-        log.info("counters_joined", extra={"driver": self._driver.name})
-        self._features = replace(self._features, counters_apart=False)
         return True
 
     async def _apply(self, action: SliceAction, node: NodeView) -> bool:

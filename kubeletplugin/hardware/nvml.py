@@ -4,6 +4,7 @@ Names and error codes: nvml.h.
 """
 
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import pynvml
 from api.errors import HardwareError
 from kubeletplugin.hardware.backend import DeviceBusy, DeviceLost, LibraryMissing, NotPermitted, PlacementOccupied
 from kubeletplugin.hardware.mig import MigReader
+from kubeletplugin.hardware.nvml_events import LOST_CODES, EventWatcher
 from kubeletplugin.hardware.nvml_static import StaticGpu, read_fabric, read_static
 from kubeletplugin.hardware.tree import DriverRoot
 from kubeletplugin.model.inventory import Gpu, Inventory, Mig, MigInstance
@@ -34,9 +36,7 @@ _ERRORS: Final[dict[int, type[HardwareError]]] = {
     pynvml.NVML_ERROR_IN_USE: DeviceBusy,
     pynvml.NVML_ERROR_NOT_READY: DeviceBusy,
     pynvml.NVML_ERROR_INSUFFICIENT_RESOURCES: PlacementOccupied,
-    pynvml.NVML_ERROR_GPU_IS_LOST: DeviceLost,
-    pynvml.NVML_ERROR_RESET_REQUIRED: DeviceLost,
-    pynvml.NVML_ERROR_GPU_NOT_FOUND: DeviceLost,
+    **dict.fromkeys(LOST_CODES, DeviceLost),
     pynvml.NVML_ERROR_NO_PERMISSION: NotPermitted,
 }
 _SESSION_LOST: Final = frozenset(
@@ -48,22 +48,37 @@ _SESSION_LOST: Final = frozenset(
 )
 _BUSY_TRIES: Final = 5
 _BUSY_PAUSE_S: Final = 0.1  # a process that was just killed lets go within moments
-_EVENT_WAIT_MS: Final = 1000
-_LOST_XID: Final = 79  # "GPU has fallen off the bus", NVIDIA's XID catalogue
+_REOPEN_S: Final = (3.0, 60.0)  # shortest, longest: others' XIDs are missed while a session is opened again
 _TIME_SLICE_TIMEOUT_S: Final = 20.0
 
 
 class NvmlBackend:
-    """`kubeletplugin.hardware.backend.NvidiaBackend` over NVML. Not thread-safe but for `watch_events`."""
+    """`kubeletplugin.hardware.backend.NvidiaBackend` over NVML; a session is the process's, so have one of these."""
 
     def __init__(self, root: DriverRoot) -> None:
         self._root = root
         self._library: str | None = None
+        self._lock = threading.RLock()
         self._handles: dict[str, Any] = {}
+        self._watcher = EventWatcher(self._handles)
         self._static: dict[str, StaticGpu] = {}
+        self._current: set[str] = set()
+        """UUIDs of the GPUs whose `_static` was read in this session, and since their MIG mode last changed."""
         self._by_index: dict[int, str] = {}
+        self._bound: frozenset[str] = frozenset()
+        """The GPUs that the driver had when the session was opened."""
+        self._unreachable = False
+        self._reopen_delay_s = _REOPEN_S[0]
+        self._reopen_at_s = 0.0
 
     def read_inventory(self) -> Inventory:
+        with self._lock:
+            self._reopen_where_due()
+            inventory = self._read_all()
+            self._unreachable = bool(inventory.unreadable) or any(gpu.lost for gpu in inventory.gpus)
+            return inventory
+
+    def _read_all(self) -> Inventory:
         with self._session("reading the GPUs"):
             driver_version = str(pynvml.nvmlSystemGetDriverVersion())
             cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
@@ -73,15 +88,15 @@ class NvmlBackend:
                 try:
                     gpus.append(self._read_gpu(index))
                 except pynvml.NVMLError as error:
-                    known = self._by_index.get(index)
+                    known = self._by_index.get(index)  # a session may count otherwise than the one before
+                    if any(gpu.uuid == known for gpu in gpus):
+                        known = None
                     if error.value in _SESSION_LOST:
                         raise
                     if _ERRORS.get(error.value) is DeviceLost and known in self._static:
                         gpus.append(self._static[known].lost())
                     else:
                         unreadable.append(f"GPU {index}: {error}")
-        if unreadable or any(gpu.lost for gpu in gpus):
-            self.close()  # a GPU that was reset answers a new session only
         gpus.sort(key=lambda gpu: gpu.pci_bus_id)
         return Inventory(driver_version, f"{cuda // 1000}.{cuda % 1000 // 10}", tuple(gpus), tuple(unreadable))
 
@@ -110,27 +125,36 @@ class NvmlBackend:
         return None
 
     def watch_events(self, on_event: Callable[[str, int], None], stopped: Callable[[], bool]) -> None:
-        while not stopped():
-            try:
-                self._watch_once(on_event, stopped)
-            except pynvml.NVMLError as error:
-                # The other thread reopens the session; until then there is nothing to wait on.
-                if _ERRORS.get(error.value) is DeviceLost:
-                    for uuid in self._find_lost():
-                        on_event(uuid, _LOST_XID)
-                time.sleep(1.0)
+        self._watcher.watch(on_event, stopped)
 
     def close(self) -> None:
-        if self._library is None:
-            return
-        self._library = None
-        self._handles.clear()
-        try:
-            pynvml.nvmlShutdown()
-        except pynvml.NVMLError_Uninitialized:
-            return
+        with self._lock:
+            if self._library is None:
+                return
+            with self._watcher.outside():
+                self._library = None
+                self._handles.clear()
+                self._current.clear()
+                try:
+                    pynvml.nvmlShutdown()
+                except pynvml.NVMLError_Uninitialized:
+                    return
 
     # Session
+
+    def _reopen_where_due(self) -> None:
+        """A GPU that was reset, or that came since, answers a new session only."""
+        if self._library is None:
+            return
+        now_s = time.monotonic()
+        if self._root.bound_gpus() != self._bound:
+            self.close()
+        elif not self._unreachable:
+            self._reopen_delay_s, self._reopen_at_s = _REOPEN_S[0], 0.0
+        elif now_s >= self._reopen_at_s:
+            self._reopen_at_s = now_s + self._reopen_delay_s
+            self._reopen_delay_s = min(2 * self._reopen_delay_s, _REOPEN_S[1])
+            self.close()
 
     def _open(self) -> None:
         path = self._root.find_library("libnvidia-ml.so.1")
@@ -145,20 +169,22 @@ class NvmlBackend:
             except OSError as error:
                 raise LibraryMissing(f"{path} cannot be loaded: {error}") from error
             pynvml._nvmlGetFunctionPointer_cache.clear()
+        self._bound = self._root.bound_gpus()
         pynvml.nvmlInitWithFlags(pynvml.NVML_INIT_FLAG_NO_GPUS)
         self._library = str(path)
 
     @contextmanager
     def _session(self, what: str) -> Iterator[None]:
-        """Open where needed, and turn NVML's errors into ours."""
-        try:
-            if self._library is None:
-                self._open()
-            yield
-        except pynvml.NVMLError as error:
-            if error.value in _SESSION_LOST:
-                self.close()
-            raise _ERRORS.get(error.value, HardwareError)(f"{what}: {error}") from error
+        """Open where needed, and turn NVML's errors into ours. One thread at a time."""
+        with self._lock:
+            try:
+                if self._library is None:
+                    self._open()
+                yield
+            except pynvml.NVMLError as error:
+                if error.value in _SESSION_LOST:
+                    self.close()
+                raise _ERRORS.get(error.value, HardwareError)(f"{what}: {error}") from error
 
     def _handle(self, uuid: str) -> Any:
         handle = self._handles.get(uuid)
@@ -173,9 +199,6 @@ class NvmlBackend:
         uuid = str(pynvml.nvmlDeviceGetUUID(handle))
         self._handles[uuid] = handle
         self._by_index[index] = uuid
-        static = self._static.get(uuid)
-        if static is None or static.index != index:
-            self._static[uuid] = read_static(handle, uuid, index, self._root)
         return self._read_handle(handle, uuid)
 
     def _read_handle(self, handle: Any, uuid: str) -> Gpu:
@@ -189,9 +212,11 @@ class NvmlBackend:
 
     def _read_static(self, handle: Any, uuid: str) -> StaticGpu:
         static = self._static.get(uuid)
-        if static is None:
+        # A library may list no profiles while MIG is off.
+        if static is None or uuid not in self._current or static.profiles == ():
             index = pynvml.nvmlDeviceGetIndex(handle)
             static = self._static[uuid] = read_static(handle, uuid, index, self._root)
+            self._current.add(uuid)
         return static
 
     def _mig(self, uuid: str, handle: Any) -> MigReader:
@@ -213,6 +238,7 @@ class NvmlBackend:
 
         self._while_busy(switch)
         self._handles.pop(uuid, None)
+        self._current.discard(uuid)  # the driver may have given it another minor number
 
     def _while_busy(self, action: Callable[[], object]) -> None:
         for _ in range(_BUSY_TRIES - 1):
@@ -225,57 +251,14 @@ class NvmlBackend:
 
     def _set_time_slice(self, handle: Any, step: SetTimeSlice) -> None:
         # NVML has no call for it; nvidia-smi is the driver's own way.
-        tool = self._root.seen / "usr/bin/nvidia-smi"
+        tool = self._root.find_tool("nvidia-smi")
+        if tool is None:
+            raise LibraryMissing(f"nvidia-smi is nowhere under {self._root.seen}; it is needed to set time-slices")
         pynvml.nvmlDeviceSetComputeMode(handle, pynvml.NVML_COMPUTEMODE_DEFAULT)
         command = [str(tool), "compute-policy", "-i", step.gpu_uuid, f"--set-timeslice={step.interval}"]
         environment = {"LD_PRELOAD": self._library or "", "PATH": "/usr/bin:/bin"}
         try:
             subprocess.run(command, env=environment, check=True, capture_output=True, timeout=_TIME_SLICE_TIMEOUT_S)
-        except FileNotFoundError as error:
-            raise LibraryMissing(f"{tool} is missing; it is needed to set time-slices") from error
         except subprocess.SubprocessError as error:
             output = getattr(error, "stdout", None) or b""
             raise HardwareError(f"{' '.join(command)}: {error} {output.decode(errors='replace').strip()}") from error
-
-    # Events
-
-    def _watch_once(self, on_event: Callable[[str, int], None], stopped: Callable[[], bool]) -> None:
-        events = pynvml.nvmlEventSetCreate()
-        try:
-            registered: set[str] = set()
-            while not stopped():
-                for uuid, handle in [*self._handles.items()]:
-                    if uuid not in registered:
-                        registered.add(uuid)
-                        self._register(handle, events)
-                try:
-                    event = pynvml.nvmlEventSetWait_v2(events, _EVENT_WAIT_MS)
-                except pynvml.NVMLError_Timeout:
-                    continue
-                on_event(str(pynvml.nvmlDeviceGetUUID(event.device)), int(event.eventData))
-        finally:
-            _free(events)
-
-    @staticmethod
-    def _register(handle: Any, events: Any) -> None:
-        try:
-            pynvml.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, events)
-        except pynvml.NVMLError_NotSupported:
-            return  # this GPU reports no XIDs; it is watched by the inventory alone
-
-    def _find_lost(self) -> list[str]:
-        lost = []
-        for uuid, handle in [*self._handles.items()]:
-            try:
-                pynvml.nvmlDeviceGetMigMode(handle)
-            except pynvml.NVMLError as error:
-                if _ERRORS.get(error.value) is DeviceLost:
-                    lost.append(uuid)
-        return lost
-
-
-def _free(events: Any) -> None:
-    try:
-        pynvml.nvmlEventSetFree(events)
-    except pynvml.NVMLError_Uninitialized:
-        return  # went with the session

@@ -98,10 +98,9 @@ def read_static(handle: Any, uuid: str, index: int, root: DriverRoot) -> StaticG
         pcie_root=root.pcie_root(pci_bus_id),
         numa_node=root.numa_node(pci_bus_id),
         addressing_mode=_read_addressing_mode(handle),
+        monitored=_reports_xids(handle),
     )
-    try:
-        pynvml.nvmlDeviceGetMigMode(handle)
-    except pynvml.NVMLError_NotSupported:
+    if not _can_do_mig(handle):
         return StaticGpu(index, base, None, {}, False)
     profiles, slices = _read_profiles(handle, memory_bytes)
     return StaticGpu(index, base, profiles, slices, architecture == pynvml.NVML_DEVICE_ARCH_AMPERE)
@@ -111,6 +110,27 @@ def normal_bus_id(bus_id: str) -> str:
     """NVML's `00000000:65:00.0` in the form of sysfs, `0000:65:00.0`."""
     domain, _, rest = bus_id.lower().partition(":")
     return f"{int(domain, 16):04x}:{rest}"
+
+
+def _reports_xids(handle: Any) -> bool:
+    try:
+        return bool(pynvml.nvmlDeviceGetSupportedEventTypes(handle) & pynvml.nvmlEventTypeXidCriticalError)
+    except pynvml.NVMLError_NotSupported:
+        return False
+
+
+def _can_do_mig(handle: Any) -> bool:
+    """A guest sees a vGPU's MIG mode, which is its host's to change."""
+    try:
+        if pynvml.nvmlDeviceGetVirtualizationMode(handle) == pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU:
+            return False
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
+        pass  # older than vGPUs
+    try:
+        pynvml.nvmlDeviceGetMigMode(handle)
+    except pynvml.NVMLError_NotSupported:
+        return False
+    return True
 
 
 def _read_addressing_mode(handle: Any) -> str | None:

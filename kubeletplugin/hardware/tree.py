@@ -47,6 +47,10 @@ class DriverRoot:
     def find_library(self, name: str) -> Path | None:
         return find_library(self.seen, name)
 
+    def find_tool(self, name: str) -> Path | None:
+        path = _find_tool(self.seen, name)
+        return self.seen / path if path else None
+
     def proc(self) -> Path:
         return self.seen / "proc" if (self.seen / "proc/driver/nvidia").is_dir() else Path("/proc")
 
@@ -62,6 +66,13 @@ class DriverRoot:
             _read_word(device / "vendor") == _NVIDIA and _read_word(device / "class").startswith(_DISPLAY)
             for device in (self.sys() / "bus/pci/devices").glob("*")
         )
+
+    def bound_gpus(self) -> frozenset[str]:
+        """PCI bus ids of what NVIDIA's kernel driver has: `0000:65:00.0`."""
+        try:
+            return frozenset(p.name for p in (self.sys() / "bus/pci/drivers/nvidia").iterdir() if ":" in p.name)
+        except OSError:
+            return frozenset()
 
     def numa_node(self, pci_bus_id: str) -> int | None:
         try:
@@ -127,13 +138,12 @@ def _read_node(dev: Path, host_dev: str, name: str) -> DeviceNode | None:
 
 
 def _find_tools(seen: Path) -> list[str]:
-    found = []
-    for name in _TOOLS:
-        paths = (f"{directory}/{name}" for directory in _TOOL_DIRECTORIES)
-        path = next((path for path in paths if (seen / path).is_file()), None)
-        if path:
-            found.append(path)
-    return found
+    return [path for name in _TOOLS if (path := _find_tool(seen, name))]
+
+
+def _find_tool(seen: Path, name: str) -> str | None:
+    paths = (f"{directory}/{name}" for directory in _TOOL_DIRECTORIES)
+    return next((path for path in paths if (seen / path).is_file()), None)
 
 
 def _find_hook(root: DriverRoot) -> str | None:

@@ -3,7 +3,7 @@
 import json
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, Final
 
@@ -77,6 +77,10 @@ class DriverTree:
     loader_directories: tuple[str, ...] = ()
     """Where loaders of this machine's architecture look without being told: Debian's kin, Red Hat's kin."""
 
+    def says_the_same_as(self, other: "DriverTree") -> bool:
+        """Field by field. `==` is identity, which is quick where claims ask what they have in common."""
+        return all(getattr(self, each.name) == getattr(other, each.name) for each in fields(self))
+
 
 def cdi_file_name(vendor: str, claim_uid: str) -> str:
     """`k8s.gpu.nvidia.com-claim_<uid>.json`"""
@@ -113,6 +117,8 @@ def build_cdi_spec(record: ClaimRecord, inventory: Inventory, tree: DriverTree) 
 
     Applying it twice is harmless. Raises HardwareError where the driver root lacks a device node.
     """
+    # Admins may have one device for several requests of a claim; CDI has each name once.
+    by_name = {cdi_id.partition("=")[2]: device for device in record.devices for cdi_id in device.cdi_ids}
     return {
         "cdiVersion": CDI_VERSION,
         "kind": CDI_KIND,
@@ -120,11 +126,10 @@ def build_cdi_spec(record: ClaimRecord, inventory: Inventory, tree: DriverTree) 
         "containerEdits": common_edits(tree),
         "devices": [
             {
-                "name": cdi_id.partition("=")[2],
+                "name": name,
                 "containerEdits": {"deviceNodes": _device_nodes(record, device, inventory, tree)},
             }
-            for device in record.devices
-            for cdi_id in device.cdi_ids
+            for name, device in by_name.items()
         ],
     }
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 from api.names import NUMA_NODE_ATTRIBUTE, PCI_BUS_ID_ATTRIBUTE, PCIE_ROOT_ATTRIBUTE
 from api.quantity import format_quantity
 from kubeletplugin.model.checkpoint import Checkpoint, MigHolding
-from kubeletplugin.model.health import NodeHealth, build_taints
-from kubeletplugin.model.inventory import Gpu, Inventory, MigInstance, MigProfile, Placement
+from kubeletplugin.model.health import HealthStatus, NodeHealth, build_taints
+from kubeletplugin.model.inventory import Gpu, Inventory, Mig, MigInstance, MigProfile, Placement
 from kubeletplugin.model.mig import (
     admin_instances,
     find_profile,
@@ -68,6 +68,8 @@ class Features:
     """DRAPartitionableDevices: counters. Without them only full GPUs and existing MIG instances are offered."""
     taints: bool = True
     """DRADeviceTaints"""
+    informing: bool = True
+    """Taints without effect. Kubernetes 1.34 refuses them."""
     shared: bool = True
     """DRAConsumableCapacity: devices that several claims may hold."""
     binding: bool = True
@@ -102,6 +104,8 @@ def build_devices(
     health, features = health or NodeHealth(), features or Features()
     order = sorted(inventory.gpus, key=lambda gpu: -_used_units(gpu, checkpoint))
     offers = [_build_offer(gpu, inventory, checkpoint, health, features) for gpu in order]
+    if not features.taints:
+        offers = [_keep_held(offer, checkpoint) if _is_unhealthy(offer.gpu, health) else offer for offer in offers]
     by_profile: dict[str, list[tuple[MigProfile, ApiDevice]]] = {}
     for offer in offers:
         for profile, device in offer.partitions:
@@ -145,10 +149,12 @@ def _build_offer(
 ) -> _Offer:
     base = _base_attributes(gpu, inventory)
     state = health.of(gpu.uuid)
-    taints = build_taints(replace(state, lost=state.lost or gpu.lost)) if features.taints else ()
+    state = replace(state, lost=state.lost or gpu.lost)
+    taints = build_taints(state, monitored=gpu.monitored, informing=features.informing) if features.taints else ()
     common: ApiDevice = {"taints": list(taints)} if taints else {}
-    if gpu.mig is None or (gpu.mig.mode_change_needs_reset and not gpu.mig.enabled):
-        return _Offer(gpu, {**_full_device(gpu, base), **common}, (), None, ())
+    if gpu.mig is None or not _can_be_partitioned(gpu.mig):
+        whole_device = {**_full_device(gpu, base), **common}
+        return _Offer(gpu, None if _stuck_in_mig_mode(gpu) else whole_device, (), None, ())
     admins = admin_instances(gpu, checkpoint)
     notes = _notes(gpu, admins)
     if not features.partitionable:
@@ -163,8 +169,33 @@ def _build_offer(
     full = None
     if not admins and not _stuck_in_mig_mode(gpu):
         full = {**_full_device(gpu, base), "consumesCounters": [_consumption(set_name, counters)], **common}
-    counter_set = {"name": set_name, "counters": _quantities(counters)}
-    return _Offer(gpu, full, tuple(partitions), counter_set if counters else None, notes)
+    return _Offer(gpu, full, tuple(partitions), {"name": set_name, "counters": _quantities(counters)}, notes)
+
+
+def _is_unhealthy(gpu: Gpu, health: NodeHealth) -> bool:
+    return gpu.lost or health.of(gpu.uuid).status is HealthStatus.UNHEALTHY
+
+
+def _keep_held(offer: _Offer, checkpoint: Checkpoint) -> _Offer:
+    """Where taints do not reach the scheduler, nobody gets what is not offered; claims keep what they hold."""
+    held = {
+        device.device
+        for record in checkpoint.records.values()
+        for device in record.devices
+        if device.holding.gpu_uuid == offer.gpu.uuid
+    }
+    full = offer.full if offer.full is not None and offer.full["name"] in held else None
+    partitions = tuple((profile, device) for profile, device in offer.partitions if device["name"] in held)
+    kept = [device for device in (full, *(device for _, device in partitions)) if device is not None]
+    counter_set = offer.counter_set if any("consumesCounters" in device for device in kept) else None
+    note = f"GPU {offer.gpu.uuid} ({gpu_device_name(offer.gpu)}): is unhealthy, and what no claim holds is not offered"
+    return replace(offer, full=full, partitions=partitions, counter_set=counter_set, notes=(*offer.notes, note))
+
+
+def _can_be_partitioned(mig: Mig) -> bool:
+    """Now, and by us: an Ampere GPU out of MIG mode is not, nor one whose profiles the library does not list."""
+    may_be = mig.enabled or not mig.mode_change_needs_reset
+    return may_be and any(profile.placements for profile in mig.profiles)
 
 
 def _stuck_in_mig_mode(gpu: Gpu) -> bool:
@@ -312,8 +343,6 @@ def _remaining_counters(gpu: Gpu, admins: Iterable[MigInstance]) -> dict[str, in
     """A GPU's counters: of each kind the most that any profile takes, less what the admin's instances took."""
     assert gpu.mig is not None
     profiles = [profile for profile in gpu.mig.profiles if profile.placements]
-    if not profiles:
-        return {}
     left: dict[str, int] = {counter: max(getattr(p, field) for p in profiles) for field, _, counter in _AMOUNTS}
     for unit in range(max(place.start + place.size for p in profiles for place in p.placements)):
         left[f"memory-slice-{unit}"] = 1

@@ -17,6 +17,7 @@ LOST_XID: Final = 79
 """GPU has fallen off the bus (NVIDIA XID catalogue)."""
 XID_TAINT: Final = "gpu.nvidia.com/xid"
 LOST_TAINT: Final = "gpu.nvidia.com/gpu-lost"
+UNMONITORED_TAINT: Final = "gpu.nvidia.com/unmonitored"
 
 
 class HealthStatus(IntEnum):
@@ -32,6 +33,8 @@ class GpuHealth:
     """One GPU. `xids` in order of first appearance, ignored ones left out."""
 
     xids: tuple[int, ...] = ()
+    ignored_xid: int | None = None
+    """The latest of those that are the applications' faults: said, and without effect."""
     lost: bool = False
     """The inventory says so."""
 
@@ -65,9 +68,11 @@ class NodeHealth:
 def observe_event(health: NodeHealth, gpu_uuid: str, xid: int, ignored: Collection[int] = IGNORED_XIDS) -> NodeHealth:
     """Take in one critical XID event."""
     old = health.of(gpu_uuid)
-    if xid in ignored or xid in old.xids:
-        return health
-    return NodeHealth({**health.gpus, gpu_uuid: replace(old, xids=(*old.xids, xid))})
+    if xid in ignored:
+        new = replace(old, ignored_xid=xid)
+    else:
+        new = old if xid in old.xids else replace(old, xids=(*old.xids, xid))
+    return health if new == old else NodeHealth({**health.gpus, gpu_uuid: new})
 
 
 def observe_inventory(health: NodeHealth, inventory: Inventory) -> NodeHealth:
@@ -86,11 +91,18 @@ def observe_inventory(health: NodeHealth, inventory: Inventory) -> NodeHealth:
     return NodeHealth(gpus) if gpus != dict(health.gpus) else health
 
 
-def build_taints(gpu: GpuHealth) -> tuple[dict[str, Any], ...]:
-    """Device taints (resource.k8s.io/v1 DeviceTaint), without `timeAdded`, which the API server sets."""
+def build_taints(gpu: GpuHealth, *, monitored: bool = True, informing: bool = True) -> tuple[dict[str, Any], ...]:
+    """Device taints (resource.k8s.io/v1 DeviceTaint), without `timeAdded`, which the API server sets.
+
+    `informing`: with those that only tell (effect None), which Kubernetes 1.34 does not know.
+    """
     taints: list[dict[str, Any]] = []
     if gpu.gone:
         taints.append({"key": LOST_TAINT, "effect": "NoSchedule"})
     if gpu.xids:
         taints.append({"key": XID_TAINT, "value": str(gpu.xids[-1]), "effect": "NoSchedule"})
+    elif gpu.ignored_xid is not None and informing:
+        taints.append({"key": XID_TAINT, "value": str(gpu.ignored_xid), "effect": "None"})
+    if not monitored and informing:
+        taints.append({"key": UNMONITORED_TAINT, "effect": "None"})
     return tuple(taints)

@@ -105,6 +105,8 @@ class Gpu:
     addressing_mode: str | None = None
     mig: Mig | None = None
     fabric: Fabric | None = None
+    monitored: bool = True
+    """The library reports this GPU's critical errors."""
     lost: bool = False
     """The library knows the GPU but can no longer reach it."""
 

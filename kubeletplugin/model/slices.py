@@ -115,6 +115,11 @@ def wants_counters_joined(refusal: str) -> bool:
     return "must reference a counterSet defined in the ResourceSlice sharedCounters" in refusal
 
 
+def refuses_informing_taints(refusal: str) -> bool:
+    """Whether the API server refused a slice because a taint of its devices has effect None, as 1.34 does."""
+    return re.search(r'taints\[\d+\]\.effect: Unsupported value: "None"', refusal) is not None
+
+
 def plan_publication(
     stored: Sequence[Mapping[str, Any]], desired: Sequence[SliceSpec], node: NodeView
 ) -> tuple[SliceAction, ...]:

@@ -637,6 +637,92 @@ def test_a_driver_without_cuda_is_told_of_and_its_claims_are_prepared_all_the_sa
     asyncio.run(scenario())
 
 
+def test_what_the_driver_makes_later_reaches_containers_without_a_restart(control_plane: Cluster) -> None:
+    async def scenario() -> None:
+        async with world(control_plane) as it:
+            dev, hook = it.node.driver_root / "dev", it.node.driver_root / "usr/bin/nvidia-cdi-hook"
+            late = ("nvidia-uvm", "nvidia1")
+            for name in late:
+                (dev / name).rename(it.node.driver_root / name)
+            kubelet = await it.start()
+            claim = await it.claim("whole", "gpu-0")
+
+            async def common() -> Json:
+                await kubelet.prepare(claim)
+                (spec,) = it.specs().values()
+                await kubelet.unprepare(claim)
+                return dict(spec["containerEdits"])
+
+            async def complete() -> bool:
+                edits = await common()
+                nodes = [node["path"] for node in edits["deviceNodes"]]
+                return "/dev/nvidia-uvm" in nodes and {each["path"] for each in edits.get("hooks", ())} == {str(hook)}
+
+            assert not await complete()
+            for name in late:
+                (it.node.driver_root / name).rename(dev / name)
+            hook.touch()
+            await until("node and hook", complete)
+            await kubelet.prepare(await it.claim("other", "gpu-1"))
+
+    asyncio.run(scenario())
+
+
+def test_a_gpu_that_is_taken_out_and_put_back_is_offered_again(control_plane: Cluster) -> None:
+    async def scenario() -> None:
+        async with world(control_plane) as it:
+            await it.start()
+            await wait_for_devices(it.client, it.node.name)
+            inject = ("hack/simulator", "inject", "--root", str(it.node.driver_root), "absent", "--gpu", "0")
+
+            async def offered() -> set[str]:
+                return {device["name"] for device in await published_devices(it.client, it.node.name)}
+
+            async def without() -> bool:
+                names = await offered()
+                return bool(names) and not any(name.partition("-mig-")[0] == "gpu-0" for name in names)
+
+            before = await offered()
+            run(*inject)
+            await until("its end", without)
+            run(*inject, "--off")
+
+            async def back() -> bool:
+                return await offered() == before
+
+            await until("its return", back)
+            kubelet = await it.connect()
+            await kubelet.prepare(await it.claim("whole", "gpu-0"))
+
+    asyncio.run(scenario())
+
+
+def test_what_one_of_two_instances_made_is_nowhere_offered_as_an_admins(control_plane: Cluster) -> None:
+    async def scenario() -> None:
+        async with world(control_plane) as it:
+            old, new = str(uuid4()), str(uuid4())
+            it.node.start(POD_UID=old)
+            await until("old socket", lambda: _exists(it, old))
+            twin = Node(it.node.name, it.node.base, "h100x2", control_plane.kubeconfig, None)
+            twin.start(POD_UID=new)
+            try:
+                await until("new socket", lambda: _exists(it, new))
+                await wait_for_devices(it.client, it.node.name)
+                first = await Kubelet.register(_sockets(it, old)[0])
+                claim = await it.claim("slice", SLICE)
+                await first.prepare(claim)
+                for _ in range(80):  # longer than two rescans
+                    devices = await published_devices(it.client, it.node.name)
+                    assert [d["name"] for d in devices if "uuid" in d["attributes"] and "mig" in d["name"]] == []
+                    await asyncio.sleep(0.1)
+                await first.unprepare(claim)
+                await first.close()
+            finally:
+                twin.end(signal.SIGKILL)
+
+    asyncio.run(scenario())
+
+
 def _mounted(it: World, uid: str) -> set[str]:
     (spec,) = (spec for name, spec in it.specs().items() if uid in name)
     return {mount["hostPath"] for mount in spec["containerEdits"]["mounts"]}

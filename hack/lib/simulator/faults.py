@@ -19,7 +19,7 @@ from simulator.layout import (
     open_state,
 )
 from simulator.show import state_file
-from simulator.tree import FIRST_GPU_MINOR, MINORS_PER_GPU
+from simulator.tree import FIRST_GPU_MINOR, MINORS_PER_GPU, show_device
 
 XID_EVENT = 0x8  # nvml.h nvmlEventTypeXidCriticalError
 XID_GPU_LOST = 79  # "GPU has fallen off the bus"
@@ -175,6 +175,7 @@ def _afflict(state: State, options: argparse.Namespace) -> None:
             now.lost = 0 if options.off else 1
         elif options.kind == "absent":
             now.absent = 0 if options.off else 1
+            show_device(options.root, gpu.fixed, present=options.off)
         else:
             _set_process(now, options)
     if options.kind == "lost" and not options.off:

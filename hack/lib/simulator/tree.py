@@ -169,10 +169,19 @@ def write_sys(root: Path, state: State) -> None:
         }
         for name, value in attributes.items():
             write_text(root / device / name, f"{value}\n")
-        up = "../../../"
         link(root / device / "driver", "../../../../bus/pci/drivers/nvidia")
-        link(root / f"sys/bus/pci/devices/{address}", f"{up}{device.relative_to('sys')}")
-        link(root / f"sys/bus/pci/drivers/nvidia/{address}", f"../{up}{device.relative_to('sys')}")
+        show_device(root, fixed, present=True)
+
+
+def show_device(root: Path, fixed: Fixed, *, present: bool) -> None:
+    """What the kernel lists on its buses; a device that is taken out is in neither list."""
+    address = bus_id(fixed)
+    (device,) = root.glob(f"sys/devices/*/*/{address}")
+    for folder in ("sys/bus/pci/devices", "sys/bus/pci/drivers/nvidia"):
+        if present:
+            link(root / folder / address, os.path.relpath(device, root / folder))
+        else:
+            (root / folder / address).unlink(missing_ok=True)
 
 
 def write_dev(root: Path, state: State, majors: dict[str, int]) -> bool:

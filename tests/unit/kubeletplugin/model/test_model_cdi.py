@@ -20,7 +20,7 @@ from kubeletplugin.model.cdi import (
     read_record,
 )
 from tests.scenarios.hardware import Hardware, h100, inventory
-from tests.scenarios.node import TREE, Node, claim
+from tests.scenarios.node import TREE, Node, claim, driver_tree
 
 SLICE = "gpu-0-mig-1g10gb-19-5"
 
@@ -50,6 +50,16 @@ def test_a_full_gpu_is_its_node() -> None:
             "permissions": "rw",
         }
     ]
+
+
+def test_a_device_that_an_admin_has_twice_is_described_once() -> None:
+    assert [device["name"] for device in spec_of("gpu-1", "gpu-1", admin=True)["devices"]] == ["c1-gpu-1"]
+
+
+def test_trees_that_differ_in_anything_say_so() -> None:
+    assert TREE.says_the_same_as(driver_tree())
+    assert not TREE.says_the_same_as(replace(TREE, control_nodes=TREE.control_nodes[:1]))
+    assert not TREE.says_the_same_as(replace(TREE, hook="/usr/bin/nvidia-cdi-hook"))
 
 
 def test_the_file_holds_the_spec() -> None:

@@ -10,8 +10,9 @@ from kubeletplugin.model.checkpoint import Checkpoint, ClaimRecord, ClaimState, 
 from kubeletplugin.model.checkpoint import MigHolding as Mig
 from kubeletplugin.model.devices import DeviceSet, Features, build_devices, semantic_version
 from kubeletplugin.model.health import GpuHealth, NodeHealth
-from kubeletplugin.model.inventory import Gpu, Inventory, MigInstance, Placement
-from tests.scenarios.hardware import MIB, a30, a100, h100, inventory, l40s, rtx
+from kubeletplugin.model.inventory import Gpu, Inventory, MigInstance, MigProfile, Placement
+from kubeletplugin.model.slices import build_slices
+from tests.scenarios.hardware import H100, MIB, a30, a100, h100, inventory, l40s, rtx
 
 
 def admins(profile_id: int, start: int, size: int, **more: Any) -> MigInstance:
@@ -119,6 +120,22 @@ def test_ampere_is_offered_as_its_current_mode_allows() -> None:
     assert len(enabled) == 25
 
 
+@pytest.mark.parametrize("profiles", [(), (replace(H100[0], placements=()),)])
+def test_a_gpu_whose_profiles_cannot_be_listed_is_a_plain_full_gpu_and_spoils_no_other(
+    profiles: tuple[MigProfile, ...],
+) -> None:
+    odd, whole = h100(0), h100(1)
+    assert odd.mig is not None
+    odd = replace(odd, mig=replace(odd.mig, profiles=profiles))
+    devices = offered(odd, whole)
+    assert "consumesCounters" not in device(devices, "gpu-0")
+    assert len(names(devices)) == 1 + len(names(offered(whole)))
+    assert build_slices("gpu.nvidia.com", "node-1", "node-1", devices)
+    stuck = a100(0, enabled=True)
+    assert stuck.mig is not None
+    assert names(offered(replace(stuck, mig=replace(stuck.mig, profiles=profiles)))) == []
+
+
 def test_a_gpu_without_mig_is_a_full_gpu_beside_others() -> None:
     devices = offered(l40s(0), h100(1))
     assert device(devices, "gpu-0")["attributes"]["migCapable"] == {"bool": False}
@@ -203,14 +220,33 @@ def test_an_unhealthy_gpu_taints_all_its_devices_and_no_others() -> None:
     for group in devices.groups:
         for d in group.devices:
             assert d.get("taints") == ([taint] if d["name"].startswith("gpu-0") else None)
-    assert not any(
-        "taints" in d for g in offered(*gpus, health=health, features=Features(taints=False)).groups for d in g.devices
-    )
+
+
+def test_without_taints_what_no_claim_holds_of_an_unhealthy_gpu_is_not_offered() -> None:
+    off = Features(taints=False)
+    gpus = (h100(0), h100(1))
+    ill, lost = NodeHealth({gpus[0].uuid: GpuHealth(xids=(48,))}), (replace(gpus[0], lost=True), gpus[1])
+    for devices in (offered(*gpus, health=ill, features=off), offered(*lost, features=off)):
+        assert names(devices) == names(offered(gpus[1]))
+        assert devices.counter_sets == offered(gpus[1]).counter_sets
+        assert "is unhealthy" in devices.notes[0]
+    held = PreparedDevice("r", "node-1", "gpu-0-mig-1g10gb-19-5", Mig(gpus[0].uuid, 19, Placement(5, 1), owned=True))
+    checkpoint = Checkpoint().with_record(ClaimRecord("d", "c1", "ns", "c1", ClaimState.COMPLETED, "boot", (held,)))
+    devices = offered(*gpus, health=ill, features=off, checkpoint=checkpoint)
+    assert [name for name in names(devices) if name.startswith("gpu-0")] == ["gpu-0-mig-1g10gb-19-5"]
+    assert [each["name"] for each in devices.counter_sets] == ["gpu-0-counter-set", "gpu-1-counter-set"]
+    assert not any("taints" in d for group in devices.groups for d in group.devices)
 
 
 def test_a_lost_gpu_is_tainted_whether_or_not_an_event_said_so() -> None:
     lost = replace(h100(0), lost=True)
     assert device(offered(lost), "gpu-0")["taints"] == [{"key": "gpu.nvidia.com/gpu-lost", "effect": "NoSchedule"}]
+
+
+def test_a_gpu_that_reports_no_errors_says_so_where_the_api_server_lets_it() -> None:
+    blind = replace(l40s(0), monitored=False)
+    assert device(offered(blind), "gpu-0")["taints"] == [{"key": "gpu.nvidia.com/unmonitored", "effect": "None"}]
+    assert "taints" not in device(offered(blind, features=Features(informing=False)), "gpu-0")
 
 
 def test_a_device_keeps_within_the_limit_of_32_attributes_and_capacities() -> None:

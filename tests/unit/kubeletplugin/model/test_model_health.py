@@ -6,6 +6,7 @@ import pytest
 
 from kubeletplugin.model.health import (
     IGNORED_XIDS,
+    GpuHealth,
     HealthStatus,
     NodeHealth,
     build_taints,
@@ -18,8 +19,22 @@ GPU = h100(0)
 
 
 @pytest.mark.parametrize("xid", sorted(IGNORED_XIDS))
-def test_faults_of_applications_leave_a_gpu_healthy(xid: int) -> None:
-    assert observe_event(NodeHealth(), GPU.uuid, xid) == NodeHealth()
+def test_faults_of_applications_leave_a_gpu_healthy_and_are_said_without_effect(xid: int) -> None:
+    gpu = observe_event(NodeHealth(), GPU.uuid, xid).of(GPU.uuid)
+    assert (gpu.status, gpu.message) == (HealthStatus.HEALTHY, "")
+    assert build_taints(gpu) == ({"key": "gpu.nvidia.com/xid", "value": str(xid), "effect": "None"},)
+    assert build_taints(gpu, informing=False) == ()
+
+
+def test_a_fault_of_an_application_hides_no_critical_one() -> None:
+    health = observe_event(observe_event(NodeHealth(), GPU.uuid, 48), GPU.uuid, 13)
+    assert build_taints(health.of(GPU.uuid)) == ({"key": "gpu.nvidia.com/xid", "value": "48", "effect": "NoSchedule"},)
+    assert observe_event(health, GPU.uuid, 13) is health
+
+
+def test_a_gpu_that_nobody_can_watch_says_so_without_effect() -> None:
+    assert build_taints(GpuHealth(), monitored=False) == ({"key": "gpu.nvidia.com/unmonitored", "effect": "None"},)
+    assert build_taints(GpuHealth(), monitored=False, informing=False) == ()
 
 
 def test_a_critical_xid_taints_its_gpu_and_names_itself() -> None:
@@ -32,7 +47,8 @@ def test_a_critical_xid_taints_its_gpu_and_names_itself() -> None:
 
 
 def test_more_xids_can_be_ignored() -> None:
-    assert observe_event(NodeHealth(), GPU.uuid, 48, ignored={48}) == NodeHealth()
+    gpu = observe_event(NodeHealth(), GPU.uuid, 48, ignored={48}).of(GPU.uuid)
+    assert (gpu.status, gpu.xids) == (HealthStatus.HEALTHY, ())
 
 
 def test_a_gpu_off_the_bus_is_lost_by_event_or_by_inventory() -> None:

@@ -7,7 +7,7 @@ import pytest
 from api.errors import InvalidObject
 from kubeletplugin.model.checkpoint import Checkpoint
 from kubeletplugin.model.devices import DeviceGroup, DeviceSet, build_devices
-from kubeletplugin.model.slices import build_slices, dropped_features, wants_counters_joined
+from kubeletplugin.model.slices import build_slices, dropped_features, refuses_informing_taints, wants_counters_joined
 from tests.scenarios.allocator import first_fit, free_devices, profile, whole_gpu
 from tests.scenarios.hardware import a100, h100, inventory, l40s, rtx
 
@@ -136,6 +136,12 @@ def test_counter_sets_from_which_one_device_draws_are_joined_in_one_slice() -> N
     )  # fmt: skip
     names = [([s["name"] for s in x["sharedCounters"]], [d["name"] for d in x["devices"]]) for x in join(devices)]
     assert names == [(["a", "b", "node"], ["d0", "d1", "d2"]), (["alone"], ["d3"])]
+
+
+def test_a_server_that_refuses_taints_without_effect_is_known_by_its_words() -> None:
+    place = "spec.devices[3].taints[1].effect"
+    assert refuses_informing_taints(f'{place}: Unsupported value: "None": supported values: "NoExecute", "NoSchedule"')
+    assert not refuses_informing_taints(f'{place}: Unsupported value: "Never": supported values: "None"')
 
 
 def test_a_server_that_wants_counters_joined_is_known_by_its_words() -> None:
