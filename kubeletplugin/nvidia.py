@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -18,7 +17,7 @@ from kubeletplugin.files import CdiFiles, CrashPoint, Store
 from kubeletplugin.hardware.tree import DriverRoot, read_driver_tree
 from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.cdi import DriverTree, cdi_file_name, check_libraries, encode_cdi_spec
-from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState, MigHolding
+from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState, count_prepared
 from kubeletplugin.model.claims import ClaimRequest, parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features, build_devices
 from kubeletplugin.model.health import IGNORED_XIDS, NodeHealth, observe_event, observe_inventory
@@ -301,7 +300,7 @@ class NvidiaDriver:
 
     def offer(self, features: Features) -> DeviceSet:
         inventory, checkpoint = self._executor.inventory, self._store.checkpoint
-        self._count()
+        show_prepared(self._node, self.name, count_prepared(checkpoint))
         offered = build_devices(inventory, checkpoint, self._health, features)
         self._offered = tuple(device["name"] for group in offered.groups for device in group.devices)
         return offered
@@ -395,9 +394,3 @@ class NvidiaDriver:
 
     def _node_reference(self) -> dict[str, str]:
         return {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": self._node}
-
-    def _count(self) -> None:
-        counts = Counter({"gpu": 0, "mig": 0})
-        for record in self._store.checkpoint.records.values():
-            counts.update("mig" if isinstance(device.holding, MigHolding) else "gpu" for device in record.devices)
-        show_prepared(self._node, self.name, counts)

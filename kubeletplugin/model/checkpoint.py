@@ -141,6 +141,15 @@ class Checkpoint:
         )
 
 
+def count_prepared(checkpoint: Checkpoint) -> dict[str, int]:
+    """Devices of NVIDIA GPUs that claims hold, by type."""
+    counts = {"gpu": 0, "mig": 0}
+    for record in checkpoint.records.values():
+        for device in record.devices:
+            counts["mig" if isinstance(device.holding, MigHolding) else "gpu"] += 1
+    return counts
+
+
 @dataclass(frozen=True, slots=True)
 class Journal:
     """A journal as read."""
