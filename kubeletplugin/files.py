@@ -131,7 +131,10 @@ class Store:
             raise disk_error(error, self.path) from error
         if self._fd >= 0 and (status.st_size, status.st_ino) == (self._size, self._inode):
             return
-        self._load()
+        try:
+            self._load()
+        except OSError as error:
+            raise disk_error(error, self.path) from error
 
     def _load(self) -> None:
         try:
@@ -160,11 +163,11 @@ class Store:
         self._inode = os.fstat(self._fd).st_ino
 
     def set_aside(self) -> Path:
-        """Rename the unreadable journal to `.unreadable-<n>`, so that nothing is lost."""
+        """Keep the unreadable journal as `.unreadable-<n>`. It stays in place too, until `adopt` has replaced it."""
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.unreadable-{number}")).exists():
             number += 1
-        self.path.rename(aside)
+        aside.hardlink_to(self.path)
         return aside
 
     def adopt(self, checkpoint: Checkpoint) -> None:

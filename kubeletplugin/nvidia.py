@@ -250,7 +250,9 @@ class NvidiaDriver:
         async with self._executor.holding(device.holding.gpu_uuid for device in record.devices):
             if self._store.checkpoint.get(record.uid) != record:
                 return False
-            steps = plan_unprepare(record, self._executor.inventory, self._store.checkpoint)
+            # Instances end with the boot: what lies there now was not made by an interrupted claim of an earlier one.
+            is_over = record.state is ClaimState.STARTED and record.boot_id != self._boot_id
+            steps = () if is_over else plan_unprepare(record, self._executor.inventory, self._store.checkpoint)
             if steps:
                 await self._run_back(steps)
             self._crash("undone")
@@ -342,7 +344,7 @@ class NvidiaDriver:
             self._observe(observe_inventory(self._health, inventory), changed)
             try:
                 self._use_tree(await asyncio.to_thread(read_driver_tree, self._root, inventory.driver_version))
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 log.error("driver_files_not_read", extra={"driver": self.name, "error": str(error)})
 
     async def _sweep_regularly(self, changed: Callable[[], None]) -> None:

@@ -217,6 +217,39 @@ def test_unreadable_files_are_kept_one_beside_the_other(tmp_path: Path) -> None:
     assert names == ["claims.journal.unreadable-1", "claims.journal.unreadable-2"]
 
 
+def test_a_rebuild_that_is_cut_short_finds_the_unreadable_file_again(tmp_path: Path) -> None:
+    """A full disk between the two steps must not make it an empty journal."""
+
+    async def scenario() -> None:
+        store(tmp_path).path.write_bytes(b"garbage\n")
+        store(tmp_path).set_aside()
+        with pytest.raises(StateUnreadable):
+            async with store(tmp_path).lease():
+                pass
+
+    run(scenario)
+
+
+def test_a_journal_that_cannot_be_kept_aside_is_an_error_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        mine = store(tmp_path)
+        async with mine.lease():
+            mine.put(record("a"))
+        mine.path.write_bytes(b"garbage\n")
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+        with pytest.raises(DiskFailed, match=r"claims\.journal"):
+            async with mine.lease():
+                pass
+
+    run(scenario)
+
+
 def test_what_another_instance_appended_is_read(tmp_path: Path) -> None:
     async def scenario() -> None:
         one, two = store(tmp_path), store(tmp_path)
