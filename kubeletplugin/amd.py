@@ -22,7 +22,7 @@ from kubeletplugin.hardware.backend import LibraryMissing
 from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.amd_cdi import build_amd_cdi_spec, device_paths
 from kubeletplugin.model.amd_devices import build_amd_devices
-from kubeletplugin.model.amd_partitions import AmdGpu, AmdInventory
+from kubeletplugin.model.amd_partitions import AmdInventory, Mode
 from kubeletplugin.model.amd_prepare import (
     AmdPreparePlan,
     AmdStep,
@@ -88,6 +88,8 @@ class AmdDriver:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="amdsmi")
         self._one_at_a_time = asyncio.Lock()
         self._inventory = AmdInventory()
+        self._last_modes: dict[str, Mode | None] = {}
+        """By PCI address; kept while a reload takes the GPUs away."""
         self._offered = DeviceSet()
         self._boot_id = ""
         self._changed: Callable[[], None] = lambda: None
@@ -296,10 +298,10 @@ class AmdDriver:
 
     async def _look_for_changes(self) -> None:
         """Modes that changed while no claim holds anything are an administrator's choice."""
-        before = self._inventory
+        before = dict(self._last_modes)
         await self._rescan_once()
         if not self._store.checkpoint.records and any(
-            _changed_mode(before.gpu(gpu.pci_address), gpu) for gpu in self._inventory.gpus
+            gpu.mode != before.get(gpu.pci_address, gpu.mode) for gpu in self._inventory.gpus
         ):
             self._home.forget()
 
@@ -326,6 +328,7 @@ class AmdDriver:
         before = self._inventory
         try:
             self._inventory = await self._read_hardware()
+            self._last_modes |= {gpu.pci_address: gpu.mode for gpu in self._inventory.gpus}
             self._reload.clear()
         except HardwareError as error:
             self._inventory = AmdInventory(unreadable=(str(error),))
@@ -347,7 +350,3 @@ class AmdDriver:
 
     async def _call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function)
-
-
-def _changed_mode(before: AmdGpu | None, now: AmdGpu) -> bool:
-    return before is not None and before.mode != now.mode
