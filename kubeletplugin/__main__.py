@@ -91,7 +91,7 @@ def build_amd(settings: Settings, client: Client, events: Recorder, syncer: Thre
         node=settings.node_name,
         client=client,
         events=events,
-        backend=AmdSmi(AmdRoot.find(settings.driver_root, settings.seen_driver_root)),
+        backend=AmdSmi(AmdRoot.find(*settings.amd_root)),
         store=Store(settings.data_directory(AMD_GPU_DRIVER), AMD_GPU_DRIVER, syncer),
         cdi=CdiFiles(Path(settings.cdi_root), AMD_CDI_VENDOR),
         crash=CrashPoint(settings.partita_crash_after),
@@ -115,7 +115,7 @@ _LOOK_INTERVAL_S: Final = 10.0
 
 def find_drivers(settings: Settings, enabled: Sequence[str]) -> list[str]:
     """The enabled drivers whose hardware shows itself now. A node may have none: it has nothing to serve."""
-    roots = (settings.seen_driver_root, Path("/"))
+    roots = (settings.amd_root[1], Path("/"))
     # The kernel module may be away because we were killed while reloading it.
     has_amd = (settings.data_directory(AMD_GPU_DRIVER) / RELOAD_MARK).exists() or any(
         (root / "sys/module/amdgpu/drivers/pci:amdgpu").is_dir() for root in roots

@@ -27,6 +27,9 @@ class Settings:
     """Driver root as the host sees it; it is what CDI specs name."""
     driver_root_ctr_path: str = ""
     """The same directory as this process sees it."""
+    amd_driver_root: str = ""
+    amd_driver_root_ctr_path: str = ""
+    """As the two above, of amdgpu and ROCm, where they are elsewhere than NVIDIA's driver."""
     cdi_root: str = "/var/run/cdi"
     kubelet_registrar_directory_path: str = "/var/lib/kubelet/plugins_registry"
     kubelet_plugins_directory_path: str = "/var/lib/kubelet/plugins"
@@ -58,6 +61,13 @@ class Settings:
     def seen_driver_root(self) -> Path:
         return Path(self.driver_root_ctr_path or self.driver_root)
 
+    @property
+    def amd_root(self) -> tuple[str, Path]:
+        """As the host names it, and as this process sees it."""
+        if not self.amd_driver_root:
+            return self.driver_root, self.seen_driver_root
+        return self.amd_driver_root, Path(self.amd_driver_root_ctr_path or self.amd_driver_root)
+
     def data_directory(self, driver: str) -> Path:
         return Path(self.kubelet_plugins_directory_path) / driver
 
@@ -66,6 +76,8 @@ _HELP = {
     "node_name": "name of this node's Node object (required)",
     "driver_root": "root of the NVIDIA driver on the host",
     "driver_root_ctr_path": "the driver root as this process sees it; default: the same path",
+    "amd_driver_root": "root of amdgpu and ROCm on the host; default: that of the NVIDIA driver",
+    "amd_driver_root_ctr_path": "the same as this process sees it; default: the same path",
     "cdi_root": "directory of CDI specs",
     "kubelet_registrar_directory_path": "the kubelet's plugin registry directory",
     "kubelet_plugins_directory_path": "the kubelet's plugin data directory",

@@ -12,6 +12,7 @@ from kubeletplugin.hardware.backend import DeviceBusy
 
 _MODULE: Final = "amdgpu"
 _PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
+_NOT_RUN: Final = (125, 126, 127)  # chroot(1): it failed itself, the program cannot be run, or is not there
 _LIMIT_S: Final = 300.0  # eight GPUs take a minute and more
 
 
@@ -49,4 +50,9 @@ def _modprobe(root: AmdRoot, *words: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HardwareError(f"modprobe cannot be run under {root.seen}: {error}") from error
+    if done.returncode in _NOT_RUN:
+        raise HardwareError(
+            f"modprobe cannot be run under {root.seen} (exit {done.returncode}): {done.stderr.strip()}; "
+            "load amdgpu by hand, and see that the driver root is the node's own root"
+        )
     return f"modprobe under {root.seen}, exit {done.returncode}: {done.stderr.strip()}" if done.returncode else ""

@@ -27,7 +27,7 @@ _SLOT_BITS: Final = 0x0FFF_FFF8
 _PARTITIONS: Final = {"SPX": 1, "DPX": 2, "TPX": 3, "QPX": 4}
 """CPX has as many as the GPU has compute dies."""
 COMPUTE_MODES: Final = frozenset({*_PARTITIONS, "CPX"})
-_MEMORY_MODE: Final = re.compile(r"NPS[1-9]\d?")
+_MEMORY_MODE: Final = re.compile(r"NPS[1-9]")
 
 Offers = Mapping[str, tuple[ModeOffer, ...]]
 """By PCI address: the modes that the library says a GPU can be brought into."""
@@ -50,9 +50,10 @@ class AmdRoot:
 
     @classmethod
     def find(cls, host: str, seen: Path) -> "AmdRoot":
-        """The driver root, where it has ROCm's library; else the host itself, as for a driver on the host."""
+        """The driver root, where amdgpu or ROCm is seen there; else what this process sees as `/`."""
         root = cls(host, seen)
-        return root if (root.library_folder / "libamd_smi.so").exists() else cls("/", Path("/"))
+        is_there = (root.library_folder / "libamd_smi.so").exists() or (root.sys / _AMDGPU).is_dir()
+        return root if is_there else cls("/", Path("/"))
 
     def has_gpus(self) -> bool:
         """Whether amdgpu drives anything here; says nothing about what."""
@@ -64,7 +65,7 @@ class AmdRoot:
         for path in paths:
             try:
                 status = Path(f"{self.seen}{path}").stat()
-            except FileNotFoundError:
+            except OSError:
                 continue
             if stat.S_ISCHR(status.st_mode):
                 host = self.host.rstrip("/") + path
@@ -105,6 +106,17 @@ def with_offers(inventory: AmdInventory, offers: Offers) -> AmdInventory:
         else:
             unreadable.append(f"GPU {gpu.pci_address}: KFD shows {len(gpu.partitions)} of its {wanted} partitions")
     return replace(inventory, gpus=tuple(gpus), unreadable=tuple(unreadable))
+
+
+def without_changes(inventory: AmdInventory) -> AmdInventory:
+    """The inventory of a node where nobody can change modes: every GPU offers the one that it is in."""
+    return replace(
+        inventory,
+        gpus=tuple(
+            replace(gpu, offers=(ModeOffer(gpu.mode, len(gpu.partitions)),) if gpu.mode else ())
+            for gpu in inventory.gpus
+        ),
+    )
 
 
 def _merge(seen: Iterable[ModeOffer], told: Iterable[ModeOffer]) -> tuple[ModeOffer, ...]:

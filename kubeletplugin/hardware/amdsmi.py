@@ -15,7 +15,14 @@ from typing import Any, Final, Protocol, TypeVar, assert_never
 
 from api.errors import HardwareError
 from kubeletplugin.hardware.amd_module import load_module, reload_module
-from kubeletplugin.hardware.amd_sysfs import COMPUTE_MODES, AmdRoot, Offers, read_inventory, with_offers
+from kubeletplugin.hardware.amd_sysfs import (
+    COMPUTE_MODES,
+    AmdRoot,
+    Offers,
+    read_inventory,
+    with_offers,
+    without_changes,
+)
 from kubeletplugin.hardware.backend import DeviceBusy, LibraryMissing, NotPermitted
 from kubeletplugin.model.amd_partitions import AmdInventory, Mode, ModeOffer
 from kubeletplugin.model.amd_prepare import AmdStep, ReloadDriver, SetComputeMode, SetMemoryMode
@@ -74,6 +81,7 @@ class AmdSmi:
         self._lock = threading.Lock()  # AMD: no concurrent partition operations
         self._offers: Offers = {}  # what the models can do; asked once, for an open library makes GPUs look used
         self._asked: frozenset[tuple[str, ...]] = frozenset()  # GPUs that the offers are of
+        self._can_change = True
 
     def read_inventory(self) -> AmdInventory:
         with self._lock:
@@ -85,16 +93,17 @@ class AmdSmi:
             )
             if not there <= self._asked:
                 self._ask(there)
-            return with_offers(found, self._offers)
+            return with_offers(found, self._offers) if self._can_change else without_changes(found)
 
     def _ask(self, there: frozenset[tuple[str, ...]]) -> None:
-        """What modes these GPUs can be brought into beyond what sysfs says; a node without ROCm has no more to say."""
+        """What modes these GPUs can be brought into; on a node without ROCm they stay in those that they are in."""
         try:
             self._offers = self._while_busy(self._read_offers)
             self._asked = frozenset(gpu for gpu in there if gpu[0] in self._offers)
+            self._can_change = True
         except LibraryMissing as error:
             log.warning("amd_smi_missing", extra={"note": f"{error}; modes are read from sysfs and stay as they are"})
-            self._offers, self._asked = {}, there
+            self._offers, self._asked, self._can_change = {}, there, False
 
     def read_device_nodes(self, paths: Iterable[str]) -> dict[str, DeviceNode]:
         return self._root.device_nodes(paths)
@@ -119,25 +128,13 @@ class AmdSmi:
         """By GPU its modes under every memory mode; none where the library will not tell."""
         offers: dict[str, tuple[ModeOffer, ...]] = {}
         with self._session() as smi:
-            for handle in smi.amdsmi_get_processor_handles():
-                if smi.amdsmi_get_gpu_kfd_info(handle)["current_partition_id"] != 0:
-                    continue
-                pci = smi.amdsmi_get_gpu_device_bdf(handle)
-                offers[pci] = ()
+            for number, handle in enumerate(smi.amdsmi_get_processor_handles()):
                 try:
-                    config = smi.amdsmi_get_gpu_accelerator_partition_profile_config(handle)
-                    can_switch = "N/A" not in smi.amdsmi_get_gpu_memory_partition_config(handle)["partition_caps"]
+                    if smi.amdsmi_get_gpu_kfd_info(handle)["current_partition_id"] == 0:
+                        offers[smi.amdsmi_get_gpu_device_bdf(handle)] = _read_modes(smi, handle)
                 except smi.AmdSmiLibraryException as error:
-                    if error.get_error_code() not in (_NOT_SUPPORTED, _NO_PERMISSION):
-                        log.warning("gpu_not_asked", extra={"gpu": pci, "error": str(_translate(error))})
-                        del offers[pci]  # the others serve; this one is asked again
-                    continue
-                offers[pci] = tuple(
-                    ModeOffer(Mode(profile["profile_type"], memory), profile["num_partitions"])
-                    for profile in config["profiles"]
-                    for memory in profile["memory_caps"]
-                    if can_switch and memory != "N/A" and profile["profile_type"] in COMPUTE_MODES
-                )
+                    # The others serve; this one is asked again.
+                    log.warning("gpu_not_asked", extra={"number": number, "error": str(_translate(error))})
         return offers
 
     def _set_memory(self, step: SetMemoryMode) -> None:
@@ -197,6 +194,23 @@ class AmdSmi:
         except (KeyError, AttributeError, OSError) as error:
             # Without a library its import ends with KeyError, with one that lacks a function with AttributeError.
             raise LibraryMissing(f"AMD SMI cannot be loaded (looked in {folder}): {error!r}") from error
+
+
+def _read_modes(smi: Any, handle: Any) -> tuple[ModeOffer, ...]:
+    """None where the library will not tell. Raises AmdSmiLibraryException."""
+    try:
+        config = smi.amdsmi_get_gpu_accelerator_partition_profile_config(handle)
+        can_switch = "N/A" not in smi.amdsmi_get_gpu_memory_partition_config(handle)["partition_caps"]
+    except smi.AmdSmiLibraryException as error:
+        if error.get_error_code() in (_NOT_SUPPORTED, _NO_PERMISSION):
+            return ()
+        raise
+    return tuple(
+        ModeOffer(Mode(profile["profile_type"], memory), profile["num_partitions"])
+        for profile in config["profiles"]
+        for memory in profile["memory_caps"]
+        if can_switch and memory != "N/A" and profile["profile_type"] in COMPUTE_MODES
+    )
 
 
 def _primary(smi: Any, pci_address: str) -> Any:

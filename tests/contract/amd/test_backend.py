@@ -213,7 +213,7 @@ def test_a_reload_whose_program_is_killed_leaves_no_driver_until_it_is_loaded(ma
 def test_a_driver_that_cannot_be_loaded_says_what_modprobe_says(make: Make, root: Path) -> None:
     make("mi300xx1")
     (root / "usr/sbin/modprobe").unlink()
-    with pytest.raises(HardwareError, match=r"modprobe under .*modprobe.*load it by hand"):
+    with pytest.raises(HardwareError, match=r"modprobe cannot be run under .*modprobe.*load amdgpu by hand"):
         AmdSmi(AmdRoot("/", root)).load_driver()
 
 
@@ -272,8 +272,28 @@ def test_without_the_library_the_back_end_says_where_it_looked(tmp_path: Path, m
             text=True,
             check=True,
         )
-        assert "['cpx_nps1', 'dpx_nps1', 'qpx_nps1', 'spx_nps1']" in done.stdout
+        assert "['spx_nps1']" in done.stdout, "what it cannot be brought into is not offered"
         assert "MISSING AMD SMI cannot be loaded" in done.stdout
+
+
+def test_a_modprobe_that_cannot_be_run_is_no_busy_driver(make: Make, root: Path) -> None:
+    """What waiting does not cure is not waited for."""
+    backend = make("mi300xx1")
+    backend.apply_step(SetMemoryMode(FIRST, "NPS4"))
+    (root / "usr/sbin/modprobe").unlink()
+    with pytest.raises(HardwareError, match="cannot be run under") as failed:
+        backend.apply_step(ReloadDriver((FIRST,), "NPS4"))
+    assert not isinstance(failed.value, DeviceBusy)
+
+
+def test_the_driver_root_counts_where_amdgpu_or_rocm_is_below_it(make: Make, root: Path, tmp_path: Path) -> None:
+    """An empty one is another vendor's: then what this process itself sees."""
+    make("mi300xx1")
+    assert AmdRoot.find("/host", root) == AmdRoot("/host", root)
+    (root / "opt/rocm/lib/libamd_smi.so").rename(root / "aside")
+    assert AmdRoot.find("/host", root) == AmdRoot("/host", root)
+    (root / "aside").rename(root / "opt/rocm/lib/libamd_smi.so")
+    assert AmdRoot.find("/host", tmp_path) == AmdRoot("/", Path("/"))
 
 
 def test_importing_the_back_end_does_not_import_the_library() -> None:

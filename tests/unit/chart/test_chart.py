@@ -100,6 +100,31 @@ def test_the_driver_root_is_mounted_where_the_plugin_is_told(settings: tuple[str
     assert (volumes["driver-root"], mounts["driver-root"]) == (host, seen)
 
 
+@pytest.mark.parametrize(
+    ("nvidia", "amd", "told", "mounted"),
+    [
+        ("/", "", ("/", "/driver-root"), {"/": "/driver-root"}),
+        (
+            "/run/nvidia/driver",
+            "/",
+            ("/", "/driver-root"),
+            {"/run/nvidia/driver": "/run/nvidia/driver", "/": "/driver-root"},
+        ),
+        ("/", "/opt/amd", ("/opt/amd", "/opt/amd"), {"/": "/driver-root", "/opt/amd": "/opt/amd"}),
+    ],
+)
+def test_amds_driver_may_be_elsewhere_than_nvidias(
+    nvidia: str, amd: str, told: tuple[str, str], mounted: dict[str, str]
+) -> None:
+    roots = (f"nvidiaDriverRoot={nvidia}", f"resources.amd.driverRoot={amd}")
+    pod = plugin_pod(render("resources.amd.enabled=true", *roots))
+    plugin = pod["containers"][0]
+    assert (environment(plugin)["AMD_DRIVER_ROOT"], environment(plugin)["AMD_DRIVER_ROOT_CTR_PATH"]) == told
+    volumes = {volume["name"]: volume["hostPath"]["path"] for volume in pod["volumes"] if "hostPath" in volume}
+    mounts = {mount["name"]: mount["mountPath"] for mount in plugin["volumeMounts"]}
+    assert {volumes[name]: mounts[name] for name in volumes if name.endswith("driver-root")} == mounted
+
+
 def test_sockets_and_cdi_files_have_one_path_inside_and_outside() -> None:
     pod = plugin_pod(render("kubeletPlugin.kubeletPluginsDirectoryPath=/data/kubelet/plugins"))
     volumes = {volume["name"]: volume["hostPath"]["path"] for volume in pod["volumes"]}

@@ -85,6 +85,17 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if eq $root "/" -}}/driver-root{{- else -}}{{ $root }}{{- end -}}
 {{- end }}
 
+{{/* The same of amdgpu and ROCm. */}}
+{{- define "partita.amdDriverRoot" -}}
+{{- if .Values.simulator.profile -}}/run/nvidia/driver
+{{- else -}}{{ .Values.resources.amd.driverRoot | default .Values.nvidiaDriverRoot }}{{- end -}}
+{{- end }}
+
+{{- define "partita.amdDriverRootMount" -}}
+{{- $root := include "partita.amdDriverRoot" . -}}
+{{- if eq $root "/" -}}/driver-root{{- else -}}{{ $root }}{{- end -}}
+{{- end }}
+
 {{/* Name -> extended resource ("" for none) of every DeviceClass that the values ask for, as YAML. */}}
 {{- define "partita.deviceClasses" -}}
 {{- $classes := dict -}}
