@@ -35,7 +35,11 @@ MERGE_PATCH: Final = "application/merge-patch+json"
 JSON_PATCH: Final = "application/json-patch+json"
 STRATEGIC_PATCH: Final = "application/strategic-merge-patch+json"
 _JSON: Final = "application/json"
-_METADATA_ONLY: Final = "application/json;as={kind};g=meta.k8s.io;v=v1"  # KEP-2334
+# Of a list and of a watch, KEP-2334.
+_METADATA_ONLY: Final = (
+    "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+    "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
+)
 
 
 class ApiError(PartitaError):
@@ -233,10 +237,7 @@ class Client:
         """
         query = {"fieldSelector": field_selector, "labelSelector": label_selector}
         selectors = {key: value for key, value in query.items() if value}
-        listed, watched = (
-            _METADATA_ONLY.format(kind=kind) if metadata_only else _JSON
-            for kind in ("PartialObjectMetadataList", "PartialObjectMetadata")
-        )
+        listed, watched = _METADATA_ONLY if metadata_only else (_JSON, _JSON)
         version: str | None = None
         delays = back_off_s(most_s=most_back_off_s)
         while True:

@@ -121,16 +121,20 @@ def _reports_xids(handle: Any) -> bool:
 
 def _can_do_mig(handle: Any) -> bool:
     """A guest sees a vGPU's MIG mode, which is its host's to change."""
-    try:
-        if pynvml.nvmlDeviceGetVirtualizationMode(handle) == pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU:
-            return False
-    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
-        pass  # older than vGPUs
+    if _is_vgpu(handle):
+        return False
     try:
         pynvml.nvmlDeviceGetMigMode(handle)
     except pynvml.NVMLError_NotSupported:
         return False
     return True
+
+
+def _is_vgpu(handle: Any) -> bool:
+    try:
+        return bool(pynvml.nvmlDeviceGetVirtualizationMode(handle) == pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU)
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
+        return False  # older than vGPUs
 
 
 def _read_addressing_mode(handle: Any) -> str | None:

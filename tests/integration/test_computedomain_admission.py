@@ -95,22 +95,32 @@ def _devices(driver: str, parameters: Object) -> Object:
     return {"devices": {"requests": [request], "config": [{"opaque": {"driver": driver, "parameters": parameters}}]}}
 
 
-def try_claim(cluster: Cluster, driver: str, parameters: Object, namespace: str = "default") -> None:
-    """A dry run: admission happens, nothing is stored."""
+def try_claim(cluster: Cluster, driver: str, parameters: Object, namespace: str = "default") -> Object:
+    """A dry run: admission happens, nothing is stored. The config, as it would be."""
     where = path("resource.k8s.io/v1", "resourceclaims", namespace=namespace) + "?dryRun=All"
-    cluster.create(where, {"metadata": {"generateName": "c-"}, "spec": _devices(driver, parameters)})
+    return _config(
+        cluster.create(where, {"metadata": {"generateName": "c-"}, "spec": _devices(driver, parameters)})["spec"]
+    )
 
 
-def try_template(cluster: Cluster, driver: str, parameters: Object) -> None:
+def try_template(cluster: Cluster, driver: str, parameters: Object) -> Object:
+    """The config, as it would be stored."""
     where = path("resource.k8s.io/v1", "resourceclaimtemplates", namespace="default") + "?dryRun=All"
-    cluster.create(where, {"metadata": {"generateName": "t-"}, "spec": {"spec": _devices(driver, parameters)}})
+    body = {"metadata": {"generateName": "t-"}, "spec": {"spec": _devices(driver, parameters)}}
+    return _config(cluster.create(where, body)["spec"]["spec"])
+
+
+def _config(spec: Object) -> Object:
+    (entry,) = spec["devices"]["config"]
+    found: Object = entry["opaque"]["parameters"]
+    return found
 
 
 def test_what_the_drivers_accept_may_be_created(cluster: Cluster) -> None:
     for driver, parameters in GOOD:
-        parse_device_config(parameters)
-        try_claim(cluster, driver, parameters)
-        try_template(cluster, driver, parameters)
+        assert parse_device_config(parameters).kind == parameters["kind"]
+        assert try_claim(cluster, driver, parameters) == parameters
+        assert try_template(cluster, driver, parameters) == parameters
 
 
 def test_what_the_drivers_refuse_cannot_be_created_and_the_message_names_the_field(cluster: Cluster) -> None:
@@ -167,7 +177,8 @@ def test_claims_and_templates_that_ask_for_nothing_are_none_of_our_business(clus
     claim = {"metadata": {"generateName": "c-"}, "spec": spec}
     template = {"metadata": {"generateName": "t-"}, "spec": {"spec": spec}}
     for plural, body in (("resourceclaims", claim), ("resourceclaimtemplates", template)):
-        cluster.create(path("resource.k8s.io/v1", plural, namespace="default") + "?dryRun=All", body)
+        made = cluster.create(path("resource.k8s.io/v1", plural, namespace="default") + "?dryRun=All", body)
+        assert made["metadata"]["uid"]
 
 
 @pytest.fixture
@@ -241,7 +252,7 @@ def _may_ask(cluster: Cluster) -> bool:
 
 
 def test_configs_of_other_drivers_are_none_of_our_business(cluster: Cluster) -> None:
-    try_claim(cluster, "gpu.example.com", {"anything": ["goes"]})
+    assert try_claim(cluster, "gpu.example.com", {"anything": ["goes"]}) == {"anything": ["goes"]}
 
 
 def test_a_class_with_a_malformed_config_is_refused(cluster: Cluster) -> None:

@@ -549,7 +549,8 @@ def test_a_registry_that_is_made_anew_gets_its_socket_back(control_plane: Cluste
             await until("the socket", back)
             claim = await it.claim("whole", "gpu-0")
             kubelet = await it.connect()
-            await kubelet.prepare(claim)
+            (device,) = (await kubelet.prepare(claim))[claim.uid]
+            assert device.device_name == "gpu-0"
 
     asyncio.run(scenario())
 

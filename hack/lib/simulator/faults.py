@@ -3,6 +3,7 @@
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 from simulator.compile import set_latencies
 from simulator.layout import (
@@ -48,6 +49,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="simulator inject", description="Makes simulated hardware misbehave.")
     parser.add_argument("--root", type=Path, required=True)
     kinds = parser.add_subparsers(dest="kind", required=True)
+    _add_gpu_faults(kinds)
+    _add_fabric_faults(kinds)
+    _add_call_faults(kinds)
+    return parser
+
+
+def _add_gpu_faults(kinds: Any) -> None:
     xid = kinds.add_parser("xid", help="a critical error, seen by every process that waits for events")
     xid.add_argument("--xid", type=int, required=True)
     lost = kinds.add_parser("lost", help="the GPU falls off the bus (XID 79); every call on it fails")
@@ -57,12 +65,23 @@ def build_parser() -> argparse.ArgumentParser:
     in_use = kinds.add_parser("in-use", help="a process uses the GPU or an instance")
     in_use.add_argument("--pid", type=int, default=4242)
     in_use.add_argument("--memory-mib", type=int, default=512)
+    for kind in (xid, lost, absent, in_use):
+        kind.add_argument("--gpu", type=int, required=True, help="minor number")
+    for kind in (xid, in_use):
+        kind.add_argument("--gi", type=int, default=WHOLE_GPU, help="GPU instance id (default: the whole GPU)")
+        kind.add_argument("--ci", type=int, default=WHOLE_GPU)
+    for kind in (lost, absent, in_use):
+        kind.add_argument("--off", action="store_true", help="end it")
+
+
+def _add_fabric_faults(kinds: Any) -> None:
     fabric = kinds.add_parser("fabric", help="state of the NVLink fabric")
     fabric.add_argument("--state", choices=FABRIC_STATES)
     fabric.add_argument("--status", type=int, help="NVML code of the registration")
     fabric.add_argument("--clique", type=int)
     fabric.add_argument("--health-mask", type=lambda text: int(text, 0))
     fabric.add_argument("--health-summary", type=int, help="1 healthy, 2 unhealthy, 3 limited")
+    fabric.add_argument("--gpu", type=int, help="minor number (default: all)")
     imex = kinds.add_parser("imex", help="nvidia-imex of this node misbehaves, in every pod, until --off")
     imex.add_argument("fault", choices=IMEX_FAULTS)
     imex.add_argument(
@@ -72,14 +91,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="slow: from start to READY; slow-domain: before an answer for the domain (default 10000)",
     )
     imex.add_argument("--off", action="store_true", help="end it")
+
+
+def _add_call_faults(kinds: Any) -> None:
     kinds.add_parser("none", help="calls work again; instances and modes stay as they are")
-    for kind in (xid, lost, absent, in_use, fabric):
-        kind.add_argument("--gpu", type=int, required=kind is not fabric, help="minor number")
-    for kind in (xid, in_use):
-        kind.add_argument("--gi", type=int, default=WHOLE_GPU, help="GPU instance id (default: the whole GPU)")
-        kind.add_argument("--ci", type=int, default=WHOLE_GPU)
-    for kind in (lost, absent, in_use):
-        kind.add_argument("--off", action="store_true", help="end it")
     fail = kinds.add_parser("fail", help="calls of a function fail")
     fail.add_argument("--code", required=True, help=f"{', '.join(ERRORS)}, or a number")
     slow = kinds.add_parser("slow", help="calls of a function take longer")
@@ -90,7 +105,6 @@ def build_parser() -> argparse.ArgumentParser:
         kind.add_argument("--ms", type=float, default=0, required=kind is slow)
         kind.add_argument("--nth", type=int, default=1, help="the first call that is hit, from now on (default 1)")
         kind.add_argument("--times", type=int, help="how many calls are hit (fail: 1, slow: all)")
-    return parser
 
 
 def inject(arguments: list[str]) -> int:
