@@ -1,0 +1,170 @@
+"""One node for an integration test: the plugin as a process, on simulated GPUs, against a real API server.
+
+The test plays the kubelet.
+"""
+
+import asyncio
+import functools
+import inspect
+import json
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from bench.kubelet import Kubelet
+from bench.node import Node
+from bench.objects import RESOURCE_API, make_claim, make_namespace, make_node
+
+from api.client import Client, Json, path
+from kubeletplugin.hardware.nvml import NvmlBackend
+from kubeletplugin.hardware.tree import DriverRoot
+from kubeletplugin.model.inventory import Gpu
+from tests.support.cluster import Cluster
+
+SLICE = "gpu-0-mig-1g10gb-19-0"
+
+
+NEIGHBOUR = "gpu-0-mig-1g10gb-19-1"
+
+
+class World:
+    """One node: its plugin, its hardware, its kubelet, its API objects."""
+
+    def __init__(self, client: Client, node: Node, namespace: str, make_twin: Callable[[], Node]) -> None:
+        self.client = client
+        self.node = node
+        self.namespace = namespace
+        self.make_twin = make_twin
+        """Another instance of the plugin on the same node, as in a rolling update."""
+        self.kubelet: Kubelet | None = None
+
+    async def start(self, **environment: str) -> Kubelet:
+        self.node.start(**environment)
+        await self.node.wait_until_registered()
+        return await self.connect()
+
+    async def connect(self) -> Kubelet:
+        if self.kubelet is not None:
+            await self.kubelet.close()
+        self.kubelet = await Kubelet.register(self.node.registration_socket)
+        return self.kubelet
+
+    async def claim(self, name: str, *devices: str, **options: Any) -> Any:
+        return await make_claim(self.client, self.namespace, name, self.node.name, devices, **options)
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        backend = NvmlBackend(DriverRoot(str(self.node.driver_root), self.node.driver_root))
+        try:
+            return backend.read_inventory().gpus
+        finally:
+            backend.close()
+
+    def instances(self) -> list[tuple[int, int, int, bool]]:
+        """(GPU, profile id, start, has its compute instance) of every MIG instance on the node."""
+        return [
+            (gpu.minor, i.profile_id, i.placement.start, i.uuid is not None)
+            for gpu in self.gpus()
+            if gpu.mig
+            for i in gpu.mig.instances
+        ]
+
+    def apply(self, *steps: Any) -> None:
+        """What an admin does with nvidia-smi."""
+        backend = NvmlBackend(DriverRoot(str(self.node.driver_root), self.node.driver_root))
+        for step in steps:
+            backend.apply_step(step)
+        backend.close()
+
+    def inject(self, *words: str) -> None:
+        """A fault of the simulated library; `none` ends them all."""
+        run("hack/simulator", "inject", "--root", str(self.node.driver_root), *words)
+
+    def fail(self, function: str, code: str) -> None:
+        """Every call of that function, from now on."""
+        self.inject("fail", function, "--code", code, "--times", "1000000")
+
+    def specs(self) -> dict[str, Json]:
+        return {file.name: json.loads(file.read_text()) for file in self.node.cdi.glob("*.json")}
+
+    def records(self) -> set[str]:
+        """UIDs of the claims that the journal holds."""
+        held: set[str] = set()
+        for line in self.node.journal.read_text().splitlines():
+            entry = json.loads(line.split(" ", 2)[2])
+            held |= {entry["set"]["uid"]} if "set" in entry else set()
+            held -= {entry.get("remove")}
+        return held
+
+    def assert_clean(self) -> None:
+        assert self.instances() == []
+        assert self.specs() == {}
+        assert self.records() == set()
+
+    async def slices(self) -> list[Json]:
+        selector = f"spec.nodeName={self.node.name}"
+        return await self.client.list(path(RESOURCE_API, "resourceslices"), fieldSelector=selector)
+
+    async def events(self, reason: str) -> list[Json]:
+        found = []
+        for namespace in (self.namespace, "default"):
+            items = await self.client.list(path("events.k8s.io/v1", "events", namespace=namespace))
+            found += [item for item in items if item["reason"] == reason]
+        return found
+
+
+@asynccontextmanager
+async def world(cluster: Cluster, profile: str = "h100x2") -> AsyncIterator[World]:
+    name = f"n{uuid4().hex[:6]}"
+    async with await Client.connect(str(cluster.kubeconfig)) as client:
+        await make_namespace(client, name)
+        await make_node(client, name)
+        base = Path(tempfile.mkdtemp(prefix="pt-", dir="/var/tmp"))
+        make = functools.partial(Node, name, base, profile, cluster.kubeconfig, None)
+        node = make()
+        it = World(client, node, name, make)
+        try:
+            yield it
+        finally:
+            if it.kubelet is not None:
+                await it.kubelet.close()
+            node.remove()
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+async def until(what: str, look: Callable[[], Awaitable[Any]], patience_s: float = 30.0) -> Any:
+    try:
+        async with asyncio.timeout(patience_s):
+            while True:
+                if found := await look():
+                    return found
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise AssertionError(f"never came: {what}") from None
+
+
+def in_world(profile: str = "h100x2") -> Callable[[Callable[..., Coroutine[Any, Any, None]]], Callable[..., None]]:
+    """For a test `async def test_...(it: World, <parameters>)`: a node of this profile for it alone."""
+
+    def decorate(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def play(control_plane: Cluster, **parameters: Any) -> None:
+            async def scenario() -> None:
+                async with world(control_plane, profile) as it:
+                    await test(it, **parameters)
+
+            asyncio.run(scenario())
+
+        # pytest gives what the signature names: the cluster in place of the world.
+        own = inspect.Parameter("control_plane", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        others = list(inspect.signature(test).parameters.values())[1:]
+        play.__signature__ = inspect.Signature([own, *others])  # type: ignore[attr-defined]
+        return play
+
+    return decorate
