@@ -5,11 +5,10 @@ The test plays the kubelet.
 
 import asyncio
 import functools
-import inspect
 import json
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from kubeletplugin.hardware.nvml import NvmlBackend
 from kubeletplugin.hardware.tree import DriverRoot
 from kubeletplugin.model.inventory import Gpu
 from tests.support.cluster import Cluster
+from tests.support.scenario import Scenario, play_in
 
 SLICE = "gpu-0-mig-1g10gb-19-0"
 
@@ -149,22 +149,6 @@ async def until(what: str, look: Callable[[], Awaitable[Any]], patience_s: float
         raise AssertionError(f"never came: {what}") from None
 
 
-def in_world(profile: str = "h100x2") -> Callable[[Callable[..., Coroutine[Any, Any, None]]], Callable[..., None]]:
+def in_world(profile: str = "h100x2") -> Scenario:
     """For a test `async def test_...(it: World, <parameters>)`: a node of this profile for it alone."""
-
-    def decorate(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-        @functools.wraps(test)
-        def play(control_plane: Cluster, **parameters: Any) -> None:
-            async def scenario() -> None:
-                async with world(control_plane, profile) as it:
-                    await test(it, **parameters)
-
-            asyncio.run(scenario())
-
-        # pytest gives what the signature names: the cluster in place of the world.
-        own = inspect.Parameter("control_plane", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        others = list(inspect.signature(test).parameters.values())[1:]
-        play.__signature__ = inspect.Signature([own, *others])  # type: ignore[attr-defined]
-        return play
-
-    return decorate
+    return play_in(functools.partial(world, profile=profile), "control_plane")
