@@ -35,6 +35,7 @@ from controller.computedomain.state import (
     Template,
     TlsSecret,
 )
+from controller.computedomain.status import find_condition
 
 UID = "d0"
 SETTINGS = Settings(namespace="driver", image="partita:dev", max_nodes_per_imex_domain=3)
@@ -242,3 +243,25 @@ class World:
                 self.now += plan.wake_after_s
             self.now += 0.2
         raise AssertionError(f"no end in sight; the last plan was {plan}")
+
+
+def condition(world: World, kind: str) -> tuple[str, str]:
+    assert world.domain is not None
+    found = find_condition(world.domain.status, kind)
+    return found["status"], found["reason"]
+
+
+def indexes(world: World) -> dict[str, tuple[str, int]]:
+    return {
+        member.node: (clique.membership.clique_id, member.index)
+        for clique in world.cliques.values()
+        for member in clique.membership.members
+    }
+
+
+def formed(*nodes: str, **changes: object) -> World:
+    world = World(domain=make_domain(**changes))
+    for node in nodes:
+        world.add_claim(node)
+    world.converge()
+    return world

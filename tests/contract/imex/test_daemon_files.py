@@ -1,0 +1,209 @@
+"""What the IMEX daemon makes of its files: memberships of any version, certificates, a disk without room."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from api.clique import MEMBERSHIP_FILE
+from controller.computedomain.tls import make_certificates
+from tests.contract.imex.certificates import write_authority
+from tests.contract.imex.imex_hosts import ip, wait_until
+from tests.contract.imex.imex_members import CLIQUE, DOMAIN, NAMES, Cluster, Member, cluster
+
+__all__ = ["cluster"]
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """The folder as a file system of its own, of a few pages."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "small", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """The file that takes all there is."""
+    filler = disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    return filler
+
+
+def test_a_full_disk_ends_nothing_and_leaves_no_word_that_is_not_true(cluster: Cluster) -> None:
+    first, second, _ = cluster.members
+    with small_disk(first.host.folder / "imexd/status") as disk:
+        cluster.publish({0: first, 1: second})
+        cluster.start(first, second)
+        cluster.wait_ready(first, second)
+        pid = first.imex_pid()
+        filler = fill(disk)
+        ip("-n", second.host.name, "link", "set", "eth0", "down")
+        wait_until(lambda: "status_not_written" in first.events())
+        assert not (disk / "status.json").exists(), "it was ready, and is not any more"
+        ip("-n", second.host.name, "link", "set", "eth0", "up")
+        wait_until(lambda: first.get("/readyz")[0] == 200)
+        filler.unlink()
+        cluster.wait_ready(first)
+        assert first.imex_pid() == pid
+        assert first.process is not None
+        fill(disk)
+        first.process.terminate()
+        assert first.process.wait(20) == 0
+        assert first.imex_pid() == 0
+
+
+def test_files_that_cannot_be_written_are_tried_again(cluster: Cluster) -> None:
+    first = cluster.members[0]
+    hosts = first.host.folder / "hosts"
+    hosts.mkdir()
+    cluster.publish({0: first})
+    cluster.start(first)
+    wait_until(lambda: "not_reconciled" in first.events())
+    hosts.rmdir()
+    cluster.wait_ready(first)
+
+
+def test_a_membership_that_goes_stops_nvidia_imex_until_it_is_back(cluster: Cluster) -> None:
+    first, second, _ = cluster.members
+    cluster.publish({0: first, 1: second})
+    cluster.start(first, second)
+    cluster.wait_ready(first, second)
+    cluster.write({"version": 1})
+    wait_until(lambda: first.imex_pid() == 0)
+    cluster.publish({0: first, 1: second})
+    cluster.wait_ready(first, second)
+
+
+def test_a_membership_of_another_clique_or_that_cannot_be_read_is_none(cluster: Cluster) -> None:
+    first = cluster.members[0]
+    cluster.start(first)
+    entry = {"nodeName": first.name, "ipAddress": first.host.address, "cliqueID": CLIQUE, "index": 0}
+    cluster.write({"metadata": {"name": f"{DOMAIN}.another.1"}, "daemons": [entry]})
+    wait_until(lambda: "no ComputeDomainClique" in first.status()["message"])
+    (first.host.folder / "imexd" / MEMBERSHIP_FILE).write_text("{")
+    assert first.imex_pid() == 0
+    cluster.publish({0: first})
+    cluster.wait_ready(first)
+
+
+def without_membership(member: Member, *, folder: bool) -> Path:
+    """What a container sees whose claim a node plugin prepared that knows no membership files.
+
+    `folder`: an earlier container of the domain had it mounted, which leaves an empty folder behind.
+    """
+    file = member.host.folder / "imexd" / MEMBERSHIP_FILE
+    file.unlink()
+    if not folder:
+        file.parent.rmdir()
+    return file
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_daemon_that_is_newer_than_its_node_plugin_waits_and_says_for_what(cluster: Cluster, folder: bool) -> None:
+    first = cluster.members[0]
+    file = without_membership(first, folder=folder)
+    cluster.start(first)
+    wait_until(lambda: "is older than this daemon" in first.status()["message"])
+    assert first.get("/livez")[0] == 200
+    status, told = first.get("/readyz")
+    assert status == 503
+    assert f"{file} is not there" in told
+    file.parent.mkdir(exist_ok=True)
+    cluster.publish({0: first})
+    cluster.wait_ready(first)
+
+
+def test_a_daemon_without_its_membership_file_ends_after_a_while_so_that_its_container_is_made_anew(
+    cluster: Cluster,
+) -> None:
+    first = cluster.members[0]
+    without_membership(first, folder=False)
+    cluster.start(first, MEMBERSHIP_WAIT_S="0")
+    assert first.process is not None
+    assert first.process.wait(20) == 1
+    assert "Error: " in (first.host.folder / "log").read_text()
+
+
+def test_fields_and_files_that_only_a_newer_node_plugin_knows_disturb_no_daemon(cluster: Cluster) -> None:
+    first, second, _ = cluster.members
+    (first.host.folder / "imexd/membership/more.json").write_text("{}")
+    daemons = [
+        {"nodeName": each.name, "ipAddress": each.host.address, "index": index, "since": 1}
+        for index, each in enumerate((first, second))
+    ]
+    name = {"name": f"{DOMAIN}.{CLIQUE}", "generation": 7}
+    cluster.write({"version": 1, "metadata": name, "maxNodes": 4, "policy": {"a": "b"}, "daemons": daemons})
+    cluster.start(first, second)
+    cluster.wait_ready(first, second)
+
+
+def test_a_membership_of_a_later_version_is_told_and_takes_nothing_from_who_is_connected(cluster: Cluster) -> None:
+    first, second, third = cluster.members
+    cluster.publish({0: first, 1: second})
+    cluster.start(first, second)
+    cluster.wait_ready(first, second)
+    pid = first.imex_pid()
+    cluster.write({"version": 2, "metadata": {"name": f"{DOMAIN}.{CLIQUE}"}, "daemons": {"by": "name"}})
+    wait_until(lambda: "membership_unreadable" in first.events())
+    cluster.start(third)
+    wait_until(lambda: "writes membership files of version 2" in third.status()["message"])
+    assert first.get("/readyz") == (200, "connected to 1 of 1 peers")
+    assert first.imex_pid() == pid
+
+
+def start_encrypted(cluster: Cluster, **settings: str) -> Path:
+    """Two members that are connected by TLS; the folder with their certificates."""
+    first, second, _ = cluster.members
+    tls = cluster.folder / "imex-tls"
+    tls.mkdir()
+    write_authority(tls, *NAMES)
+    cluster.publish({0: first, 1: second})
+    cluster.start(first, second, **settings)
+    cluster.wait_ready(first, second)
+    return tls
+
+
+def test_tls_is_used_where_the_pod_has_certificates(cluster: Cluster) -> None:
+    tls = start_encrypted(cluster)
+    first, _, _ = cluster.members
+    assert "IMEX_ENABLE_AUTH_ENCRYPTION=1\n" in (first.host.folder / "imexd" / "imexd.cfg").read_text()
+    write_authority(tls, *NAMES)
+    os.kill(first.imex_pid(), signal.SIGKILL)
+    wait_until(lambda: "not connected" in first.status()["message"])
+
+
+def test_renewed_certificates_are_taken_up_without_any_other_change(cluster: Cluster) -> None:
+    tls = start_encrypted(cluster, TLS_CHECK_S="1")
+    first, _, _ = cluster.members
+    for _ in range(2):  # after the start, and after a reload
+        before = first.events().count("imex_reloaded")
+        write_authority(tls, *NAMES)
+        wait_until(lambda before=before: first.events().count("imex_reloaded") > before)
+
+
+def test_a_daemon_of_another_domain_is_a_stranger_even_where_it_is_listed_as_a_member(cluster: Cluster) -> None:
+    """By the certificates that the controller makes: each domain has an authority of its own."""
+    first, second, stranger = cluster.members
+    for domain in ("ours", "theirs"):
+        folder = cluster.folder / domain
+        folder.mkdir()
+        for name, content in make_certificates(domain, NAMES, datetime.now(UTC), None).files.items():
+            (folder / name).write_bytes(content)
+    cluster.publish(dict(enumerate(cluster.members)))
+    cluster.start(first, second, TLS_DIRECTORY=str(cluster.folder / "ours"))
+    cluster.start(stranger, TLS_DIRECTORY=str(cluster.folder / "theirs"))
+    wait_until(lambda: "not connected to node 2" in first.status()["message"] and first.status()["connected"] == [1])
+    wait_until(lambda: stranger.status()["message"].startswith("not connected to node 0"))
+    assert stranger.status()["connected"] == []
+    assert not first.ready()
+    assert not stranger.ready()

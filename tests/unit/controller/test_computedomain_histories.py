@@ -1,0 +1,152 @@
+"""Every interruption and every history of a ComputeDomain ends in order."""
+
+from dataclasses import replace
+
+import pytest
+from computedomain_world import SETTINGS, World, condition, formed, indexes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controller.computedomain.plan import plan_domain
+from controller.computedomain.state import Phase
+
+
+def _assert_settled(world: World) -> None:
+    """What must be true whenever nothing changes any more, whatever happened before."""
+    assert not plan_domain(world.observe(), SETTINGS).actions
+    if world.domain is None:
+        assert not (world.pods or world.cliques or world.daemon_claims or world.secrets or world.templates)
+        return
+    positions = [
+        (clique.membership.clique_id, member.index)
+        for clique in world.cliques.values()
+        for member in clique.membership.members
+    ]
+    assert len(set(positions)) == len(positions)
+    members = plan_domain(world.observe(), SETTINGS).members.members
+    with_daemon = {member.node for member in members if member.index >= 0}
+    assert {pod.node for pod in world.pods.values()} == with_daemon
+    assert set(indexes(world)) == with_daemon
+    owner = {m.node: c.ref.uid for c in world.cliques.values() for m in c.membership.members}
+    assert {claim.node: claim.owner_uid for claim in world.daemon_claims.values()} == owner
+    assert {pod.node: pod.owner_uid for pod in world.pods.values()} == owner
+    assert {secret.owner_uid for secret in world.secrets.values()} == {c.ref.uid for c in world.cliques.values()}
+
+
+@pytest.mark.parametrize("cut", range(14))
+def test_a_formation_cut_after_any_action_is_finished_later(cut: int) -> None:
+    world = World()
+    world.add_claim("n0")
+    world.add_claim("m0")
+    done = 0
+    while done < cut:
+        actions = world.plan().actions
+        for action in actions[: cut - done]:
+            world.apply(action)
+        done += max(len(actions), 1)
+        world.step_cluster()
+        world.now += 0.2
+    world.held.clear()  # the next leader remembers nothing
+    world.converge()
+    _assert_settled(world)
+    assert condition(world, "Ready") == ("True", "Connected")
+
+
+@pytest.mark.parametrize("cut", range(12))
+def test_a_tear_down_cut_after_any_action_is_finished_later(cut: int) -> None:
+    world = formed("n0", "m0")
+    world.claims.clear()
+    world.delete_domain()
+    done = 0
+    while done < cut and world.domain is not None:
+        actions = world.plan().actions
+        for action in actions[: cut - done]:
+            world.apply(action)
+        done += max(len(actions), 1)
+        world.step_cluster()
+    world.held.clear()
+    world.converge()
+    _assert_settled(world)
+    assert world.domain is None
+
+
+_NODES = st.sampled_from(["n0", "n1", "n2", "n3", "m0", "m1", "plain"])
+
+
+_EVENTS = st.one_of(
+    st.tuples(st.just("claim"), _NODES),
+    st.tuples(st.just("end"), _NODES),
+    st.tuples(st.just("lose"), st.integers(0, 5)),
+    st.tuples(st.just("fail"), st.integers(0, 5)),
+    st.tuples(st.just("move"), _NODES),
+    st.tuples(st.just("die"), _NODES),
+    st.tuples(st.just("come back"), _NODES),
+    st.tuples(st.just("act"), st.integers(0, 9)),
+    st.tuples(st.just("cluster"), st.just(0)),
+    st.tuples(st.just("drop"), st.sampled_from(["cliques", "secrets", "templates", "daemon_claims"])),
+    st.tuples(st.just("delete"), st.just(0)),
+    st.tuples(st.just("forget"), st.just(0)),
+)
+
+
+def _happen(world: World, event: tuple[str, object]) -> None:
+    match event:
+        case ("claim", str(node)):
+            world.add_claim(node)
+        case ("end", str(node)):
+            world.end_claims(node)
+        case ("lose" | "fail" as what, int(number)):
+            names = sorted(world.pods)
+            if names:
+                name = names[number % len(names)]
+                if what == "lose":
+                    world.lose_pod(name)
+                else:
+                    world.pods[name] = replace(world.pods[name], phase=Phase.FINISHED)
+        case ("move", str(node)):
+            world.fabric[node] = "f.1" if world.fabric[node] == "f.0" else "f.0"
+        case ("die", str(node)):
+            world.lose_node(node)
+        case ("come back", str(node)):
+            world.find_node(node)
+        case ("act", int(count)):
+            for action in world.plan().actions[:count]:
+                world.apply(action)
+        case ("cluster", _):
+            world.step_cluster()
+        case ("drop", str(kind)):
+            getattr(world, kind).clear()
+        case ("delete", _):
+            world.delete_domain()
+        case ("forget", _):
+            world.held.clear()
+    world.now += 0.3
+
+
+@settings(max_examples=400)
+@given(st.lists(_EVENTS, max_size=40))
+def test_any_history_ends_in_order(events: list[tuple[str, object]]) -> None:
+    """Claims, pods, racks and the controller come and go in any order, and nothing of it stays behind."""
+    world = World()
+    for event in events:
+        _happen(world, event)
+    world.converge()
+    _assert_settled(world)
+    world.claims.clear()
+    world.delete_domain()
+    world.converge()
+    _assert_settled(world)
+    assert world.domain is None
+
+
+@settings(max_examples=200)
+@given(st.lists(_EVENTS.filter(lambda event: event[0] not in ("drop", "move", "delete")), max_size=40))
+def test_an_index_is_kept_for_as_long_as_its_node_is_a_member(events: list[tuple[str, object]]) -> None:
+    world = World()
+    known: dict[str, tuple[str, int]] = {}
+    for event in events:
+        _happen(world, event)
+        now = indexes(world)
+        for node, position in now.items():
+            assert known.get(node, position) == position
+        known = now

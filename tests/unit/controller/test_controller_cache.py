@@ -1,0 +1,45 @@
+"""The caches: what the API server told, in its order, whatever the order it arrives in."""
+
+from typing import Any
+
+from controller.observe import Cache
+
+
+def _object(name: str, version: int, value: str | None = "x") -> dict[str, Any]:
+    return {"metadata": {"name": name, "resourceVersion": str(version)}, "value": value}
+
+
+def _cache() -> tuple[Cache[str], list[str]]:
+    return Cache("/x", lambda obj: obj["value"], {"value": lambda value: [value]}), []
+
+
+def test_an_older_object_does_not_replace_a_newer_one() -> None:
+    cache, changed = _cache()
+    cache.record(_object("a", 5, "new"), changed.append)
+    cache.record(_object("a", 4, "old"), changed.append)
+    assert list(cache.find("value", "new")) == ["new"] and not list(cache.find("value", "old"))
+
+
+def test_a_change_is_told_with_what_was_and_what_is() -> None:
+    cache, changed = _cache()
+    cache.record(_object("a", 1, "x"), changed.append)
+    cache.record(_object("a", 2, "y"), changed.append)
+    cache.record(_object("a", 3, "y"), changed.append)
+    assert changed == ["x", "x", "y"]
+
+
+def test_what_was_deleted_is_not_brought_back_by_a_late_answer() -> None:
+    cache, changed = _cache()
+    cache.record(_object("a", 1), changed.append)
+    cache.forget(_object("a", 3), changed.append)
+    cache.record(_object("a", 2), changed.append)
+    assert len(cache) == 0
+    cache.record(_object("a", 4), changed.append)
+    assert len(cache) == 1
+
+
+def test_an_object_that_stops_being_of_interest_leaves_the_indexes() -> None:
+    cache, changed = _cache()
+    cache.record(_object("a", 1, "x"), changed.append)
+    cache.record(_object("a", 2, None), changed.append)
+    assert len(cache) == 0 and cache.keys("value") == []
