@@ -120,9 +120,7 @@ def test_forming_costs_few_writes_and_the_status_goes_one_way(
     claims = path("resource.k8s.io/v1", "resourceclaims", namespace=NAMESPACE)
     wait_until("what earlier tests left is gone", lambda: not world.cluster.list(claims))
     before = len(controller.writes())
-    world.create(build_domain("cheap", 2))
-    world.start_workers("cd-a", "cd-b")
-    world.wait_ready(2)
+    world.form("cheap", "cd-a", "cd-b")
     writes = [
         write for write in controller.writes()[before:] if f"/{world.namespace}/" in write.uri or NAMESPACE in write.uri
     ]

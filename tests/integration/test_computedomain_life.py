@@ -51,9 +51,7 @@ def test_a_domain_forms_around_its_pods_and_goes_with_them(
 def test_a_daemon_has_no_credentials_and_its_account_may_read_nothing(
     world: World, controller: Controller, kubelets: Kubelets, tmp_path: Path
 ) -> None:
-    world.create(build_domain("bare", 1))
-    world.start_workers("cd-a")
-    world.wait_ready(1)
+    world.form("bare", "cd-a")
     (daemon,) = world.daemons()
     sources = [name for volume in daemon["spec"]["volumes"] for name in volume if name != "name"]
     assert sources == ["secret"]
@@ -99,9 +97,7 @@ def test_with_binding_conditions_a_pod_whose_node_cannot_take_part_is_scheduled_
     """A node has one daemon; another domain's is on the one that the scheduler chooses first."""
     for node in ("cd-bind", "cd-other"):
         make_node(world.cluster, node, f"{FABRIC}.0", binding=True)
-    world.create(build_domain("first", 1))
-    world.start_workers("cd-bind")
-    world.wait_ready(1)
+    world.form("first", "cd-bind")
     second = World(world.cluster, world.namespace)
     second.create(build_domain("second", 1))
     pod = build_worker("second", "second", "")
@@ -189,9 +185,7 @@ def evict(cluster: Cluster, pod: Object) -> None:
 def test_a_drain_leaves_the_daemon_to_the_job_until_that_has_ended_and_then_ends_too(
     world: World, controller: Controller, kubelets: Kubelets
 ) -> None:
-    world.create(build_domain("drained", 2))
-    world.start_workers("cd-a", "cd-b")
-    world.wait_ready(2)
+    world.form("drained", "cd-a", "cd-b")
     kubelets.frozen.add("drained-cd-a")  # the job takes its time to end
     (daemon,) = [pod for pod in world.daemons() if pod["spec"]["nodeName"] == "cd-a"]
     where = path("v1", "pods", namespace=NAMESPACE, name=daemon["metadata"]["name"])
@@ -219,9 +213,7 @@ def test_a_drain_leaves_the_daemon_to_the_job_until_that_has_ended_and_then_ends
 def test_a_node_that_moves_to_another_rack_moves_to_its_clique(
     world: World, controller: Controller, kubelets: Kubelets
 ) -> None:
-    world.create(build_domain("moving", 2))
-    world.start_workers("cd-a", "cd-b")
-    world.wait_ready(2)
+    world.form("moving", "cd-a", "cd-b")
     publish(world.cluster, "cd-b", f"{FABRIC}.1")
     try:
         moved = {"cd-a": f"{FABRIC}.0", "cd-b": f"{FABRIC}.1"}
@@ -234,9 +226,7 @@ def test_a_node_that_moves_to_another_rack_moves_to_its_clique(
 
 
 def test_a_deleted_domain_in_use_drains(world: World, controller: Controller, kubelets: Kubelets) -> None:
-    world.create(build_domain("drain", 2))
-    world.start_workers("cd-a", "cd-b")
-    world.wait_ready(2)
+    world.form("drain", "cd-a", "cd-b")
     world.cluster.delete(f"{world.domains}/drain")
     domain = world.wait_reason("Draining")
     assert "drain-cd-" in condition(domain, "Draining")["message"]
@@ -248,9 +238,7 @@ def test_a_deleted_domain_in_use_drains(world: World, controller: Controller, ku
 
 
 def test_force_ends_a_domain_under_its_pods(world: World, controller: Controller, kubelets: Kubelets) -> None:
-    world.create(build_domain("forced", 1))
-    world.start_workers("cd-a")
-    world.wait_ready(1)
+    world.form("forced", "cd-a")
     world.cluster.delete(f"{world.domains}/forced")
     world.wait_reason("Draining")
     annotation = {"metadata": {"annotations": {"resource.nvidia.com/force-delete": "true"}}}

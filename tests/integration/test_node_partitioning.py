@@ -97,7 +97,7 @@ def test_an_administrators_taint_is_there_before_and_after(controller: Controlle
     taint = {"key": "amd-dcm", "value": "up", "effect": "NoExecute"}
     theirs, ours = make(taints=[taint]), make()
     for node in (theirs, ours):
-        node.label("true", "cpx")
+        node.ask("cpx")
     for node in (theirs, ours):
         wait_phase(node, "Completed")
     wait_until("our taints are gone", lambda: not ours.taints())
@@ -147,7 +147,7 @@ def test_a_pod_that_cannot_be_evicted_does_not_keep_the_others_or_its_reason(
     node = make()
     kept, leaving = run_pod(prepared, node, "a-kept", app="kept"), run_pod(prepared, node, "b-leaving")
     budgets = [guard(prepared, name, "kept") for name in ("one", "two")]
-    node.label("true", "cpx")
+    node.ask("cpx")
     prepared.wait_gone(leaving)
     wait_until("the reason is told", lambda: "more than one PodDisruptionBudget" in node.message())
     assert "default/a-kept" in node.message()
@@ -165,7 +165,7 @@ def test_a_controller_that_is_killed_in_the_middle_goes_on_where_it_was(
     plugins.silent.add(node.name)
     budget = guard(prepared, f"kill-{node.name}", node.name)
     run_pod(prepared, node, f"pod-{node.name}", app=node.name)
-    node.label("true", "cpx")
+    node.ask("cpx")
     if middle == "ApplyingPartitions":
         prepared.delete(budget)
     wait_phase(node, middle)
@@ -223,7 +223,7 @@ def test_a_node_that_is_right_keeps_its_pods_where_claims_choose(
     pod = run_pod(prepared, node, f"pod-{node.name}")
     slices = path("resource.k8s.io/v1", "resourceslices", name=f"{node.name}-amd")
     prepared.wait(slices, "every mode is offered", lambda piece: len(piece["spec"]["devices"]) == 4)
-    node.label("true", "spx")
+    node.ask("spx")
     wait_phase(node, "Completed")
     assert len(prepared.get(slices)["spec"]["devices"]) == 2, "claims do not change it any more"
     assert "deletionTimestamp" not in prepared.get(pod)["metadata"]
@@ -233,7 +233,7 @@ def test_a_label_that_is_not_understood_is_told(
     prepared: Cluster, controller: Controller, make: Callable[..., Node]
 ) -> None:
     node = make(mode=None)
-    node.label("True", "cpx")
+    node.label(enabled="True", profile="cpx")
     wait_until("the condition says so", lambda: "is 'True'; right would be true or false" in node.message())
     uid = prepared.get(node.kaiwo)["metadata"]["uid"]
 
@@ -267,7 +267,7 @@ def test_workloads_of_kube_system_may_come_back_to_the_node(
     where = path("apps/v1", "daemonsets", namespace=KUBE_SYSTEM, name="cni")
     prepared.create(path("apps/v1", "daemonsets", namespace=KUBE_SYSTEM), {"metadata": {"name": "cni"}, "spec": spec})
     node = make()
-    node.label("true", "cpx")
+    node.ask("cpx")
     wait_phase(node, "Completed")
     found = prepared.get(where)["spec"]["template"]["spec"]["tolerations"]
     assert found == [*seed, TOLERATIONS[1]]

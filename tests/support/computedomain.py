@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +22,7 @@ import yaml
 from kubeletplugin.model.channels import Attached, NoFabric, build_domain_devices
 from kubeletplugin.model.devices import Features
 from tests.support.cluster import ROOT, ApiError, Cluster, Object, path, wait_until
+from tests.support.playing import play
 
 CHART = ROOT / "deployments" / "helm" / "partita"
 NAMESPACE = "cd-system"
@@ -176,16 +176,8 @@ class Kubelets:
         self.cluster.patch(where + "/status", {"status": changed})
 
 
-@contextmanager
-def playing_kubelets(cluster: Cluster) -> Iterator[Kubelets]:
-    kubelets = Kubelets(cluster)
-    thread = threading.Thread(target=kubelets.run, daemon=True)
-    thread.start()
-    try:
-        yield kubelets
-    finally:
-        kubelets.stop()
-        thread.join()
+def playing_kubelets(cluster: Cluster) -> AbstractContextManager[Kubelets]:
+    return play(Kubelets(cluster))
 
 
 def write_kubeconfig(cluster: Cluster, account: str, namespace: str, file: Path) -> None:

@@ -15,6 +15,7 @@ from tests.support.computedomain import (
     UID_LABEL,
     Controller,
     Kubelets,
+    build_domain,
     build_worker,
     install,
     make_node,
@@ -73,6 +74,12 @@ class World:
     def start_workers(self, *nodes: str) -> None:
         for node in nodes:
             self.cluster.create(self.pods, build_worker(f"{self.name}-{node}", self.name, node))
+
+    def form(self, name: str, *nodes: str) -> None:
+        """A domain with a worker on each of these nodes, ready."""
+        self.create(build_domain(name, len(nodes)))
+        self.start_workers(*nodes)
+        self.wait_ready(len(nodes))
 
     def end_workers(self) -> None:
         for pod in self.cluster.list(self.pods):

@@ -5,23 +5,20 @@
 
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from api.kaiwo import (
     CONFIG_MAP_NAME,
     CONFIG_MAP_NAMESPACE,
-    ENABLED_LABEL,
-    KAIWO_TAINT_KEY,
-    PROFILE_LABEL,
     REPORT_ANNOTATION,
     TARGET_ANNOTATION,
 )
-from api.names import KAIWO_API_VERSION
 from tests.support.cluster import ApiError, Cluster, Object, path
 from tests.support.computedomain import CHART, NAMESPACE, RELEASE
+from tests.support.kaiwo_node import KaiwoNode
+from tests.support.playing import play
 
 CRD = (CHART / "crds" / "kaiwonodes.kaiwo.silogen.ai.yaml").read_text()
 MODES = ("spx_nps1", "cpx_nps4")
@@ -49,36 +46,7 @@ def install(cluster: Cluster) -> None:
     cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"config.json": config}})
 
 
-@dataclass(frozen=True)
-class Node:
-    cluster: Cluster
-    name: str
-
-    @property
-    def where(self) -> str:
-        return path("v1", "nodes", name=self.name)
-
-    @property
-    def kaiwo(self) -> str:
-        return path(KAIWO_API_VERSION, "kaiwonodes", name=self.name)
-
-    def label(self, enabled: str | None, profile: str | None) -> None:
-        body = {"metadata": {"labels": {ENABLED_LABEL: enabled, PROFILE_LABEL: profile}}}
-        self.cluster.patch(self.where, body)
-
-    def phase(self) -> str:
-        return str((self.cluster.find(self.kaiwo) or {}).get("status", {}).get("partitioning", {}).get("phase", ""))
-
-    def message(self) -> str:
-        conditions = (self.cluster.find(self.kaiwo) or {}).get("status", {}).get("conditions") or [{}]
-        return str(conditions[0].get("message", ""))
-
-    def taints(self) -> set[str]:
-        """`key:effect`, but for those of a control plane that misses the node."""
-        taints = self.cluster.get(self.where)["spec"].get("taints", ())
-        keys = (KAIWO_TAINT_KEY, "amd-dcm")
-        return {f"{taint['key']}:{taint['effect']}" for taint in taints if taint["key"] in keys}
-
+class Node(KaiwoNode):
     def labels(self) -> dict[str, str]:
         found: dict[str, str] = self.cluster.get(self.where)["metadata"].get("labels", {})
         return found
@@ -163,13 +131,5 @@ class Plugins:
             self.cluster.request("PUT", where, body)
 
 
-@contextmanager
-def playing_plugins(cluster: Cluster) -> Iterator[Plugins]:
-    plugins = Plugins(cluster)
-    thread = threading.Thread(target=plugins.run, daemon=True)
-    thread.start()
-    try:
-        yield plugins
-    finally:
-        plugins.stop()
-        thread.join()
+def playing_plugins(cluster: Cluster) -> AbstractContextManager[Plugins]:
+    return play(Plugins(cluster))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.cluster import ROOT, Cluster, Object, path, run, wait_until
+from tests.support.cluster import ROOT, Object, path, run, wait_until
+from tests.support.kaiwo_node import KaiwoNode
 from tests.support.manifests import IDLE, IMAGE, pod, request
 from tests.support.workload import RESOURCE, Device, Workspace
 
@@ -40,22 +41,10 @@ class Slot:
     simd_units: int
 
 
-@dataclass(frozen=True)
-class AmdNode:
-    cluster: Cluster
-    name: str
-
+class AmdNode(KaiwoNode):
     @property
     def root(self) -> Path:
         return self.cluster.state / "nodes" / self.name / "driver"
-
-    @property
-    def where(self) -> str:
-        return path("v1", "nodes", name=self.name)
-
-    @property
-    def kaiwo(self) -> str:
-        return path(KAIWO, "kaiwonodes", name=self.name)
 
     def simulate(self, *arguments: str) -> Object:
         """`hack/simulator amd`; the truth about the hardware afterwards."""
@@ -97,29 +86,6 @@ class AmdNode:
     def has_driver(self) -> bool:
         """Whether amdgpu is loaded."""
         return (self.root / "sys/module/amdgpu").exists()
-
-    def label(self, **labels: str | None) -> None:
-        """`enabled`, `profile`; None takes one away."""
-        names = {"enabled": ENABLED, "profile": PROFILE}
-        body = {"metadata": {"labels": {names.get(key, key): value for key, value in labels.items()}}}
-        self.cluster.patch(self.where, body)
-
-    def ask(self, profile: str) -> None:
-        self.label(enabled="true", profile=profile)
-
-    def partitioning(self) -> Object:
-        found = self.cluster.find(self.kaiwo) or {}
-        status: Object = found.get("status", {}).get("partitioning", {})
-        return status
-
-    def message(self) -> str:
-        conditions = (self.cluster.find(self.kaiwo) or {}).get("status", {}).get("conditions", ())
-        return next((str(each["message"]) for each in conditions if each["type"] == "PartitioningCompleted"), "")
-
-    def taints(self) -> set[str]:
-        """`key:effect` of those of partitioning."""
-        taints = self.cluster.get(self.where)["spec"].get("taints", ())
-        return {f"{t['key']}:{t['effect']}" for t in taints if t["key"] in ("amd-dcm", "kaiwo-partitioning")}
 
     def wait_phase(self, *phases: str, profile: str | None = None, patience_s: float = PATIENCE_S) -> Object:
         """Of the KaiwoNode; `profile` is the one that has been, or is being, applied."""

@@ -24,12 +24,17 @@ from tests.support.manifests import claim_template, pod
 from tests.support.workload import Workspace
 
 
-def test_a_node_goes_from_spx_to_cpx_and_back_with_pods_running(
-    cluster: Cluster, space: Workspace, n2: AmdNode
-) -> None:
+def start_plain_and_claiming(space: Workspace) -> None:
+    """Two pods on n2, one of which holds a whole GPU."""
     space.apply(claim_template("whole", space.namespace, amd_request("spx_nps1")))
     space.apply(pod("plain", space.namespace, node="n2"), claiming_pod(space, "claiming", "n2", "whole"))
     space.wait_running("plain", "claiming")
+
+
+def test_a_node_goes_from_spx_to_cpx_and_back_with_pods_running(
+    cluster: Cluster, space: Workspace, n2: AmdNode
+) -> None:
+    start_plain_and_claiming(space)
     n2.ask("cpx")
     n2.wait_partitioned("cpx")
     for name in ("plain", "claiming"):
@@ -54,9 +59,7 @@ def test_a_node_goes_from_spx_to_cpx_and_back_with_pods_running(
 def test_a_node_that_is_in_its_mode_is_made_to_stay_there_with_its_pods(
     cluster: Cluster, space: Workspace, n2: AmdNode
 ) -> None:
-    space.apply(claim_template("whole", space.namespace, amd_request("spx_nps1")))
-    space.apply(pod("plain", space.namespace, node="n2"), claiming_pod(space, "claiming", "n2", "whole"))
-    space.wait_running("plain", "claiming")
+    start_plain_and_claiming(space)
     before = {name: cluster.get(space.pods(name))["status"]["containerStatuses"] for name in ("plain", "claiming")}
     n2.ask("spx")
     n2.wait_partitioned("spx")
