@@ -9,6 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from api.client import Client, Forbidden, Json, NotFound, back_off_s, path
@@ -72,6 +73,14 @@ def ready_devices(record: ClaimRecord) -> tuple[ReadyDevice, ...]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """Work on one claim that has no answer yet, and those who wait for it."""
+
+    task: asyncio.Task[None]
+    callers: list[asyncio.Future[Any]]
+
+
 class ClaimService:
     """`kubeletplugin.server.Claims` for one driver."""
 
@@ -88,7 +97,7 @@ class ClaimService:
         self._events = events
         self._tasks = tasks
         self._changed = changed
-        self._running: dict[tuple[str, str], asyncio.Task[Any]] = {}
+        self._running: dict[tuple[str, str], _Running] = {}
         self._metrics = {operation: RequestMetrics(driver.name, operation) for operation in ("prepare", "unprepare")}
 
     async def prepare(self, ref: ClaimRef) -> tuple[ReadyDevice, ...] | str:
@@ -102,49 +111,70 @@ class ClaimService:
     async def _join(self, operation: str, ref: ClaimRef, work: Callable[[ClaimRef], Coroutine[Any, Any, Any]]) -> Any:
         """Start the work, or share the one that is under way; a caller that goes away does not end it."""
         key = (operation, ref.uid)
-        task = self._running.get(key)
-        if task is None:
-            # Only what was there before: two that waited for each other would wait for ever.
-            earlier = self._running.get((_OPPOSITE[operation], ref.uid))
-            if earlier is not None and operation == "unprepare" and self._driver.interruptible:
-                earlier.cancel()  # its pod is being deleted, and must not wait with it
-            task = self._running[key] = self._tasks.create_task(self._work(operation, ref, work, earlier))
-            task.add_done_callback(lambda _: self._running.pop(key, None))
-        done, _ = await asyncio.wait((task,), timeout=ANSWER_AFTER_S)
-        if not done:
+        running = self._running.get(key)
+        if running is None:
+            running = self._running[key] = self._start(operation, ref, work)
+        answer = asyncio.get_running_loop().create_future()
+        running.callers.append(answer)
+        try:
+            async with asyncio.timeout(ANSWER_AFTER_S):
+                return await answer
+        except TimeoutError:
             return (
                 f"claim {ref}: {operation} is still under way after {ANSWER_AFTER_S:.0f} s; the next attempt joins it"
             )
-        if task.cancelled():
-            return f"claim {ref}: {operation} was given up, for the claim is unprepared now"
-        return task.result()
+
+    def _start(self, operation: str, ref: ClaimRef, work: Callable[[ClaimRef], Coroutine[Any, Any, Any]]) -> _Running:
+        # Only what was there before: two that waited for each other would wait for ever.
+        earlier = self._running.get((_OPPOSITE[operation], ref.uid))
+        if earlier is not None and operation == "unprepare" and self._driver.interruptible:
+            earlier.task.cancel()  # its pod is being deleted, and must not wait with it
+        callers: list[asyncio.Future[Any]] = []
+
+        def answer(result: Any) -> None:
+            """Tell all who wait; whoever comes from now on starts anew."""
+            if self._running.get((operation, ref.uid)) is running:
+                del self._running[operation, ref.uid]
+            for caller in callers:
+                if not caller.done():
+                    caller.set_result(result)
+
+        task = self._tasks.create_task(self._work(operation, ref, work, earlier.task if earlier else None, answer))
+        running = _Running(task, callers)
+        given_up = f"claim {ref}: {operation} was given up, for the claim is unprepared now"
+        task.add_done_callback(lambda _: answer(given_up))  # says nothing to those who have their answer
+        return running
 
     async def _work(
         self,
         operation: str,
         ref: ClaimRef,
         work: Callable[[ClaimRef], Coroutine[Any, Any, Any]],
-        earlier: asyncio.Task[Any] | None,
-    ) -> Any:
-        """The result, or what went wrong as a sentence."""
+        earlier: asyncio.Task[None] | None,
+        answer: Callable[[Any], None],
+    ) -> None:
+        """Answer with the result, or with what went wrong as a sentence."""
         metrics = self._metrics[operation]
         started_s = time.perf_counter()
         with log_context(driver=self._driver.name, claim=str(ref), claim_uid=ref.uid, op=secrets.token_hex(4)):
             if earlier is not None:
                 await asyncio.wait((earlier,))
-            with metrics.measure():
-                try:
+            try:
+                with metrics.measure():
                     result = await self._retry(work, ref)
-                except PartitaError as error:
-                    return self._fail(operation, ref, error.reason, str(error))
-                except Exception as error:  # a defect must cost one claim, not every claim of the node
-                    log.exception("defect")
-                    return self._fail(operation, ref, "InternalError", f"{type(error).__name__}: {error}")
-            metrics.succeed()
+            except PartitaError as error:
+                answer(self._fail(operation, ref, error.reason, str(error)))
+                return
+            except Exception as error:  # a defect must cost one claim, not every claim of the node
+                log.exception("defect")
+                answer(self._fail(operation, ref, "InternalError", f"{type(error).__name__}: {error}"))
+                return
             took_ms = round((time.perf_counter() - started_s) * 1e3, 2)
+            answer(result)
+            await asyncio.sleep(0)  # the kubelet has its answer before anybody is told of it
+            metrics.succeed()
             log.info(f"claim_{operation}d", extra={"took_ms": took_ms})
             self._changed()
-            return result
 
     def _fail(self, operation: str, ref: ClaimRef, reason: str, message: str) -> str:
         self._metrics[operation].fail(reason)

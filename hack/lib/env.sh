@@ -56,6 +56,13 @@ find_python() {
 
 # need_venv: $VENV holds what pyproject.toml asks for; `python` is then that of the venv.
 need_venv() {
+    local stamp="$VENV/.dependencies"
+    [[ "$stamp" -nt "$ROOT/pyproject.toml" ]] || check_venv
+    export VIRTUAL_ENV="$VENV"
+    [[ ":$PATH:" == *":$VENV/bin:"* ]] || export PATH="$VENV/bin:$PATH"
+}
+
+check_venv() {
     local wanted stamp="$VENV/.dependencies"
     wanted="$(sed -n '/^dependencies/,/^\]/p; /^dev = /,/^\]/p' "$ROOT/pyproject.toml" | sha256sum | cut -d' ' -f1)"
     if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
@@ -64,8 +71,7 @@ need_venv() {
             [[ "$(cat "$stamp" 2>/dev/null)" == "$wanted" ]] || make_venv && echo "$wanted" >"$stamp"
         ) 9>"$PARTITA_CACHE/venv.lock" || exit 1
     fi
-    export VIRTUAL_ENV="$VENV"
-    [[ ":$PATH:" == *":$VENV/bin:"* ]] || export PATH="$VENV/bin:$PATH"
+    touch "$stamp"
 }
 
 make_venv() {

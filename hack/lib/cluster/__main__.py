@@ -1,12 +1,13 @@
 """The command `hack/cluster`."""
 
 import argparse
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from cluster import current, kind, local, tools
+from cluster import tools
 from cluster.paths import state_dir
 from cluster.provider import (
     COMPONENTS,
@@ -21,7 +22,7 @@ from cluster.provider import (
 from cluster.report import ClusterError
 from cluster.shape import DEFAULT_NODE_TIMEOUT_S, MAX_NODES, Shape
 
-PROVIDERS: dict[str, Provider] = {"kind": kind, "current": current, "local": local}
+PROVIDERS = ("kind", "current", "local")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,6 +84,12 @@ def _shape(options: argparse.Namespace) -> Shape:
     )
 
 
+def _provider(name: str) -> Provider:
+    # Not all at the start: tests run this program some thousand times, mostly for kubectl, which needs none of them.
+    provider: Provider = importlib.import_module(f"cluster.{name}")
+    return provider
+
+
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
     state = state_dir(options.name)
     existing = read_provider(state)
@@ -90,28 +97,30 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         name = options.provider or existing or ("kind" if docker_answers() else "local")
         if existing not in (None, name):
             raise ClusterError(f"cluster {options.name!r} exists with provider {existing}; `down` removes it")
-        PROVIDERS[name].up(state, _shape(options))
+        _provider(name).up(state, _shape(options))
         print(f"export KUBECONFIG={state / 'kubeconfig'}")
         return 0
     if options.verb == "prepare":
+        from cluster import local
+
         local.prepare(Shape(1, (), options.kubernetes, "", False, 0))
         tools.build("helm")
         return 0
     if options.verb == "down":
-        PROVIDERS[existing or "local"].down(state)
+        _provider(existing or "local").down(state)
         return 0
     if existing is None:
         raise ClusterError(f"there is no cluster {options.name!r}; `hack/cluster up` makes one")
-    return _run_on(PROVIDERS[existing], state, options, rest)
+    if options.verb in ("kubectl", "helm"):
+        program = tools.build("kubernetes" if options.verb == "kubectl" else "helm") / options.verb
+        os.execve(program, [options.verb, *rest], {**os.environ, "KUBECONFIG": str(state / "kubeconfig")})
+    return _run_on(_provider(existing), state, options, rest)
 
 
 def _run_on(provider: Provider, state: Path, options: argparse.Namespace, rest: list[str]) -> int:
     match options.verb:
         case "status":
             print(provider.status(state))
-        case "kubectl" | "helm":
-            program = tools.build("kubernetes" if options.verb == "kubectl" else "helm") / options.verb
-            os.execve(program, [options.verb, *rest], {**os.environ, "KUBECONFIG": str(state / "kubeconfig")})
         case "logs":
             default = "apiserver" if options.where == "control-plane" else "kubelet"
             sys.stdout.write(provider.log(state, options.where, options.what or default))
