@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cluster import tools
 from cluster.paths import state_dir
+from cluster.processes import GO
 from cluster.provider import (
     COMPONENTS,
     NODE_FAULTS,
@@ -113,7 +114,8 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         raise ClusterError(f"there is no cluster {options.name!r}; `hack/cluster up` makes one")
     if options.verb in ("kubectl", "helm"):
         program = tools.build("kubernetes" if options.verb == "kubectl" else "helm") / options.verb
-        os.execve(program, [options.verb, *rest], {**os.environ, "KUBECONFIG": str(state / "kubeconfig")})
+        environment = {**GO, **os.environ, "KUBECONFIG": str(state / "kubeconfig")}
+        os.execve(program, [options.verb, *rest], environment)
     return _run_on(_provider(existing), state, options, rest)
 
 
