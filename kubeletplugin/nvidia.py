@@ -31,6 +31,7 @@ from kubeletplugin.model.prepare import (
 )
 from kubeletplugin.model.rebuild import rebuild_checkpoint, unrecorded_claims
 from kubeletplugin.model.steps import DisableMig, HardwareStep
+from kubeletplugin.occupants import ASK_AGAIN_S, Occupants
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
 from kubeletplugin.stale import StaleClaims
 
@@ -77,6 +78,7 @@ class NvidiaDriver:
         self._health = NodeHealth()
         self._offered: tuple[str, ...] = ()
         self._stale = StaleClaims(client, stale_grace_s)
+        self._occupants = Occupants(executor.read_processes, events, node)
         self._not_undone: dict[str, ClaimRecord] = {}
         """What an earlier run left half made and could not be undone at the start, by claim UID."""
 
@@ -287,6 +289,9 @@ class NvidiaDriver:
         records = [record for uid in uids if (record := self._store.checkpoint.get(uid)) is not None]
         swept = 0
         for record in await self._stale.find(records):
+            if await self._occupants.remain(record):
+                self._stale.postpone(record.uid, ASK_AGAIN_S)
+                continue
             log.warning("stale_claim", extra={"claim": record.claim, "claim_uid": record.uid})
             swept += await self._release(record)
         return swept
