@@ -18,7 +18,7 @@ from tests.support.computedomain import (
     publish,
     write_kubeconfig,
 )
-from tests.support.domain_world import World, condition, controller, kubelets, prepared, world
+from tests.support.domain_controller_world import World, condition, controller, kubelets, prepared, world
 
 __all__ = ["controller", "kubelets", "prepared", "world"]
 
