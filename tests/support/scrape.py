@@ -45,12 +45,11 @@ def scrape(port: int, *prefixes: str) -> Metrics:
     labels: dict[str, frozenset[str]] = {}
     values: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
     for family in text_string_to_metric_families(text):
-        if not family.name.startswith(prefixes):
-            continue
+        if not family.name.startswith(prefixes) or family.name.endswith("_created"):
+            continue  # the times at which counting began are none of ours
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
-        labels[name] = frozenset(label for sample in samples for label in sample.labels) - {"le"}
-        values |= {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
+        labels[name] = frozenset(label for sample in family.samples for label in sample.labels) - {"le"}
+        values |= {(sample.name, frozenset(sample.labels.items())): sample.value for sample in family.samples}
     return Metrics(labels, values)
 
 
