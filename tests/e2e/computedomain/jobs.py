@@ -219,15 +219,23 @@ class Job:
 
     def restore(self, **nodes: str) -> None:
         """These pods and no others run in the namespace, and are connected, whatever a test before has left."""
-        found = self.cluster.list(self.space.where("v1", "pods"))
-        kept = {pod["metadata"]["name"] for pod in found if is_kept(pod, nodes)}
-        missing = {pod: node for pod, node in nodes.items() if pod not in kept}
-        for node in missing.values():
+        for node in nodes.values():
             self.cluster.wait_node(node)
+        found = self.cluster.list(self.space.where("v1", "pods"))
+        kept = {pod["metadata"]["name"] for pod in found if is_kept(pod, nodes) and self._answers(pod)}
+        missing = {pod: node for pod, node in nodes.items() if pod not in kept}
         self.space.end(*(pod["metadata"]["name"] for pod in found if pod["metadata"]["name"] not in kept))
         self.start(**missing)
         self.wait_running(*missing, patience_s=RETRY_S)
         self.wait_ready(len(nodes))
+
+    def _answers(self, pod: Object) -> bool:
+        """Its node may have died and come back: then the pod is said to run for a while, and does not."""
+        try:
+            self.cluster.in_pod(pod["metadata"]["name"], "true", namespace=self.space.name)
+        except CommandFailed:
+            return False
+        return True
 
     # What the containers find
 
