@@ -91,7 +91,8 @@ class Member:
     released: bool
     message: str = ""
     absent: bool = False
-    """It was connected, and Kubernetes has lost its node: it may come back, but nobody is to wait for it."""
+    """It was connected, and Kubernetes has lost its node; or it was not, and all its pods are being deleted. It may
+    come back, but nobody is to wait for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ class CliqueDaemon(_Model):
     """*Added.*"""
     message: str = Field(default="", description="Why the channel is not released yet.")
     """*Added.*"""
-    absent: bool = Field(default=False, description="Its node is lost: the others do not wait for it.")
+    absent: bool = Field(default=False, description="Its node is lost or given up: the others do not wait for it.")
     """*Added.*"""
 
 

@@ -25,6 +25,7 @@ from api.names import (
 )
 from kubeletplugin.compute_domain import ComputeDomainDriver
 from kubeletplugin.driver import ClaimService, NodeDriver
+from kubeletplugin.driver_files import DriverFiles
 from kubeletplugin.events import Recorder
 from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles, CrashPoint, Store
@@ -56,7 +57,7 @@ def build_nvidia(settings: Settings, client: Client, events: Recorder, syncer: T
         executor=Executor(_nvml(root)),
         store=Store(settings.data_directory(NVIDIA_GPU_DRIVER), NVIDIA_GPU_DRIVER, syncer),
         cdi=CdiFiles(Path(settings.cdi_root), NVIDIA_CDI_VENDOR),
-        root=root,
+        files=DriverFiles(root, events, settings.node_name),
         crash=CrashPoint(settings.partita_crash_after),
         ignored_xids=parse_xids(settings.additional_xids_to_ignore),
         rescan_interval_s=settings.rescan_interval_s,

@@ -17,6 +17,11 @@ _REMEMBERED: Final = 1000
 _NOTE_LIMIT: Final = 1024  # events.k8s.io/v1 Event.note
 
 
+def node_reference(node: str) -> dict[str, str]:
+    """For `Recorder.warn`. As in kubelet's own Events of its node, the name stands for the UID."""
+    return {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node}
+
+
 class Recorder:
     """Writes events.k8s.io/v1 Events; the same one on the same object at most every five minutes."""
 

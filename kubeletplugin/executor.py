@@ -53,6 +53,10 @@ class Executor:
         results = await self._call(lambda: self._run(steps))
         return tuple(results)
 
+    async def read_processes(self, device_uuid: str) -> tuple[int, ...]:
+        """Ids of the processes on a GPU or MIG device. Raises HardwareError."""
+        return await self._call(lambda: self._backend.read_processes(device_uuid))
+
     def _read(self) -> Inventory:
         # Set in the worker thread, as in `_run`: what was read before a step must not overwrite what came of it.
         self.inventory = self._backend.read_inventory()

@@ -10,13 +10,13 @@ from api.client import ApiError, Client, Json
 from api.errors import Busy, HardwareError, InvalidObject, PartitaError, StateUnreadable
 from api.names import NVIDIA_CDI_VENDOR, NVIDIA_GPU_DRIVER
 from kubeletplugin.driver import ready_devices
-from kubeletplugin.events import Recorder
+from kubeletplugin.driver_files import DriverFiles
+from kubeletplugin.events import Recorder, node_reference
 from kubeletplugin.evidence import gather_evidence
 from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles, CrashPoint, Store
-from kubeletplugin.hardware.tree import DriverRoot, read_driver_tree
 from kubeletplugin.metrics import show_prepared
-from kubeletplugin.model.cdi import DriverTree, cdi_file_name, check_libraries, encode_cdi_spec
+from kubeletplugin.model.cdi import cdi_file_name, encode_cdi_spec
 from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState, count_prepared
 from kubeletplugin.model.claims import ClaimRequest, parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features, build_devices
@@ -31,6 +31,7 @@ from kubeletplugin.model.prepare import (
 )
 from kubeletplugin.model.rebuild import rebuild_checkpoint, unrecorded_claims
 from kubeletplugin.model.steps import DisableMig, HardwareStep
+from kubeletplugin.occupants import ASK_AGAIN_S, Occupants
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
 from kubeletplugin.stale import StaleClaims
 
@@ -55,7 +56,7 @@ class NvidiaDriver:
         executor: Executor,
         store: Store,
         cdi: CdiFiles,
-        root: DriverRoot,
+        files: DriverFiles,
         crash: CrashPoint,
         ignored_xids: frozenset[int],
         rescan_interval_s: float,
@@ -68,17 +69,16 @@ class NvidiaDriver:
         self._executor = executor
         self._store = store
         self._cdi = cdi
-        self._root = root
+        self._files = files
         self._crash = crash
         self._ignored_xids = IGNORED_XIDS | ignored_xids
         self._rescan_interval_s = rescan_interval_s
         self._boot_id_path = boot_id_path
         self._boot_id = ""
-        self._tree = DriverTree("/", "/")
-        self._lack: str | None = None
         self._health = NodeHealth()
         self._offered: tuple[str, ...] = ()
         self._stale = StaleClaims(client, stale_grace_s)
+        self._occupants = Occupants(executor.read_processes, events, node)
         self._not_undone: dict[str, ClaimRecord] = {}
         """What an earlier run left half made and could not be undone at the start, by claim UID."""
 
@@ -94,7 +94,7 @@ class NvidiaDriver:
             except HardwareError as error:
                 log.warning("waiting_for_hardware", extra={"driver": self.name, "error": str(error)})
                 await asyncio.sleep(_MISSING_RETRY_S)
-        self._read_tree()
+        self._files.read(self._executor.inventory)
         self._health = observe_inventory(self._health, self._executor.inventory)
         delay_s = _MISSING_RETRY_S
         while True:
@@ -155,7 +155,7 @@ class NvidiaDriver:
         self._store.adopt(checkpoint)
         message = f"{error}; set aside as {aside}, {len(checkpoint.records)} claims recovered"
         log.error("checkpoint_rebuilt", extra={"driver": self.name, "error": message})
-        self._events.warn(self._node_reference(), "CheckpointRebuilt", "Recover", message)
+        self._events.warn(node_reference(self._node), "CheckpointRebuilt", "Recover", message)
 
     # Claims
 
@@ -214,7 +214,7 @@ class NvidiaDriver:
         results = await self._executor.run(plan.steps) if plan.steps else ()
         self._crash("hardware")
         record = complete(plan, results)
-        spec = encode_cdi_spec(record, self._executor.inventory, self._tree)
+        spec = encode_cdi_spec(record, self._executor.inventory, self._files.tree)
         self._store.put(record)
         try:
             self._cdi.write(cdi_file_name(NVIDIA_CDI_VENDOR, record.uid), spec)
@@ -289,6 +289,9 @@ class NvidiaDriver:
         records = [record for uid in uids if (record := self._store.checkpoint.get(uid)) is not None]
         swept = 0
         for record in await self._stale.find(records):
+            if await self._occupants.remain(record):
+                self._stale.postpone(record.uid, ASK_AGAIN_S)
+                continue
             log.warning("stale_claim", extra={"claim": record.claim, "claim_uid": record.uid})
             swept += await self._release(record)
         return swept
@@ -296,7 +299,7 @@ class NvidiaDriver:
     def _ensure_cdi(self, record: ClaimRecord) -> None:
         name = cdi_file_name(NVIDIA_CDI_VENDOR, record.uid)
         if not self._cdi.exists(name):
-            self._cdi.write(name, encode_cdi_spec(record, self._executor.inventory, self._tree))
+            self._cdi.write(name, encode_cdi_spec(record, self._executor.inventory, self._files.tree))
 
     # Publishing
 
@@ -342,10 +345,7 @@ class NvidiaDriver:
             if inventory != before or self._store.checkpoint is not known:
                 changed()
             self._observe(observe_inventory(self._health, inventory), changed)
-            try:
-                self._use_tree(await asyncio.to_thread(read_driver_tree, self._root, inventory.driver_version))
-            except (OSError, ValueError) as error:
-                log.error("driver_files_not_read", extra={"driver": self.name, "error": str(error)})
+            await self._files.read_again(inventory)
 
     async def _sweep_regularly(self, changed: Callable[[], None]) -> None:
         while True:
@@ -374,25 +374,4 @@ class NvidiaDriver:
         self._not_undone[record.uid] = record
         message = f"claim {record.claim}: what an earlier run left half made cannot be undone yet: {error}"
         log.error("not_undone", extra={"claim": record.claim, "claim_uid": record.uid, "error": str(error)})
-        self._events.warn(self._node_reference(), "ClaimNotUndone", "Recover", message)
-
-    def _read_tree(self) -> None:
-        self._use_tree(read_driver_tree(self._root, self._executor.inventory.driver_version))
-
-    def _use_tree(self, tree: DriverTree) -> None:
-        """Nodes, tools, a hook or libraries may come later than we; claims do not wait for them."""
-        inventory = self._executor.inventory
-        if not tree.says_the_same_as(self._tree):
-            self._tree = tree
-        lack = check_libraries(self._tree, inventory.driver_version) if inventory.gpus else None
-        if lack != self._lack:
-            if lack:
-                log.error("driver_libraries_missing", extra={"driver": self.name, "error": lack})
-            else:
-                log.info("driver_libraries_found", extra={"driver": self.name})
-        if lack:
-            self._events.warn(self._node_reference(), "DriverLibrariesMissing", "ReadDriver", lack)
-        self._lack = lack
-
-    def _node_reference(self) -> dict[str, str]:
-        return {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": self._node}
+        self._events.warn(node_reference(self._node), "ClaimNotUndone", "Recover", message)

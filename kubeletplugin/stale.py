@@ -32,6 +32,10 @@ class StaleClaims:
         now = self._clock()
         return min([otherwise_s, *(max(0.0, since + self._grace_s - now) for since in self._gone_since.values())])
 
+    def postpone(self, uid: str, for_s: float) -> None:
+        """It is in use all the same: due again after that, at most after the grace."""
+        self._gone_since[uid] = self._clock() - max(0.0, self._grace_s - for_s)
+
     def forget(self, uid: str) -> None:
         """Its record is gone, or its claim is back."""
         self._gone_since.pop(uid, None)

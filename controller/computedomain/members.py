@@ -41,7 +41,7 @@ def plan_members(seen: Observation, settings: Settings) -> Members:
         return Members(refused=tuple(claims.refused))
     by_clique, left_out = _find_cliques(seen, claims.accepted, stored)
     plain = [Member(node, "", -1, ready=True, released=True) for node in sorted(by_clique.pop("", []))]
-    placed, crowded = _place(seen, settings, by_clique, stored)
+    placed, crowded = _place(seen, settings, by_clique, stored, _find_given_up(seen, claims.accepted))
     return Members(
         members=(*_release(domain, tuple(placed), len(plain)), *plain),
         left_out={**left_out, **crowded},
@@ -72,6 +72,7 @@ def _place(
     settings: Settings,
     by_clique: Mapping[str, list[str]],
     stored: Mapping[str, tuple[str, int]],
+    given_up: frozenset[str],
 ) -> tuple[list[Member], dict[str, str]]:
     """The members of each clique by index; and the nodes for which a clique has no place, with words."""
     pods = _current_pods(seen, settings)
@@ -85,7 +86,7 @@ def _place(
             if node not in indexes:
                 crowded[node] = f"NVLink clique {clique} has its {limit} nodes: no place for {node}"
         placed += [
-            _build_member(node, clique, index, pods.get((node, clique)), seen)
+            _build_member(node, clique, index, pods.get((node, clique)), seen, given_up=node in given_up)
             for node, index in sorted(indexes.items(), key=lambda item: item[1])
         ]
     return placed, crowded
@@ -151,15 +152,31 @@ def _current_pods(seen: Observation, settings: Settings) -> dict[tuple[str, str]
     }
 
 
-def _build_member(node: str, clique: str, index: int, pod: DaemonPod | None, seen: Observation) -> Member:
+def _find_given_up(seen: Observation, claims: Iterable[ChannelClaim]) -> frozenset[str]:
+    """Nodes all of whose pods are being deleted and have not started.
+
+    Where the kubelet lives they are gone in a moment. Of a node that died before its daemon was connected nothing else
+    is heard: its daemon pod was not ready before, and is not ready now.
+    """
+    if not seen.leaving:
+        return frozenset()
+    awaited = {claim.node for claim in claims if not all(pod.uid in seen.leaving for pod in claim.pods)}
+    return frozenset(claim.node for claim in claims) - awaited
+
+
+def _build_member(
+    node: str, clique: str, index: int, pod: DaemonPod | None, seen: Observation, *, given_up: bool
+) -> Member:
     ready = pod is not None and pod.phase is Phase.READY and pod.address != ""
-    absent = pod is not None and pod.lost_at is not None and seen.now - pod.lost_at >= ABSENT_AFTER_S
-    message = "" if ready else _explain(node, pod, seen.occupied.get(node))
-    return Member(node, clique, index, pod, ready, ready, message, absent)
+    lost = pod is not None and pod.lost_at is not None and seen.now - pod.lost_at >= ABSENT_AFTER_S
+    message = "" if ready else _explain(node, pod, seen.occupied.get(node), given_up=given_up)
+    return Member(node, clique, index, pod, ready, ready, message, absent=lost or (given_up and not ready))
 
 
-def _explain(node: str, pod: DaemonPod | None, occupant: str | None) -> str:
+def _explain(node: str, pod: DaemonPod | None, occupant: str | None, *, given_up: bool) -> str:
     """What a member still lacks, in words."""
+    if given_up:
+        return f"node {node} is not waited for: all its pods are being deleted, and have not started"
     if occupant is not None:
         return f"node {node} is used by ComputeDomain {occupant} until its pods end"
     if pod is None:

@@ -207,7 +207,7 @@ class Member:
     released: bool = False
     message: str = ""
     absent: bool = False
-    """Its node is lost: those that are there do not wait for it."""
+    """Its node is lost, or its pods are being deleted: those that are there do not wait for it."""
 
     @property
     def address(self) -> str:

@@ -53,6 +53,12 @@ class NvidiaBackend(Protocol):
     def apply_step(self, step: HardwareStep) -> MigInstance | None:
         """Do one step; the instance for CreateMigInstance, else None. Raises the errors above."""
 
+    def read_processes(self, uuid: str) -> tuple[int, ...]:
+        """Ids of the processes on this GPU or MIG device, ascending; none on what is lost, gone or cannot tell.
+
+        Raises HardwareError where another attempt may get an answer.
+        """
+
     def watch_events(self, on_event: Callable[[str, int], None], stopped: Callable[[], bool]) -> None:
         """Block, calling `on_event(gpu_uuid, xid)` for critical XIDs, until `stopped()`; a lost GPU is XID 79."""
 

@@ -46,6 +46,13 @@ _SESSION_LOST: Final = frozenset(
         pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
     }
 )
+_NO_PROCESSES: Final = LOST_CODES | {
+    pynvml.NVML_ERROR_NOT_FOUND,  # a MIG device that is gone
+    pynvml.NVML_ERROR_NOT_SUPPORTED,
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+    pynvml.NVML_ERROR_NO_PERMISSION,
+}
+"""Answers that stay what they are however often one asks, and those of what no process can work on."""
 _BUSY_TRIES: Final = 5
 _BUSY_PAUSE_S: Final = 0.1  # a process that was just killed lets go within moments
 _REOPEN_S: Final = (3.0, 60.0)  # shortest, longest: others' XIDs are missed while a session is opened again
@@ -123,6 +130,19 @@ class NvmlBackend:
                 case _:
                     assert_never(step)
         return None
+
+    def read_processes(self, uuid: str) -> tuple[int, ...]:
+        with self._session(f"asking for the processes on {uuid}"):
+            # A MIG device's handle is not kept: `_handles` are those whose events are watched.
+            handle = self._handles.get(uuid) or _unless_moot(None, pynvml.nvmlDeviceGetHandleByUUID, uuid)
+            if handle is None:
+                return ()
+            lists = (
+                pynvml.nvmlDeviceGetComputeRunningProcesses_v3,
+                pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3,
+                pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v3,
+            )
+            return tuple(sorted({int(process.pid) for ask in lists for process in _unless_moot((), ask, handle)}))
 
     def watch_events(self, on_event: Callable[[str, int], None], stopped: Callable[[], bool]) -> None:
         self._watcher.watch(on_event, stopped)
@@ -262,3 +282,13 @@ class NvmlBackend:
         except subprocess.SubprocessError as error:
             output = getattr(error, "stdout", None) or b""
             raise HardwareError(f"{' '.join(command)}: {error} {output.decode(errors='replace').strip()}") from error
+
+
+def _unless_moot(otherwise: Any, ask: Callable[..., Any], *arguments: Any) -> Any:
+    """The answer; `otherwise` where it means that there is no process."""
+    try:
+        return ask(*arguments)
+    except pynvml.NVMLError as error:
+        if error.value not in _NO_PROCESSES:
+            raise
+        return otherwise

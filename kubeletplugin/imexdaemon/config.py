@@ -39,7 +39,7 @@ class NodeTable:
     names: tuple[str, ...]
     """Entries of the node list: names that /etc/hosts resolves, or the addresses themselves."""
     absent: frozenset[int] = frozenset()
-    """Node IDs of members whose nodes are lost."""
+    """Node IDs of members that nobody is to wait for."""
 
     @property
     def peers(self) -> frozenset[int]:
@@ -66,9 +66,11 @@ def build_node_table(membership: Membership, node: str, address: str, *, use_nam
     own = membership.member(node)
     if own is None:
         return None
-    known = {member.index: member.address or None for member in membership.members}
+    # One that died before it had an address may never get one.
+    due = [member for member in membership.members if member.address or not member.absent]
+    known = {member.index: member.address or None for member in due}
     known[own.index] = address
-    absent = {member.index for member in membership.members if member.absent}
+    absent = {member.index for member in due if member.absent}
     if use_names:
         size = max(membership.max_nodes, max(known) + 1)
         addresses = tuple(known.get(index) for index in range(size))

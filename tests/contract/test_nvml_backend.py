@@ -11,11 +11,12 @@ import pynvml
 import pytest
 from nvml_node import Node
 
+from api.errors import HardwareError
 from kubeletplugin.executor import Executor
 from kubeletplugin.hardware.nvml import NvmlBackend
 from kubeletplugin.hardware.tree import DriverRoot
-from kubeletplugin.model.inventory import Gpu
-from kubeletplugin.model.steps import DisableMig, EnableMig, SetTimeSlice
+from kubeletplugin.model.inventory import Gpu, Placement
+from kubeletplugin.model.steps import CreateMigInstance, DisableMig, EnableMig, SetTimeSlice
 
 Make = Callable[[Node], NvmlBackend]
 
@@ -227,3 +228,57 @@ def test_a_gpu_that_reports_no_xids_is_known_as_unmonitored(
 
     monkeypatch.setattr(pynvml, "nvmlDeviceGetSupportedEventTypes", supported)
     assert [gpu.monitored for gpu in backend.read_inventory().gpus] == [False]
+
+
+@pytest.fixture
+def occupied(simulate: Callable[..., Node], backend_of: Make) -> tuple[Node, NvmlBackend, str, str]:
+    """One process on a MIG device, one on its GPU by graphics: node, back-end, UUIDs of GPU and MIG device."""
+    node = simulate("h100x1")
+    backend = backend_of(node)
+    (gpu,) = backend.read_inventory().gpus
+    backend.apply_step(EnableMig(gpu.uuid))
+    made = backend.apply_step(CreateMigInstance(gpu.uuid, 19, Placement(2, 1)))
+    assert made is not None and made.uuid is not None
+    node.simulator("inject", "in-use", "--gpu", "0", "--gi", str(made.gpu_instance_id), "--ci", "0", "--pid", "72")
+    node.simulator("inject", "in-use", "--gpu", "0", "--pid", "71", "--type", "G")
+    return node, backend, gpu.uuid, made.uuid
+
+
+Occupied = tuple[Node, NvmlBackend, str, str]
+
+
+def test_a_gpu_has_the_processes_of_every_kind_and_instance_and_a_mig_device_its_own(occupied: Occupied) -> None:
+    _, backend, gpu, mig = occupied
+    assert backend.read_processes(gpu) == (71, 72)
+    assert backend.read_processes(mig) == (72,)
+
+
+@pytest.mark.parametrize("code", ["not-supported", "no-permission", "13"])  # 13: NVML_ERROR_FUNCTION_NOT_FOUND
+def test_a_list_that_the_library_does_not_give_is_empty_and_the_others_count(occupied: Occupied, code: str) -> None:
+    node, backend, gpu, _ = occupied
+    node.simulator("inject", "fail", "nvmlDeviceGetComputeRunningProcesses", "--code", code, "--times", "9")
+    assert backend.read_processes(gpu) == (71,)
+
+
+def test_nothing_runs_on_what_is_gone_or_lost(occupied: Occupied) -> None:
+    node, backend, gpu, mig = occupied
+    assert backend.read_processes("MIG-00000000-0000-0000-0000-000000000000") == ()
+    node.simulator("inject", "lost", "--gpu", "0")
+    assert (backend.read_processes(gpu), backend.read_processes(mig)) == ((), ())
+
+
+def test_a_library_that_cannot_tell_now_says_so_and_tells_later(occupied: Occupied) -> None:
+    node, backend, gpu, _ = occupied
+    node.simulator("inject", "fail", "nvmlDeviceGetGraphicsRunningProcesses", "--code", "timeout")
+    with pytest.raises(HardwareError, match=f"asking for the processes on {gpu}"):
+        backend.read_processes(gpu)
+    assert backend.read_processes(gpu) == (71, 72)
+
+
+def test_asking_for_processes_leaves_events_to_whole_gpus(occupied: Occupied) -> None:
+    node, backend, gpu, mig = occupied
+    backend.read_processes(mig)
+    with watching(backend) as seen:
+        node.simulator("inject", "xid", "--gpu", "0", "--xid", "48")
+        wait_for(lambda: seen)
+    assert seen == [(gpu, 48)]

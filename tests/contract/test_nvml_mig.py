@@ -165,6 +165,25 @@ def test_an_instance_that_a_process_uses_is_not_destroyed(h100: H100) -> None:
     nvml.nvmlGpuInstanceDestroy(instance)
 
 
+def test_a_process_is_in_the_list_of_its_type_on_its_gpu_and_on_its_mig_device_only(h100: H100) -> None:
+    node, nvml, device = h100
+    first, _ = create_whole(device, profiles_of(device)["3g.40gb"], 0)
+    create_whole(device, profiles_of(device)["3g.40gb"], 4)
+    gi = nvml.nvmlGpuInstanceGetInfo(first).id
+    for pid, kind in (("77", "C"), ("78", "G"), ("79", "M+C")):
+        node.simulator("inject", "in-use", "--gpu", "0", "--gi", str(gi), "--ci", "0", "--pid", pid, "--type", kind)
+    lists = (
+        nvml.nvmlDeviceGetComputeRunningProcesses_v3,
+        nvml.nvmlDeviceGetGraphicsRunningProcesses_v3,
+        nvml.nvmlDeviceGetMPSComputeRunningProcesses_v3,
+    )
+    by_instance = {nvml.nvmlDeviceGetGpuInstanceId(mig): mig for mig in mig_devices(device)}
+    other = next(mig for instance, mig in by_instance.items() if instance != gi)
+    for place, seen in ((device, [[77], [78], [79]]), (by_instance[gi], [[77], [78], [79]]), (other, [[], [], []])):
+        assert [[process.pid for process in ask(place)] for ask in lists] == seen
+    assert {(p.gpuInstanceId, p.computeInstanceId) for ask in lists for p in ask(device)} == {(gi, 0)}
+
+
 def test_an_instance_without_compute_instance_is_found_by_its_profile_only(h100: H100) -> None:
     _, nvml, device = h100
     info = profiles_of(device)["2g.20gb"]

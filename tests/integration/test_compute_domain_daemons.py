@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from api.client import NotFound, path
-from tests.support.compute_domain_world import API, SYSTEM, World, cluster, edits, in_world, read, until
+from tests.support.domain_node_world import API, SYSTEM, World, cluster, edits, in_world, read, until
 
 __all__ = ["cluster"]
 

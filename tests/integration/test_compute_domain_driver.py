@@ -7,7 +7,7 @@ import pytest
 from bench.kubelet import PrepareFailed
 
 from api.client import ApiError, path
-from tests.support.compute_domain_world import API, DRIVER, SYSTEM, World, cluster, edits, in_world, until
+from tests.support.domain_node_world import API, DRIVER, SYSTEM, World, cluster, edits, in_world, until
 
 __all__ = ["cluster"]
 

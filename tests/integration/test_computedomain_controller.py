@@ -20,7 +20,7 @@ from tests.support.computedomain import (
     Kubelets,
     build_domain,
 )
-from tests.support.domain_world import World, condition, controller, kubelets, prepared, world
+from tests.support.domain_controller_world import World, condition, controller, kubelets, prepared, world
 
 __all__ = ["controller", "kubelets", "prepared", "world"]
 

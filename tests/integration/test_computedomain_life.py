@@ -18,7 +18,7 @@ from tests.support.computedomain import (
     publish,
     write_kubeconfig,
 )
-from tests.support.domain_world import World, condition, controller, kubelets, prepared, world
+from tests.support.domain_controller_world import World, condition, controller, kubelets, prepared, world
 
 __all__ = ["controller", "kubelets", "prepared", "world"]
 
@@ -174,6 +174,30 @@ def test_a_lost_daemon_comes_back_with_its_index(world: World, controller: Contr
     world.cluster.wait(where, "a new daemon", lambda pod: pod["metadata"]["uid"] != victim["uid"])
     after = world.wait_ready(2)
     assert {node["name"]: node["index"] for node in after["status"]["nodes"]} == before
+
+
+def test_nobody_waits_for_a_node_that_died_before_it_was_connected_once_its_pods_are_being_deleted(
+    world: World, controller: Controller, kubelets: Kubelets
+) -> None:
+    """Kubernetes deletes them some minutes after the node has died; there is no kubelet that would end them."""
+    kubelets.ready = False
+    kubelets.frozen.add("early-cd-b")
+    world.create(build_domain("early", 2))
+    world.start_workers("cd-a", "cd-b")
+    try:
+        wait_until("both daemons run", lambda: [pod["status"]["phase"] for pod in world.daemons()] == ["Running"] * 2)
+        world.cluster.delete(f"{world.pods}/early-cd-b")
+
+        def absent() -> list[str]:
+            members = [each for clique in world.mine(DOMAINS, "computedomaincliques") for each in clique["daemons"]]
+            return [each["nodeName"] for each in members if each.get("absent")]
+
+        wait_until("nobody waits for cd-b", lambda: absent() == ["cd-b"])
+        assert "node cd-b is not waited for" in condition(world.wait_reason("MemberLost"), "Ready")["message"]
+    finally:
+        kubelets.frozen.clear()
+    kubelets.ready = True
+    world.wait("cd-b has left", lambda domain: [node["name"] for node in domain["status"]["nodes"]] == ["cd-a"])
 
 
 def evict(cluster: Cluster, pod: Object) -> None:

@@ -5,9 +5,7 @@ from uuid import uuid4
 
 import pytest
 from bench.kubelet import PrepareFailed
-from bench.objects import RESOURCE_API
 
-from api.client import path
 from tests.support.plugin_world import SLICE, World, in_world, until
 
 
@@ -81,33 +79,6 @@ async def test_an_overlap_is_refused_with_both_names(it: World) -> None:
     assert it.records() == {holder.uid}
     event = (await until("an Event on the claim", lambda: it.events("Busy")))[0]
     assert event["regarding"]["name"] == "other"
-
-
-@in_world()
-async def test_a_claim_that_is_gone_holds_its_gpu_until_its_container_has_ended(it: World) -> None:
-    """A pod that is deleted by force loses its claim at once, and its container runs out its grace period."""
-    kubelet = await it.start()
-    old, new = await it.claim("forced", "gpu-0"), await it.claim("next", "gpu-0")
-    await kubelet.prepare(old)
-    await it.client.delete(path(RESOURCE_API, "resourceclaims", namespace=it.namespace, name="forced"))
-    with pytest.raises(PrepareFailed, match=rf"(?s){it.namespace}/next.*{it.namespace}/forced"):
-        await kubelet.prepare(new)
-    assert it.records() == {old.uid}
-    await kubelet.unprepare(old)
-    await kubelet.prepare(new)
-    assert it.records() == {new.uid}
-
-
-@in_world()
-async def test_a_claim_that_vanished_unnoticed_gives_way_in_the_end(it: World) -> None:
-    """Nobody called unprepare, but the claim has been gone from the API server for long: its device is free."""
-    kubelet = await it.start(STALE_CLAIM_GRACE_S="1")
-    old, new = await it.claim("old", SLICE), await it.claim("new", "gpu-0")
-    await kubelet.prepare(old)
-    await it.client.delete(path(RESOURCE_API, "resourceclaims", namespace=it.namespace, name="old"))
-    await kubelet.prepare(new)
-    assert it.records() == {new.uid}
-    assert it.instances() == []
 
 
 @in_world()

@@ -13,6 +13,7 @@ from api.client import Json
 from kubeletplugin.model.inventory import Placement
 from kubeletplugin.model.steps import CreateMigInstance, DeleteMigInstance, EnableMig
 from tests.support.plugin_world import SLICE, World, in_world, run, until
+from tests.support.scrape import get
 
 
 @in_world()
@@ -67,13 +68,10 @@ async def test_a_node_without_a_gpu_is_ready_and_serves_one_that_comes_later(it:
 
 async def _is_ready(it: World) -> bool:
     try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", it.node.http_port)
-    except ConnectionRefusedError:
+        status, _ = await asyncio.to_thread(get, it.node.http_port, "/readyz")
+    except OSError:
         return False
-    writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
-    answer = await reader.read()
-    writer.close()
-    return answer.startswith(b"HTTP/1.1 200")
+    return status == 200
 
 
 @in_world()

@@ -21,7 +21,7 @@ from bench.objects import RESOURCE_API, make_claim, make_namespace, make_node
 from api.client import Client, Json, path
 from kubeletplugin.hardware.nvml import NvmlBackend
 from kubeletplugin.hardware.tree import DriverRoot
-from kubeletplugin.model.inventory import Gpu
+from kubeletplugin.model.inventory import Gpu, MigInstance
 from tests.support.cluster import Cluster
 from tests.support.scenario import Scenario, play_in
 
@@ -62,6 +62,10 @@ class World:
             return backend.read_inventory().gpus
         finally:
             backend.close()
+
+    def instances_of(self, minor: int) -> tuple[MigInstance, ...]:
+        mig = next(gpu.mig for gpu in self.gpus() if gpu.minor == minor)
+        return mig.instances if mig else ()
 
     def instances(self) -> list[tuple[int, int, int, bool]]:
         """(GPU, profile id, start, has its compute instance) of every MIG instance on the node."""

@@ -26,6 +26,8 @@ XID_EVENT = 0x8  # nvml.h nvmlEventTypeXidCriticalError
 XID_GPU_LOST = 79  # "GPU has fallen off the bus"
 IMEX_FAULTS = ("hang", "die", "degraded", "ignore-sigterm", "slow", "slow-domain")
 """What `imex/internal/imex/faults.go` knows."""
+PROCESS_TYPES = {"C": 0, "G": 1, "M+C": 2}
+"""As nvidia-smi names them -> `state.h` PROCESS_*: compute, graphics, compute through MPS."""
 FABRIC_STATES = {"not-supported": 0, "not-started": 1, "in-progress": 2, "completed": 3}
 ERRORS = {
     "uninitialized": 1,
@@ -65,6 +67,7 @@ def _add_gpu_faults(kinds: Any) -> None:
     in_use = kinds.add_parser("in-use", help="a process uses the GPU or an instance")
     in_use.add_argument("--pid", type=int, default=4242)
     in_use.add_argument("--memory-mib", type=int, default=512)
+    in_use.add_argument("--type", choices=PROCESS_TYPES, default="C", help="as nvidia-smi shows it (default: C)")
     for kind in (xid, lost, absent, in_use):
         kind.add_argument("--gpu", type=int, required=True, help="minor number")
     for kind in (xid, in_use):
@@ -202,8 +205,8 @@ def _set_process(now: Changing, options: argparse.Namespace) -> None:
     if not options.off:
         if len(kept) == MAX_PROCESSES:
             raise ValueError(f"{MAX_PROCESSES} processes run on GPU {options.gpu} already; end one with --off")
-        process = type(now.processes[0])(options.pid, options.gi, options.ci, 0, options.memory_mib << 20)
-        kept.append(bytes(process))
+        where, kind = (options.gi, options.ci), PROCESS_TYPES[options.type]
+        kept.append(bytes(type(now.processes[0])(options.pid, *where, kind, options.memory_mib << 20)))
     now.process_count = len(kept)
     for index, raw in enumerate(kept):
         now.processes[index] = type(now.processes[0]).from_buffer_copy(raw)

@@ -69,7 +69,7 @@ class GpuInstance(ctypes.Structure):
 
 
 class Process(ctypes.Structure):
-    _fields_ = [*_numbers("pid gpu_instance compute_instance reserved"), ("memory_bytes", u64)]
+    _fields_ = [*_numbers("pid gpu_instance compute_instance type"), ("memory_bytes", u64)]
 
 
 class Changing(ctypes.Structure):

@@ -3,7 +3,7 @@
 import io
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,9 +100,11 @@ class Driver:
             return
         node = path("v1", "nodes", name=away_from)
         self.cluster.patch(node, {"spec": {"unschedulable": True}})
-        self.scale_controller(0)
-        self.scale_controller(1)
-        self.cluster.patch(node, {"spec": {"unschedulable": None}})
+        try:
+            self.scale_controller(0)
+            self.scale_controller(1)
+        finally:
+            self.cluster.patch(node, {"spec": {"unschedulable": None}})
 
     def leftovers(self) -> list[str]:
         """Everything in the cluster and on the nodes that is there for a ComputeDomain."""
@@ -215,6 +217,26 @@ class Job:
         self.start(**nodes)
         self.wait_running(*nodes)
 
+    def restore(self, **nodes: str) -> None:
+        """These pods and no others run in the namespace, and are connected, whatever a test before has left."""
+        for node in nodes.values():
+            self.cluster.wait_node(node)
+        found = self.cluster.list(self.space.where("v1", "pods"))
+        kept = {pod["metadata"]["name"] for pod in found if is_kept(pod, nodes) and self._answers(pod)}
+        missing = {pod: node for pod, node in nodes.items() if pod not in kept}
+        self.space.end(*(pod["metadata"]["name"] for pod in found if pod["metadata"]["name"] not in kept))
+        self.start(**missing)
+        self.wait_running(*missing, patience_s=RETRY_S)
+        self.wait_ready(len(nodes))
+
+    def _answers(self, pod: Object) -> bool:
+        """Its node may have died and come back: then the pod is said to run for a while, and does not."""
+        try:
+            self.cluster.in_pod(pod["metadata"]["name"], "true", namespace=self.space.name)
+        except CommandFailed:
+            return False
+        return True
+
     # What the containers find
 
     def share(self, one: str, other: str, wait_s: int = 60, among: "Job | None" = None) -> str:
@@ -278,8 +300,19 @@ class Job:
         found = self.cluster.list(pods, labelSelector=f"{UID_LABEL}={self.uid()}")
         return {each["spec"].get("nodeName", "?"): each for each in found}
 
+    def restarts(self) -> dict[str, int]:
+        """How often each daemon was started again, by its pod's UID."""
+        pods = self.daemons().values()
+        return {pod["metadata"]["uid"]: pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods}
+
     def delete(self) -> None:
         self.cluster.delete(self.place)
+
+
+def is_kept(pod: Object, nodes: Mapping[str, str]) -> bool:
+    """Whether it is one of these (pod name to node), and runs there."""
+    runs = pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
+    return runs and nodes.get(pod["metadata"]["name"]) == pod["spec"]["nodeName"]
 
 
 def condition(domain: Object, kind: str) -> Object:

@@ -2,24 +2,19 @@
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from tests.e2e.driver.conftest import NODES
-from tests.e2e.driver.helpers import cdi_files
 from tests.support.chart import Release
 from tests.support.cluster import Cluster, Object, path, wait_until
-from tests.support.hardware import Simulator
-from tests.support.manifests import claim_template, gpu_request, mig_request, pod
+from tests.support.manifests import claim_template, gpu_request, pod
 from tests.support.workload import LOOK, START_S, Workspace, sees_exactly
 
 DAEMON_SET = "daemonset/partita-kubelet-plugin"
 DRIVERS = ("compute-domain.nvidia.com", "gpu.nvidia.com")
 STABLE_S = 20.0
 EVERYTHING = [{"operator": "Exists"}]
-AWAY = {"key": "example.com/away", "effect": "NoExecute"}
 # A request with the pod's own token, as whoever takes over the plugin could make it; prints the HTTP code.
 AS_PLUGIN = """
 import os, ssl, sys, urllib.error, urllib.request
@@ -184,50 +179,3 @@ def test_resource_slices_are_managed(cluster: Cluster, release: Release, publish
     while time.monotonic() < until:
         assert identities(release) == published
         time.sleep(1.0)
-
-
-@contextmanager
-def no_plugin(cluster: Cluster, release: Release, node: str) -> Iterator[None]:
-    """The plugin has left this node, until the end of the block."""
-    where = path("v1", "nodes", name=node)
-    cluster.patch(where, {"spec": {"taints": [AWAY]}})
-    try:
-        wait_until(f"the plugin has left {node}", lambda: node not in release.pods(), START_S)
-        yield
-    finally:
-        cluster.patch(where, {"spec": {"taints": None}})
-
-
-def forget_claims(cluster: Cluster, release: Release, node: str) -> None:
-    """The kubelet begins anew, without its memory of prepared claims; it removes the slices of its node."""
-    cluster.run("kill", node, "kubelet")
-    cluster.in_node(node, "rm", "/var/lib/kubelet/dra_manager_state")
-    cluster.run("start", node, "kubelet")
-    cluster.wait_node(node)
-    wait_until(
-        f"{node} has no slices", lambda: all(each["spec"]["nodeName"] != node for each in release.slices()), START_S
-    )
-
-
-def test_a_pod_runs_once_the_driver_has_started_and_stale_claims_are_swept(
-    cluster: Cluster, release: Release, space: Workspace, simulators: dict[str, Simulator]
-) -> None:
-    """Without the driver no pod fits. What it held for a claim that has gone meanwhile, it gives back at its start."""
-    space.apply(
-        claim_template("mig", space.namespace, mig_request()),
-        pod("stale", space.namespace, templates=("mig",), node="n1", tolerations=EVERYTHING),
-    )
-    space.wait_running("stale")
-    stale = space.claims(space.claim_of("stale", "t-mig"))
-    uid = cluster.get(stale)["metadata"]["uid"]
-    with no_plugin(cluster, release, "n1"):
-        cluster.delete(space.pods("stale"), gracePeriodSeconds=0)
-        cluster.wait_gone(stale, START_S)
-        forget_claims(cluster, release, "n1")
-        space.apply(pod("user", space.namespace, templates=("mig",), node="n1", tolerations=EVERYTHING, command=LOOK))
-        space.wait_unschedulable("user")
-        assert len(simulators["n1"].instances()) == 1, "nobody has given the stale claim's slice back"
-    space.wait_running("user")
-    sees_exactly(space.view("user"), space.devices(space.claim_of("user", "t-mig")))
-    wait_until("the stale claim is swept", lambda: not any(uid in name for name in cdi_files(cluster, "n1")), START_S)
-    wait_until("its slice is gone", lambda: len(simulators["n1"].instances()) == 1)

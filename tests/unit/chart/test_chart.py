@@ -169,6 +169,11 @@ def test_the_plugin_reads_claims_and_its_node_and_writes_slices_and_events() -> 
     assert verbs["events"] == {"create"}
 
 
+def test_the_plugin_sees_the_processes_of_its_node() -> None:
+    """NVIDIA's driver leaves out those of other PID namespaces; devices in use would look free to the plugin."""
+    assert plugin_pod(render())["hostPID"] is True
+
+
 def test_the_controller_runs_without_root_and_without_capabilities() -> None:
     deployment = of_kind(render(), "Deployment")["partita-controller"]
     (container,) = deployment["spec"]["template"]["spec"]["containers"]

@@ -179,6 +179,10 @@ class World:
     def end_claims(self, node: str) -> None:
         self.claims = {name: claim for name, claim in self.claims.items() if claim.node != node}
 
+    def give_up_pods(self, node: str) -> None:
+        """They are being deleted before they have started."""
+        self.leaving |= {pod.uid for claim in self.claims.values() if claim.node == node for pod in claim.pods}
+
     def delete_domain(self) -> None:
         if self.domain and self.domain.deleted_at is None:
             self.now += 1

@@ -81,6 +81,7 @@ _EVENTS = st.one_of(
     st.tuples(st.just("move"), _NODES),
     st.tuples(st.just("die"), _NODES),
     st.tuples(st.just("come back"), _NODES),
+    st.tuples(st.just("give up"), _NODES),
     st.tuples(st.just("act"), st.integers(0, 9)),
     st.tuples(st.just("cluster"), st.just(0)),
     st.tuples(st.just("drop"), st.sampled_from(["cliques", "secrets", "templates", "daemon_claims"])),
@@ -109,6 +110,8 @@ def _happen(world: World, event: tuple[str, object]) -> None:
             world.lose_node(node)
         case ("come back", str(node)):
             world.find_node(node)
+        case ("give up", str(node)):
+            world.give_up_pods(node)
         case ("act", int(count)):
             for action in world.plan().actions[:count]:
                 world.apply(action)

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
-from computedomain_world import World, make_domain
+from computedomain_world import World, condition, indexes, make_domain
 
-from controller.computedomain.state import Phase, Ref
+from controller.computedomain.actions import WriteStatus
+from controller.computedomain.state import ABSENT_AFTER_S, Phase, Ref
+from controller.computedomain.status import find_condition
 from controller.computedomain.waiting import FOLLOW_AFTER_S
 
 
@@ -97,3 +99,54 @@ def test_when_the_claim_has_gone_nothing_is_left_of_it() -> None:
     world.converge()
     assert _abandoned(world) == []
     assert [member.node for clique in world.cliques.values() for member in clique.membership.members] == ["n1"]
+
+
+def _absent(world: World) -> set[str]:
+    """Nodes that the others are told not to wait for."""
+    return {m.node for clique in world.cliques.values() for m in clique.membership.members if m.absent}
+
+
+def test_a_node_that_died_before_it_was_connected_is_waited_for_until_its_pods_are_being_deleted() -> None:
+    """Its daemon was not ready before, so nothing tells of the death until Kubernetes gives up the pods."""
+    world = _waiting("n0", "n1")
+    before = indexes(world)
+    world.now += 10 * ABSENT_AFTER_S
+    _act(world)
+    assert _absent(world) == set()
+    world.give_up_pods("n1")
+    _act(world)
+    assert _absent(world) == {"n1"}
+    assert indexes(world) == before
+    world.now += ABSENT_AFTER_S
+    _act(world)
+    assert condition(world, "Degraded") == ("True", "MemberLost")
+
+
+def test_a_node_with_a_pod_that_may_yet_start_is_waited_for() -> None:
+    world = _waiting("n0", "n1")
+    world.give_up_pods("n1")
+    world.add_claim("n1")
+    _act(world)
+    assert _absent(world) == set()
+
+
+def test_a_node_that_is_connected_after_all_is_not_called_absent() -> None:
+    world = _waiting("n0", "n1")
+    world.give_up_pods("n1")
+    _act(world)
+    world.converge()
+    assert _absent(world) == set()
+    assert condition(world, "Ready") == ("True", "Connected")
+
+
+def test_pods_that_are_deleted_and_gone_at_once_leave_no_word_in_the_status() -> None:
+    """On a node that lives; the domain forms on without it."""
+    world = _waiting("n0", "n1", "n2")
+    world.give_up_pods("n2")
+    _act(world)
+    world.now += 1.0
+    world.end_claims("n2")
+    world.converge()
+    assert condition(world, "Degraded") == ("False", "AsExpected")
+    told = [find_condition(each.status, "Degraded")["reason"] for each in world.writes if isinstance(each, WriteStatus)]
+    assert "MemberLost" not in told

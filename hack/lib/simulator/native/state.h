@@ -71,8 +71,10 @@ struct gpu_instance { /* its id is its index */
     struct compute_instance compute[MAX_COMPUTE_INSTANCES];
 };
 
+enum { PROCESS_COMPUTE, PROCESS_GRAPHICS, PROCESS_MPS }; /* which of NVML's lists shows it */
+
 struct process {
-    uint32_t pid, gpu_instance, compute_instance, reserved; /* 0xFFFFFFFF: the whole GPU */
+    uint32_t pid, gpu_instance, compute_instance, type; /* instances 0xFFFFFFFF: the whole GPU */
     uint64_t memory_bytes;
 };
 

@@ -279,14 +279,20 @@ API nvmlReturn_t nvmlDeviceGetRowRemapperHistogram(nvmlDevice_t device, unsigned
     return NVML_SUCCESS;
 }
 
-/* Processes. */
-static int list_processes(nvmlDevice_t device, unsigned *count, nvmlProcessInfo_v2_t *infos) {
+/* Processes: a GPU has those of all its instances, a MIG device its own. */
+static int runs_on(const struct process *process, const struct handle *device) {
+    if (device->kind != KIND_MIG_DEVICE) return 1;
+    return process->gpu_instance == device->gi &&
+           (process->compute_instance == WHOLE_GPU || process->compute_instance == device->ci);
+}
+
+static int list_processes(const struct handle *device, uint32_t type, unsigned *count, nvmlProcessInfo_v2_t *infos) {
     struct changing now;
     uint32_t found = 0;
     state_read(device->gpu, &now);
     for (uint32_t i = 0; i < now.process_count; i++) {
         const struct process *p = &now.processes[i];
-        if (device->kind == KIND_MIG_DEVICE && p->gpu_instance != device->gi) continue;
+        if (p->type != type || !runs_on(p, device)) continue;
         if (found < *count && infos)
             infos[found] = (nvmlProcessInfo_v2_t){p->pid, p->memory_bytes, p->gpu_instance, p->compute_instance};
         found++;
@@ -296,21 +302,10 @@ static int list_processes(nvmlDevice_t device, unsigned *count, nvmlProcessInfo_
     return fits ? NVML_SUCCESS : NVML_ERROR_INSUFFICIENT_SIZE;
 }
 
-API nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned *count,
-                                                         nvmlProcessInfo_v2_t *infos) {
-    DEVICE_CALL(device, count);
-    return list_processes(device, count, infos);
-}
-API nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v2(nvmlDevice_t device, unsigned *count,
-                                                         nvmlProcessInfo_v2_t *infos)
-    __attribute__((alias("nvmlDeviceGetComputeRunningProcesses_v3")));
-
-API nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsigned *count,
-                                                      nvmlProcessInfo_v1_t *infos) {
+static int list_processes_v1(const struct handle *device, uint32_t type, unsigned *count, nvmlProcessInfo_v1_t *infos) {
     nvmlProcessInfo_v2_t all[MAX_PROCESSES];
-    DEVICE_CALL(device, count);
     unsigned found = MAX_PROCESSES, room = *count;
-    TRY(list_processes(device, &found, all));
+    TRY(list_processes(device, type, &found, all));
     *count = found;
     if (found > room) return NVML_ERROR_INSUFFICIENT_SIZE;
     NEED(infos || !found);
@@ -318,17 +313,17 @@ API nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsig
     return NVML_SUCCESS;
 }
 
-/* None of these kinds runs here. */
-#define NO_PROCESSES(function)                                                        \
-    API nvmlReturn_t function(nvmlDevice_t device, unsigned *count, void *infos) {     \
-        DEVICE_CALL(device, count);                                                   \
-        (void)infos;                                                                  \
-        *count = 0;                                                                   \
-        return NVML_SUCCESS;                                                          \
+#define PROCESSES(function, type)                                                                                    \
+    API nvmlReturn_t function##_v3(nvmlDevice_t device, unsigned *count, nvmlProcessInfo_v2_t *infos) {              \
+        DEVICE_CALL(device, count);                                                                                  \
+        return list_processes(device, type, count, infos);                                                           \
+    }                                                                                                                \
+    API nvmlReturn_t function##_v2(nvmlDevice_t device, unsigned *count, nvmlProcessInfo_v2_t *infos)                \
+        __attribute__((alias(#function "_v3")));                                                                     \
+    API nvmlReturn_t function(nvmlDevice_t device, unsigned *count, nvmlProcessInfo_v1_t *infos) {                   \
+        DEVICE_CALL(device, count);                                                                                  \
+        return list_processes_v1(device, type, count, infos);                                                        \
     }
-NO_PROCESSES(nvmlDeviceGetGraphicsRunningProcesses)
-NO_PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v2)
-NO_PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v3)
-NO_PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses)
-NO_PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses_v2)
-NO_PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses_v3)
+PROCESSES(nvmlDeviceGetComputeRunningProcesses, PROCESS_COMPUTE)
+PROCESSES(nvmlDeviceGetGraphicsRunningProcesses, PROCESS_GRAPHICS)
+PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses, PROCESS_MPS)

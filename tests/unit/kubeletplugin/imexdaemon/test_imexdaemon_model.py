@@ -83,6 +83,17 @@ class TestNodeTable:
         assert (made.peers, made.required) == ({0}, set())
         assert "10.0.0.2" in made.addresses
 
+    @pytest.mark.parametrize("names", [True, False])
+    def test_a_node_that_died_before_it_had_an_address_holds_no_list_up(self, names: bool) -> None:
+        daemons = [
+            {"nodeName": "b", "ipAddress": "", "index": 0, "absent": True},
+            {"nodeName": "a", "ipAddress": "10.0.0.1", "index": 1},
+        ]
+        raw = {"metadata": {"name": f"{UID}.{CLIQUE}"}, "maxNodes": 4, "daemons": daemons}
+        made = build_node_table(parse_membership(raw), "a", "10.0.0.1", use_names=names)
+        assert made is not None
+        assert made.required == set()
+
     def test_an_index_past_the_limit_still_fits(self) -> None:
         made = build_node_table(membership(("a", "", 5), max_nodes=2), "a", "10.0.0.1", use_names=True)
         assert made is not None
