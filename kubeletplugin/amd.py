@@ -211,6 +211,7 @@ class AmdDriver:
         except HardwareError as error:
             log.warning("memory_mode_pending", extra={"driver": self.name, "error": str(error)})
             self._events.warn(self._node_reference(), "MemoryModePending", "Reload", str(error))
+            self._home.expect(self._boot_id, step.memory_mode)
             raise
 
     async def unprepare(self, ref: ClaimRef) -> None:

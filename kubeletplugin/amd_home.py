@@ -4,13 +4,14 @@ A node that claims have brought into another memory mode could otherwise never s
 first one: changing the memory mode is offered to one GPU at a time (`model.amd_devices`).
 
 Beside them are the modes that were seen last. Where they are others now, and claims have not changed them, an
-administrator has, and the way home is forgotten; so, too, for what happened while this program was not running.
+administrator has, and the way home is forgotten; so, too, for what happened while this program was not running. A
+memory mode that a failed reload of ours has left asked for in the kernel stays ours when another reload brings it.
 """
 
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kubeletplugin.disk import disk_error, write_whole
@@ -26,6 +27,19 @@ Profiles = Mapping[str, str]
 class _Kept:
     modes: Profiles
     seen: Profiles
+    pending: str = ""
+    """`nps4`: asked for in the kernel, for the next reload."""
+
+    def is_choice(self, now: Profiles) -> bool:
+        """Whether modes have changed as nothing of ours explains."""
+        return any(
+            mode != self.seen.get(pci, mode) and (not self.pending or _memory(mode) != self.pending)
+            for pci, mode in now.items()
+        )
+
+    def with_seen(self, now: Profiles) -> "_Kept":
+        is_there = any(_memory(mode) == self.pending for mode in now.values())
+        return _Kept(self.modes, {**self.seen, **now}, "" if is_there else self.pending)
 
 
 class HomeModes:
@@ -44,11 +58,17 @@ class HomeModes:
         kept, now = self._read(boot_id), _profiles(inventory)
         if kept is None or now.items() <= kept.seen.items():
             return
-        if not is_ours and any(kept.seen.get(pci, mode) != mode for pci, mode in now.items()):
+        if not is_ours and kept.is_choice(now):
             log.info("modes_chosen", extra={"seen": kept.seen, "now": now})
             self.forget()
         else:
-            self._write(boot_id, _Kept(kept.modes, {**kept.seen, **now}))
+            self._write(boot_id, kept.with_seen(now))
+
+    def expect(self, boot_id: str, memory_mode: str) -> None:
+        """After a reload for it has failed. Raises DiskFailed."""
+        kept = self._read(boot_id)
+        if kept is not None:
+            self._write(boot_id, replace(kept, pending=memory_mode.lower()))
 
     def forget(self) -> None:
         """Somebody has decided on the present modes. Raises DiskFailed."""
@@ -62,7 +82,7 @@ class HomeModes:
         kept = self._read(boot_id)
         modes = tuple(kept.modes.get(gpu.pci_address) if kept else None for gpu in inventory.gpus)
         differs = any(
-            gpu.mode is not None and mode is not None and mode.rpartition("_")[2] != gpu.mode.memory.lower()
+            gpu.mode is not None and mode is not None and _memory(mode) != gpu.mode.memory.lower()
             for gpu, mode in zip(inventory.gpus, modes, strict=True)
         )
         return modes if differs else ()
@@ -71,7 +91,9 @@ class HomeModes:
         """None where nothing was changed in this boot."""
         try:
             kept = json.loads(self._path.read_text())
-            return _Kept(dict(kept["modes"]), dict(kept.get("seen", {}))) if kept["bootID"] == boot_id else None
+            if kept["bootID"] != boot_id:
+                return None
+            return _Kept(dict(kept["modes"]), dict(kept.get("seen", {})), str(kept.get("pending", "")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -87,6 +109,10 @@ class HomeModes:
             fresh.rename(self._path)
         except OSError as error:
             raise disk_error(error, self._path) from error
+
+
+def _memory(profile: str) -> str:
+    return profile.rpartition("_")[2]
 
 
 def _profiles(inventory: AmdInventory) -> dict[str, str]:
