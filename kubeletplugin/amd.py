@@ -17,12 +17,12 @@ from kubeletplugin.amd_target import NodeTarget
 from kubeletplugin.driver import ready_devices
 from kubeletplugin.events import Recorder
 from kubeletplugin.files import CdiFiles, CrashPoint, Store
-from kubeletplugin.hardware.amdsmi import AmdBackend
+from kubeletplugin.hardware.amdsmi import AmdBackend, ModeRefused
 from kubeletplugin.hardware.backend import LibraryMissing
 from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.amd_cdi import build_amd_cdi_spec, device_paths
 from kubeletplugin.model.amd_devices import build_amd_devices
-from kubeletplugin.model.amd_partitions import AmdInventory, Mode
+from kubeletplugin.model.amd_partitions import AmdInventory
 from kubeletplugin.model.amd_prepare import (
     AmdPreparePlan,
     AmdStep,
@@ -88,8 +88,6 @@ class AmdDriver:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="amdsmi")
         self._one_at_a_time = asyncio.Lock()
         self._inventory = AmdInventory()
-        self._last_modes: dict[str, Mode | None] = {}
-        """By PCI address; kept while a reload takes the GPUs away."""
         self._offered = DeviceSet()
         self._boot_id = ""
         self._changed: Callable[[], None] = lambda: None
@@ -140,8 +138,10 @@ class AmdDriver:
         self._store.adopt(checkpoint)
         message = f"{error}; set aside as {aside}, {len(checkpoint.records)} claims recovered from their CDI files"
         log.error("checkpoint_rebuilt", extra={"driver": self.name, "error": message})
-        node = {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": self._node}
-        self._events.warn(node, "CheckpointRebuilt", "Recover", message)
+        self._events.warn(self._node_reference(), "CheckpointRebuilt", "Recover", message)
+
+    def _node_reference(self) -> dict[str, str]:
+        return {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": self._node}
 
     # Claims
 
@@ -196,10 +196,23 @@ class AmdDriver:
             for step in steps:
                 log.info("step", extra={"driver": self.name, "step": str(step)})
                 if isinstance(step, ReloadDriver):
-                    self._reload.set(self._boot_id)
-                await self._call(partial(self._backend.apply_step, step))
+                    await self._reload_driver(step)
+                else:
+                    await self._call(partial(self._backend.apply_step, step))
         finally:
-            await self._rescan_once()
+            await self._rescan_once(is_ours=True)
+
+    async def _reload_driver(self, step: ReloadDriver) -> None:
+        self._reload.set(self._boot_id)
+        try:
+            await self._call(partial(self._backend.apply_step, step))
+        except ModeRefused:
+            raise
+        except HardwareError as error:
+            log.warning("memory_mode_pending", extra={"driver": self.name, "error": str(error)})
+            self._events.warn(self._node_reference(), "MemoryModePending", "Reload", str(error))
+            self._home.expect(self._boot_id, step.memory_mode)
+            raise
 
     async def unprepare(self, ref: ClaimRef) -> None:
         async with self._one_at_a_time, self._store.lease():
@@ -286,7 +299,7 @@ class AmdDriver:
             idle_s = idle_s + self._rescan_interval_s if is_idle else 0.0
             try:
                 async with self._one_at_a_time, self._store.lease():
-                    await self._look_for_changes()
+                    await self._rescan_once()
                     if idle_s >= patience_s:
                         await self._return_home()
                         patience_s = _IDLE_S
@@ -295,15 +308,6 @@ class AmdDriver:
                 if idle_s >= patience_s:
                     # Something holds the driver; every attempt is felt by whoever monitors the GPUs.
                     idle_s, patience_s = 0.0, min(2 * patience_s, _MOST_PATIENCE_S)
-
-    async def _look_for_changes(self) -> None:
-        """Modes that changed while no claim holds anything are an administrator's choice."""
-        before = dict(self._last_modes)
-        await self._rescan_once()
-        if not self._store.checkpoint.records and any(
-            gpu.mode != before.get(gpu.pci_address, gpu.mode) for gpu in self._inventory.gpus
-        ):
-            self._home.forget()
 
     async def _return_home(self) -> None:
         """Undo what claims that are gone did to the memory mode, so that claims for several GPUs find it."""
@@ -323,12 +327,17 @@ class AmdDriver:
                 log.warning("sweep_failed", extra={"driver": self.name, "error": str(error)})
             await asyncio.sleep(self._stale.next_due_s(_SWEEP_INTERVAL_S))
 
-    async def _rescan_once(self) -> None:
-        """Under the lease. What cannot be read is not offered, whatever was read before."""
+    async def _rescan_once(self, *, is_ours: bool = False) -> None:
+        """Under the lease. What cannot be read is not offered, whatever was read before.
+
+        `is_ours`: after steps of ours. So is what a reload of ours has left, and what may be on behalf of claims; all
+        else is an administrator's choice.
+        """
         before = self._inventory
         try:
             self._inventory = await self._read_hardware()
-            self._last_modes |= {gpu.pci_address: gpu.mode for gpu in self._inventory.gpus}
+            is_ours = is_ours or bool(self._store.checkpoint.records) or self._reload.is_set(self._boot_id)
+            self._home.observe(self._boot_id, self._inventory, is_ours=is_ours)
             self._reload.clear()
         except HardwareError as error:
             self._inventory = AmdInventory(unreadable=(str(error),))

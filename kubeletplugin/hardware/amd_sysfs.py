@@ -23,9 +23,13 @@ _PCI_ADDRESS: Final = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _PCIE_ROOT: Final = re.compile(r"pci[0-9a-f]{4}:[0-9a-f]{2}")
 _AMDGPU: Final = Path("module/amdgpu")
 _NODES: Final = Path("class/kfd/kfd/topology/nodes")
-_SLOT_BITS: Final = 0x0FFF_FFF8
+_PLACE_MASK: Final = 0x0FFF_FFF8  # of `location_id`: bus and device; then there is the partition, in one of two ways
+_SLOT_MASK: Final = 7
+_NEWER_SLOT_SHIFT: Final = 28
 _PARTITIONS: Final = {"SPX": 1, "DPX": 2, "TPX": 3, "QPX": 4}
 """CPX has as many as the GPU has compute dies."""
+_DIES: Final = {"QPX": 8, "TPX": 6, "DPX": 4}
+"""Compute dies of a GPU, by the first of these modes that it has (amdgpu_xcp_update_supported_modes)."""
 COMPUTE_MODES: Final = frozenset({*_PARTITIONS, "CPX"})
 _MEMORY_MODE: Final = re.compile(r"NPS[1-9]")
 
@@ -48,11 +52,15 @@ class AmdRoot:
     def library_folder(self) -> Path:
         return self.seen / "opt/rocm/lib"
 
+    @property
+    def library(self) -> Path:
+        return self.library_folder / "libamd_smi.so"
+
     @classmethod
     def find(cls, host: str, seen: Path) -> "AmdRoot":
         """The driver root, where amdgpu or ROCm is seen there; else what this process sees as `/`."""
         root = cls(host, seen)
-        is_there = (root.library_folder / "libamd_smi.so").exists() or (root.sys / _AMDGPU).is_dir()
+        is_there = root.library.exists() or (root.sys / _AMDGPU).is_dir()
         return root if is_there else cls("/", Path("/"))
 
     def has_gpus(self) -> bool:
@@ -186,14 +194,10 @@ def _read_gpu(folder: Path, drm: Path, nodes: Mapping[int, _KfdNode]) -> AmdGpu:
     if first is None:
         raise ValueError(f"KFD shows no node with render minor {render}")
     dies = first.properties.get("num_xcc", 1)
-    # A partition's device is the GPU's own for the first, a platform device for each of the others.
-    partitions = tuple(
-        _partition(minor - render, _minor(drm / f"renderD{minor}/device/drm", "card"), minor, node)
-        for minor, node in sorted(nodes.items())
-        if _is_of_gpu(node, first) and minor >= render
-    )
-    offers = _read_offers(folder, mode, partitions, dies * len(partitions))
-    _check_partitions(mode, partitions, dies)
+    partitions = _read_partitions(folder, drm, render, nodes)
+    wanted = _read_dies(folder)
+    offers = _read_offers(folder, mode, partitions, wanted or dies * len(partitions))
+    _check_partitions(mode, partitions, dies, wanted)
     numa = int(_read_optional(folder / "numa_node") or -1)
     hive = first.properties.get("hive_id", 0)
     real = folder.resolve()
@@ -214,11 +218,30 @@ def _read_gpu(folder: Path, drm: Path, nodes: Mapping[int, _KfdNode]) -> AmdGpu:
     )
 
 
+def _read_partitions(folder: Path, drm: Path, render: int, nodes: Mapping[int, _KfdNode]) -> tuple[Partition, ...]:
+    """By slot. A partition's device is the GPU's own for the first, a platform device for each of the others."""
+    own = {minor: node for minor, node in nodes.items() if _is_of_gpu(node, nodes[render])}
+    function = int(folder.name[-1])
+    slots = {minor: _slot(node, function) for minor, node in own.items()}
+    if len(set(slots.values())) < len(slots):  # a driver that tells of no partition: minors are given out in order
+        slots = {minor: minor - render for minor in own}
+    return tuple(
+        _partition(slots[minor], _minor(drm / f"renderD{minor}/device/drm", "card"), minor, own[minor])
+        for minor in sorted(own, key=slots.__getitem__)
+    )
+
+
+def _slot(node: _KfdNode, function: int) -> int:
+    """`function`: of the GPU on the PCI bus; the first partition has it, too."""
+    place = node.properties["location_id"]
+    return place >> _NEWER_SLOT_SHIFT or (place & _SLOT_MASK) - function
+
+
 def _is_of_gpu(node: _KfdNode, first: _KfdNode) -> bool:
     """Same PCI domain, bus and device; the partition is in the function bits, or in bits 31:28 with newer drivers."""
     one, other = node.properties, first.properties
-    is_same_slot = one["location_id"] & _SLOT_BITS == other["location_id"] & _SLOT_BITS
-    return is_same_slot and one.get("domain") == other.get("domain")
+    is_same_place = one["location_id"] & _PLACE_MASK == other["location_id"] & _PLACE_MASK
+    return is_same_place and one.get("domain") == other.get("domain")
 
 
 def _parse_mode(compute: str, memory: str) -> Mode | None:
@@ -248,20 +271,37 @@ def _read_offers(
     """The modes that can be had without a reload."""
     if mode is None:
         return ()
-    names = [name.strip() for name in _read_optional(folder / "available_compute_partition").split(",") if name.strip()]
+    names = _read_names(folder / "available_compute_partition")
     counts = {**_PARTITIONS, "CPX": dies}
     offers = {ModeOffer(Mode(name, mode.memory), counts[name]) for name in names if name in counts}
     offers.add(ModeOffer(mode, len(partitions)))
     return tuple(sorted(offers, key=lambda offer: offer.partitions))
 
 
-def _check_partitions(mode: Mode | None, partitions: tuple[Partition, ...], dies: int) -> None:
-    """`dies`: compute dies of each partition. A CPX partition is one die; of other modes the number is known."""
+def _read_names(path: Path) -> list[str]:
+    return [name.strip() for name in _read_optional(path).split(",") if name.strip()]
+
+
+def _read_dies(folder: Path) -> int | None:
+    """Compute dies of the whole GPU; None where the modes that it has do not tell."""
+    # The second has those modes only that go with the present memory mode, with newer drivers.
+    known = {
+        *_read_names(folder / "compute_partition_config/supported_xcp_configs"),
+        *_read_names(folder / "available_compute_partition"),
+    }
+    return next((dies for name, dies in _DIES.items() if name in known), None)
+
+
+def _check_partitions(mode: Mode | None, partitions: tuple[Partition, ...], dies: int, wanted: int | None) -> None:
+    """`dies`: of each partition, `wanted`: of the GPU. A CPX partition is one; other modes have their own number."""
     slots = [partition.slot for partition in partitions]
     if mode is None:
         if slots != [0]:
             raise ValueError(f"it shows no mode, but KFD shows partitions {slots}")
         return
-    is_complete = dies == 1 if mode.compute == "CPX" else len(slots) == _PARTITIONS.get(mode.compute)
+    if mode.compute == "CPX":
+        is_complete = dies == 1 and len(slots) >= (wanted or 1)
+    else:
+        is_complete = len(slots) == _PARTITIONS[mode.compute]
     if not is_complete or slots != list(range(len(slots))):
         raise ValueError(f"it is in mode {mode.profile}, but KFD shows partitions {slots} of {dies} dies each")

@@ -15,6 +15,14 @@ from typing import Any, Final, Protocol, TypeVar, assert_never
 
 from api.errors import HardwareError
 from kubeletplugin.hardware.amd_module import load_module, reload_module
+from kubeletplugin.hardware.amd_offers import (
+    Asked,
+    GpuKey,
+    LibraryFile,
+    look_at_library,
+    partitionable,
+    without_library,
+)
 from kubeletplugin.hardware.amd_sysfs import (
     COMPUTE_MODES,
     AmdRoot,
@@ -76,34 +84,34 @@ class AmdBackend(Protocol):
 class AmdSmi:
     """`AmdBackend` by the vendor's library."""
 
-    def __init__(self, root: AmdRoot, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._root, self._sleep = root, sleep
+    def __init__(
+        self,
+        root: AmdRoot,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._root, self._sleep, self._clock = root, sleep, clock
         self._lock = threading.Lock()  # AMD: no concurrent partition operations
-        self._offers: Offers = {}  # what the models can do; asked once, for an open library makes GPUs look used
-        self._asked: frozenset[tuple[str, ...]] = frozenset()  # GPUs that the offers are of
-        self._can_change = True
+        self._asked = Asked()
 
     def read_inventory(self) -> AmdInventory:
         with self._lock:
             if not self._root.has_gpus():
                 raise LibraryMissing(f"no GPU is driven by amdgpu under {self._root.sys}")
             found = read_inventory(self._root, self._sleep)
-            there = frozenset(
-                (gpu.pci_address, gpu.device_id, gpu.unique_id) for gpu in found.gpus if gpu.mode is not None
-            )
-            if not there <= self._asked:
-                self._ask(there)
-            return with_offers(found, self._offers) if self._can_change else without_changes(found)
+            gpus, library = partitionable(found), look_at_library(self._root.library)
+            if self._asked.is_due(gpus, library, self._clock()):
+                self._asked = self._ask(gpus, library)
+            return with_offers(found, self._asked.offers) if self._asked.has_library else without_changes(found)
 
-    def _ask(self, there: frozenset[tuple[str, ...]]) -> None:
+    def _ask(self, gpus: frozenset[GpuKey], library: LibraryFile | None) -> Asked:
         """What modes these GPUs can be brought into; on a node without ROCm they stay in those that they are in."""
         try:
-            self._offers = self._while_busy(self._read_offers)
-            self._asked = frozenset(gpu for gpu in there if gpu[0] in self._offers)
-            self._can_change = True
+            self._load()
         except LibraryMissing as error:
             log.warning("amd_smi_missing", extra={"note": f"{error}; modes are read from sysfs and stay as they are"})
-            self._offers, self._asked, self._can_change = {}, there, False
+            return without_library(gpus, library)
+        return self._asked.answered(gpus, self._while_busy(self._read_offers), library, self._clock())
 
     def read_device_nodes(self, paths: Iterable[str]) -> dict[str, DeviceNode]:
         return self._root.device_nodes(paths)
@@ -147,7 +155,12 @@ class AmdSmi:
         with self._session() as smi:
             if all(smi.amdsmi_get_gpu_memory_partition(_primary(smi, pci)) == step.memory_mode for pci in step.gpus):
                 return
-        reload_module(self._root)
+        try:
+            reload_module(self._root)
+        except HardwareError as error:
+            # Nor can it be taken back: the kernel ignores a request for the mode that the GPUs are in.
+            pending = f"memory mode {step.memory_mode} stays asked for, and comes with the next load of amdgpu"
+            raise type(error)(f"{error}; {pending}") from error
         with self._session() as smi:
             for pci in step.gpus:
                 memory = smi.amdsmi_get_gpu_memory_partition(_primary(smi, pci))
@@ -187,7 +200,7 @@ class AmdSmi:
 
     def _load(self) -> Any:
         folder = self._root.library_folder
-        if (folder / "libamd_smi.so").exists():
+        if self._root.library.exists():
             os.environ["ROCM_PATH"] = str(folder.parent)  # amdsmi looks nowhere else first
         try:
             return importlib.import_module("amdsmi")

@@ -4,6 +4,7 @@ Names, attributes, capacities, counters and their types are those of NVIDIA's DR
 `index` and `migCapable` of full GPUs are additions of ours.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -26,6 +27,7 @@ ApiDevice = dict[str, Any]
 CounterSet = dict[str, Any]
 """One counter set as in ResourceSlice.spec.sharedCounters."""
 
+_DIGITS: Final = re.compile("[0-9]+")
 MAX_STRING_LENGTH: Final = 64  # k8s.io/api resource/v1 DeviceAttributeMaxValueLength
 MAX_ATTRIBUTES_AND_CAPACITIES: Final = 32  # k8s.io/api resource/v1 ResourceSliceMaxAttributesAndCapacitiesPerDevice
 
@@ -243,8 +245,8 @@ def _string(value: str) -> dict[str, str]:
 
 
 def semantic_version(text: str) -> str:
-    """`9.0` -> `9.0.0`, `570.158.01` -> `570.158.1`: three numbers without leading zeros (semver.org 2.0.0)."""
-    numbers = [int(part) if part.isdigit() else 0 for part in text.split(".")]
+    """`9.0` -> `9.0.0`, `570.158.01` -> `570.158.1`, `6.14.5-oem` -> `6.14.5`: three numbers (semver.org 2.0.0)."""
+    numbers = [int(found[0]) if (found := _DIGITS.match(part)) else 0 for part in text.split(".")]
     return ".".join(str(number) for number in (*numbers, 0, 0, 0)[:3])
 
 

@@ -11,12 +11,12 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from bench.kubelet import Kubelet
 from bench.node import Node
-from bench.objects import RESOURCE_API, make_claim, make_namespace, make_node
+from bench.objects import DRIVER, RESOURCE_API, make_claim, make_namespace, make_node
 
 from api.client import Client, Json, path
 from kubeletplugin.hardware.nvml import NvmlBackend
@@ -30,9 +30,11 @@ SLICE = "gpu-0-mig-1g10gb-19-0"
 
 NEIGHBOUR = "gpu-0-mig-1g10gb-19-1"
 
+W = TypeVar("W", bound="NodeWorld")
 
-class World:
-    """One node: its plugin, its hardware, its kubelet, its API objects."""
+
+class NodeWorld:
+    """One node, of whatever vendor: its plugin, its kubelet, its API objects."""
 
     def __init__(self, client: Client, node: Node, namespace: str, make_twin: Callable[[], Node]) -> None:
         self.client = client
@@ -54,7 +56,35 @@ class World:
         return self.kubelet
 
     async def claim(self, name: str, *devices: str, **options: Any) -> Any:
-        return await make_claim(self.client, self.namespace, name, self.node.name, devices, **options)
+        owner = {"driver": self.node.driver, **options}
+        return await make_claim(self.client, self.namespace, name, self.node.name, devices, **owner)
+
+    def specs(self) -> dict[str, Json]:
+        return {file.name: json.loads(file.read_text()) for file in self.node.cdi.glob("*.json")}
+
+    def records(self) -> set[str]:
+        """UIDs of the claims that the journal holds."""
+        held: set[str] = set()
+        for line in self.node.journal.read_text().splitlines():
+            entry = json.loads(line.split(" ", 2)[2])
+            held |= {entry["set"]["uid"]} if "set" in entry else set()
+            held -= {entry.get("remove")}
+        return held
+
+    async def slices(self) -> list[Json]:
+        selector = f"spec.nodeName={self.node.name}"
+        return await self.client.list(path(RESOURCE_API, "resourceslices"), fieldSelector=selector)
+
+    async def events(self, reason: str) -> list[Json]:
+        found = []
+        for namespace in (self.namespace, "default"):
+            items = await self.client.list(path("events.k8s.io/v1", "events", namespace=namespace))
+            found += [item for item in items if item["reason"] == reason]
+        return found
+
+
+class World(NodeWorld):
+    """One with NVIDIA GPUs."""
 
     def gpus(self) -> tuple[Gpu, ...]:
         backend = NvmlBackend(DriverRoot(str(self.node.driver_root), self.node.driver_root))
@@ -91,45 +121,22 @@ class World:
         """Every call of that function, from now on."""
         self.inject("fail", function, "--code", code, "--times", "1000000")
 
-    def specs(self) -> dict[str, Json]:
-        return {file.name: json.loads(file.read_text()) for file in self.node.cdi.glob("*.json")}
-
-    def records(self) -> set[str]:
-        """UIDs of the claims that the journal holds."""
-        held: set[str] = set()
-        for line in self.node.journal.read_text().splitlines():
-            entry = json.loads(line.split(" ", 2)[2])
-            held |= {entry["set"]["uid"]} if "set" in entry else set()
-            held -= {entry.get("remove")}
-        return held
-
     def assert_clean(self) -> None:
         assert self.instances() == []
         assert self.specs() == {}
         assert self.records() == set()
 
-    async def slices(self) -> list[Json]:
-        selector = f"spec.nodeName={self.node.name}"
-        return await self.client.list(path(RESOURCE_API, "resourceslices"), fieldSelector=selector)
-
-    async def events(self, reason: str) -> list[Json]:
-        found = []
-        for namespace in (self.namespace, "default"):
-            items = await self.client.list(path("events.k8s.io/v1", "events", namespace=namespace))
-            found += [item for item in items if item["reason"] == reason]
-        return found
-
 
 @asynccontextmanager
-async def world(cluster: Cluster, profile: str = "h100x2") -> AsyncIterator[World]:
+async def world(cluster: Cluster, kind: type[W], profile: str, driver: str) -> AsyncIterator[W]:
     name = f"n{uuid4().hex[:6]}"
     async with await Client.connect(str(cluster.kubeconfig)) as client:
         await make_namespace(client, name)
         await make_node(client, name)
         base = Path(tempfile.mkdtemp(prefix="pt-", dir="/var/tmp"))
-        make = functools.partial(Node, name, base, profile, cluster.kubeconfig, None)
+        make = functools.partial(Node, name, base, profile, cluster.kubeconfig, None, driver)
         node = make()
-        it = World(client, node, name, make)
+        it = kind(client, node, name, make)
         try:
             yield it
         finally:
@@ -155,4 +162,4 @@ async def until(what: str, look: Callable[[], Awaitable[Any]], patience_s: float
 
 def in_world(profile: str = "h100x2") -> Scenario:
     """For a test `async def test_...(it: World, <parameters>)`: a node of this profile for it alone."""
-    return play_in(functools.partial(world, profile=profile), "control_plane")
+    return play_in(functools.partial(world, kind=World, profile=profile, driver=DRIVER), "control_plane")

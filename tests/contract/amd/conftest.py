@@ -13,6 +13,9 @@ sys.path.insert(0, str(REPOSITORY / "hack/lib"))
 
 from simulator.amd import node  # noqa: E402
 
+from kubeletplugin.hardware.amd_sysfs import AmdRoot  # noqa: E402
+from kubeletplugin.hardware.amdsmi import AmdSmi  # noqa: E402
+
 CACHE = Path(os.environ.get("PARTITA_CACHE", REPOSITORY / ".cache"))
 
 
@@ -40,3 +43,14 @@ def install(root: Path) -> Iterator[Callable[[str], Any]]:
     yield make
     for module in opened:
         module.amdsmi_shut_down()
+
+
+@pytest.fixture
+def make(root: Path) -> Callable[..., AmdSmi]:
+    """`make(profile)` makes the root a fresh node of that profile and gives our back-end on it."""
+
+    def build(profile: str, **options: Any) -> AmdSmi:
+        node.install(root, profile, cache=CACHE, **options)
+        return AmdSmi(AmdRoot("/host", root), sleep=lambda _: None)
+
+    return build

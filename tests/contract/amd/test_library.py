@@ -195,6 +195,15 @@ def test_a_memory_mode_waits_for_the_reload_and_takes_the_hive(install: Install,
     assert {smi.amdsmi_get_gpu_compute_partition(h) for h in handles} == {"CPX"}
 
 
+def test_a_request_for_a_memory_mode_is_not_taken_back(install: Install, root: Path) -> None:
+    """The kernel skips one for the mode that the GPUs are in, and keeps what was asked for before."""
+    smi = install("mi300x")
+    handle = smi.amdsmi_get_processor_handles()[0]
+    set_memory(smi, handle, 4)
+    set_memory(smi, handle, 1)
+    assert {gpu["requested_memory_mode"] for gpu in node.describe(root)["gpus"]} == {"NPS4"}
+
+
 def test_a_reload_returns_compute_to_automatic(install: Install) -> None:
     """A reload without a new memory mode brings the compute mode back to the automatic one."""
     smi = install("mi300xx2")

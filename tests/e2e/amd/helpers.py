@@ -112,6 +112,11 @@ class AmdNode(KaiwoNode):
             str(attributes.get("partitionProfile", {}).get("string", "")) for attributes in self.published_attributes()
         ]
 
+    def present(self) -> set[str]:
+        """Partition profiles that the slices of a node that partitions on claim mark as those of its GPUs."""
+        marked = [each for each in self.published_attributes() if each.get("isPresent", {}).get("bool")]
+        return {each["partitionProfile"]["string"] for each in marked}
+
     def gpus_published(self) -> dict[str, int]:
         """How many GPUs there are in the node's slices, by model."""
         found = {(each["productName"]["string"], each[PCI_BUS_ID]["string"]) for each in self.published_attributes()}
@@ -160,6 +165,7 @@ def end_partitioning(node: AmdNode) -> None:
     wait_until(f"{node.name} is untainted", lambda: not node.taints())
     node.simulate("--set-modes", "spx_nps1")
     wait_until(f"{node.name} partitions on claim", lambda: len(set(node.published())) == len(MODES), 60.0)
+    wait_until(f"{node.name} shows that it is in SPX", lambda: node.present() == {"spx_nps1"})
 
 
 def amd_request(profile: str | None = None, name: str = "gpu", **fields: Any) -> Object:

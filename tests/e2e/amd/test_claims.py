@@ -11,7 +11,7 @@ from tests.e2e.amd.helpers import (
     nodes_seen,
 )
 from tests.support.cluster import Cluster, Object, path, wait_until
-from tests.support.manifests import claim_template, gpu_request, request
+from tests.support.manifests import claim_template, config, gpu_request, request
 from tests.support.workload import Workspace
 
 
@@ -59,6 +59,40 @@ def test_selectors_and_capacity_of_the_reference_drivers_partition_on_claim_work
     space.apply(claim_template("gpu", space.namespace, wanted), claiming_pod(space, "w", "n3", "gpu"))
     space.wait_running("w")
     check_view(n3, nodes_seen(space, "w"), space.devices(space.claim_of("w", "t-gpu")))
+
+
+def test_a_claim_may_carry_amds_own_config_and_its_container_is_told_by_whom_it_is_served(
+    cluster: Cluster, space: Workspace, n3: AmdNode
+) -> None:
+    plain = config(CLASS, {"apiVersion": "gpu.resource.amd.com/v1alpha1", "kind": "GpuConfig"})
+    space.apply(
+        claim_template("gpu", space.namespace, amd_request("spx_nps1"), configs=(plain,)),
+        claiming_pod(space, "w", "n3", "gpu"),
+    )
+    space.wait_running("w")
+    check_view(n3, nodes_seen(space, "w"), space.devices(space.claim_of("w", "t-gpu")))
+    told = cluster.in_pod("w", "env", namespace=space.namespace).splitlines()
+    assert {"KUBERNETES_NODE_NAME=n3", f"DRA_RESOURCE_DRIVER_NAME={CLASS}"} <= set(told)
+
+
+def test_a_node_that_no_claim_uses_any_more_goes_back_to_the_memory_mode_that_it_had(
+    space: Workspace, n4: AmdNode
+) -> None:
+    """Several GPUs at once could not be had in that mode otherwise."""
+    wait_until("n4 is as it was left", lambda: set(n4.modes().values()) == {"spx_nps1"})
+    space.apply(
+        claim_template("part", space.namespace, amd_request("cpx_nps4")),
+        claim_template("both", space.namespace, amd_request("spx_nps1", count=2)),
+        claiming_pod(space, "w", "n4", "part"),
+    )
+    space.wait_running("w")
+    assert set(n4.modes().values()) == {"cpx_nps4"}
+    space.apply(claiming_pod(space, "both", "n4", "both"))
+    space.wait_unschedulable("both")
+    space.delete("w")
+    space.wait_running("both")
+    assert set(n4.modes().values()) == {"spx_nps1"}
+    assert len(check_view(n4, nodes_seen(space, "both"), space.devices(space.claim_of("both", "t-both")))) == 2
 
 
 def test_a_node_may_be_static_where_others_partition_on_claim(space: Workspace, n4: AmdNode) -> None:

@@ -37,6 +37,45 @@ def test_what_was_decided_since_is_home(tmp_path: Path) -> None:
     assert home.target("boot", node(CPX4)) == ()
 
 
+def test_a_mode_that_claims_have_not_brought_is_a_choice_that_stands(tmp_path: Path) -> None:
+    """Also where it was chosen while the program was not running: what it saw last is on disk."""
+    HomeModes(tmp_path / "home-modes.json").remember("boot", node(SPX))
+    HomeModes(tmp_path / "home-modes.json").observe("boot", node(CPX4), is_ours=True)
+    HomeModes(tmp_path / "home-modes.json").observe("boot", node(Mode("QPX", "NPS4")), is_ours=False)
+    assert HomeModes(tmp_path / "home-modes.json").target("boot", node(CPX4)) == ()
+
+
+def test_what_claims_have_brought_and_gpus_that_go_and_come_are_no_choice(tmp_path: Path) -> None:
+    home = HomeModes(tmp_path / "home-modes.json")
+    home.observe("boot", node(CPX4), is_ours=False)
+    home.remember("boot", node(SPX))
+    home.observe("boot", node(CPX4), is_ours=True)
+    home.observe("boot", AmdInventory(unreadable=("away",)), is_ours=False)
+    home.observe("boot", node(CPX4), is_ours=False)
+    assert home.target("boot", node(CPX4)) == ("spx_nps1",)
+
+
+def test_what_a_failed_reload_left_asked_for_is_no_choice_of_whoever_reloads_next(tmp_path: Path) -> None:
+    home = HomeModes(tmp_path / "home-modes.json")
+    home.expect("boot", "NPS4")
+    home.remember("boot", node(SPX))
+    home.expect("boot", "NPS4")
+    home.observe("boot", node(CPX4), is_ours=False)
+    assert home.target("boot", node(CPX4)) == ("spx_nps1",)
+    home.observe("boot", node(SPX), is_ours=True)
+    home.observe("boot", node(CPX4), is_ours=False)
+    assert home.target("boot", node(CPX4)) == (), "it has come, and is not asked for any more"
+
+
+def test_a_file_of_an_earlier_version_says_where_home_is(tmp_path: Path) -> None:
+    (tmp_path / "home-modes.json").write_text('{"bootID": "boot", "modes": {"0000:05:00.0": "spx_nps1"}}')
+    home = HomeModes(tmp_path / "home-modes.json")
+    home.observe("boot", node(CPX4), is_ours=False)
+    assert home.target("boot", node(CPX4)) == ("spx_nps1",)
+    home.observe("boot", node(Mode("QPX", "NPS4")), is_ours=False)
+    assert home.target("boot", node(CPX4)) == ()
+
+
 def test_a_damaged_file_stops_nothing(tmp_path: Path) -> None:
     file = tmp_path / "home-modes.json"
     file.write_text("{")

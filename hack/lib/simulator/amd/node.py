@@ -31,7 +31,13 @@ XCP_STRIDE: Final = 8  # minors per GPU that can partition, whatever its number 
 
 
 def install(
-    root: Path, profile: str, *, cache: Path | None = None, index: int = 0, driver_version: str = DRIVER_VERSION
+    root: Path,
+    profile: str,
+    *,
+    cache: Path | None = None,
+    index: int = 0,
+    driver_version: str = DRIVER_VERSION,
+    dotted_xcp: bool = False,
 ) -> None:
     """Make `root` a node with the GPUs of `profile`. `index` tells nodes apart: ids differ between them."""
     parsed = parse_profile(profile)
@@ -47,7 +53,9 @@ def install(
         if (link / "vendor").exists() and (link / "vendor").read_text() == "0x1002\n":
             shutil.rmtree(link.resolve())
             link.unlink()
-    store.create(root, _first_state(model, count, index, driver_version))
+    state = _first_state(model, count, index, driver_version)
+    state.dotted_xcp = dotted_xcp
+    store.create(root, state)
 
 
 def _put(built: Path, place: Path) -> None:

@@ -58,6 +58,7 @@ class State(ctypes.Structure):
         ("losing_reloads", ctypes.c_uint32),
         ("change_pause_ms", ctypes.c_uint32),
         ("reload_pause_ms", ctypes.c_uint32),
+        ("dotted_xcp", ctypes.c_uint32),
         ("loading", ctypes.c_uint32),
         ("drawn_topology", ctypes.c_uint64),
         ("gpus", Gpu * MAX_GPUS),

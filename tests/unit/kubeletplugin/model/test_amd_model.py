@@ -78,6 +78,26 @@ def test_a_static_node_offers_what_exists_as_the_reference_driver_does() -> None
     assert "consumesCounters" not in device
 
 
+@pytest.mark.parametrize("on_claim", [False, True])
+def test_every_device_tells_of_its_driver_its_family_and_its_hive(on_claim: bool) -> None:
+    """The version as it is beside the one that CEL compares; the hive is what matchAttribute keeps GPUs together by."""
+    found = replace(inventory(build_gpu(0), build_gpu(1, CPX)), driver_version="6.14.5-2144-oem")
+    for device in devices(found, on_claim=on_claim).values():
+        attributes = device["attributes"]
+        assert attributes["driverVersion"] == {"version": "6.14.5"}
+        assert attributes["driverVersionFull"] == {"string": "6.14.5-2144-oem"}
+        assert attributes["driverSrcVersion"] == {"string": "ABC"}
+        assert attributes["family"] == {"string": "AI"}
+        assert attributes["hiveID"] == {"string": "15188982192727901047"}
+
+
+def test_what_a_node_does_not_tell_is_no_attribute() -> None:
+    """As the kernel's own driver, which has no version, and a GPU that is in no hive."""
+    plain = AmdInventory("", "", (replace(build_gpu(0), hive_id=None),))
+    (device,) = devices(plain).values()
+    assert not device["attributes"].keys() & {"driverVersion", "driverVersionFull", "driverSrcVersion", "hiveID"}
+
+
 def test_partitions_of_a_static_node_are_devices_of_their_own() -> None:
     """A GPU in CPX/NPS4 shows eight partitions, each with its place, memory range and parent."""
     found = devices(inventory(build_gpu(0, CPX)))
@@ -166,6 +186,14 @@ def test_a_container_gets_kfd_and_exactly_its_partitions() -> None:
     ]
     assert device["containerEdits"]["deviceNodes"][0]["major"] == 226
     assert f"{spec['kind']}={device['name']}" == node.checkpoint.records["claim"].devices[0].cdi_ids[0]
+
+
+def test_a_container_is_told_its_node_and_its_driver() -> None:
+    """As by AMD's driver; nothing makes devices visible or hides them, since a container has its own alone."""
+    node = prepared_node()
+    spec = build_amd_cdi_spec(node.checkpoint.records["claim"], node.inventory, nodes(), "n1")
+    assert spec["containerEdits"]["env"] == ["KUBERNETES_NODE_NAME=n1", "DRA_RESOURCE_DRIVER_NAME=gpu.amd.com"]
+    assert all("env" not in device["containerEdits"] for device in spec["devices"])
 
 
 def test_a_partition_that_is_not_there_is_an_error_that_names_it() -> None:

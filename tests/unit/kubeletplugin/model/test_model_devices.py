@@ -265,7 +265,14 @@ def test_unreadable_gpus_are_noted_and_an_empty_node_offers_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("text", "version"),
-    [("9.0", "9.0.0"), ("580.95.05", "580.95.5"), ("12.8", "12.8.0"), ("13", "13.0.0"), ("1.2.3.4", "1.2.3")],
+    [
+        ("9.0", "9.0.0"),
+        ("580.95.05", "580.95.5"),
+        ("12.8", "12.8.0"),
+        ("13", "13.0.0"),
+        ("1.2.3.4", "1.2.3"),
+        ("6.14.5-oem", "6.14.5"),
+    ],
 )
 def test_versions_are_semantic(text: str, version: str) -> None:
     assert semantic_version(text) == version

@@ -696,10 +696,12 @@ API amdsmi_set_gpu_memory_partition(handle processor, uint32_t mode)
         status = INVAL;
     if (status)
         return end(status);
+    if (mode == target.gpu->memory_mode) /* the kernel skips it, and keeps what was asked for before */
+        return end(SUCCESS);
     for (uint32_t i = 0; i < target.state.gpu_count; i++) {
         struct gpu *gpu = &target.state.gpus[i];
         if (i == target.index || (target.gpu->hive_id && gpu->hive_id == target.gpu->hive_id))
-            gpu->requested_memory_mode = mode == gpu->memory_mode ? 0 : mode;
+            gpu->requested_memory_mode = mode;
     }
     return end(state_store(&target.state) ? IO : SUCCESS);
 }

@@ -57,7 +57,8 @@ struct state {
     uint32_t losing_reloads;   /* so many reloads to come unload the driver and cannot load it again */
     uint32_t change_pause_ms;  /* how long a change shows itself half done in sysfs */
     uint32_t reload_pause_ms;
-    uint32_t loading; /* the driver is to be loaded by whoever next takes the lock */
+    uint32_t dotted_xcp; /* platform devices are amdgpu_xcp.N, as some builds of ROCm 6.4 name them */
+    uint32_t loading;    /* the driver is to be loaded by whoever next takes the lock */
     uint64_t drawn_topology;
     struct gpu gpus[MAX_GPUS];
     uint64_t checksum; /* FNV-1a of everything before */

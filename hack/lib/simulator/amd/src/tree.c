@@ -140,11 +140,12 @@ static void draw_drm(const char *device, uint32_t card, uint32_t render)
     }
 }
 
+/* Those that go with a memory mode, as newer drivers list them; memory mode 0: all that the GPU has. */
 static void list_compute_modes(const struct gpu *gpu, uint32_t memory_mode, char *text, size_t size)
 {
     text[0] = 0;
     for (uint32_t mode = SPX; mode <= CPX; mode++)
-        if (is_compatible(gpu, mode, memory_mode)) {
+        if (memory_mode ? is_compatible(gpu, mode, memory_mode) : partitions_in(gpu, mode) != 0) {
             size_t used = strlen(text);
             snprintf(text + used, size - used, "%s%s", used ? ", " : "", compute_mode_name(mode));
         }
@@ -170,6 +171,7 @@ static void draw_modes(const struct gpu *gpu, const char *folder)
     put(folder, "current_compute_partition", "%s\n", compute_mode_name(gpu->compute_mode));
     put(folder, "current_memory_partition", "NPS%u\n", gpu->memory_mode);
     snprintf(config, sizeof config, "%s/compute_partition_config", folder);
+    list_compute_modes(gpu, 0, modes, sizeof modes);
     put(config, "supported_xcp_configs", "%s\n", modes);
     put(config, "xcp_config", "%s\n", compute_mode_name(gpu->compute_mode));
     struct engines engines[ENGINE_KINDS];
@@ -217,7 +219,7 @@ static void draw_xcp(const struct state *state)
     uint32_t number = 0;
     for (uint32_t i = 0; i < state->gpu_count; i++)
         for (uint32_t p = 1; state->gpus[i].xcc_count && p <= XCP_DEVICES; p++, number++) {
-            snprintf(folder, sizeof folder, "sys/devices/platform/amdgpu_xcp_%u", number);
+            snprintf(folder, sizeof folder, "sys/devices/platform/amdgpu_xcp%c%u", state->dotted_xcp ? '.' : '_', number);
             draw_drm(folder, state->gpus[i].card + p, state->gpus[i].render + p);
         }
 }
