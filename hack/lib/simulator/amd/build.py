@@ -12,8 +12,8 @@ LIBRARY: Final = "libamd_smi.so"
 MODPROBE: Final = "modprobe"
 _FLAGS: Final = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden")
 _PROGRAMS: Final = {
-    LIBRARY: ("-fPIC", "-shared", f"-Wl,-soname,{LIBRARY}", "amdsmi.c", "state.c", "tree.c"),
-    MODPROBE: ("-static", "-DSTATIC_TOOL", "modprobe.c", "state.c", "tree.c"),
+    LIBRARY: ("-fPIC", "-shared", f"-Wl,-soname,{LIBRARY}", "amdsmi.c", "state.c", "tree.c", "links.c"),
+    MODPROBE: ("-static", "-DSTATIC_TOOL", "modprobe.c", "state.c", "tree.c", "links.c"),
 }
 
 

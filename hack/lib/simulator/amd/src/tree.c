@@ -1,7 +1,7 @@
 /* sysfs, KFD topology and device nodes, drawn from the state. A file is replaced in one move and only when it differs,
  * since one read of a sysfs file is never torn; several files together may be, which is what mid-change reads see. */
 #define _GNU_SOURCE
-#include "state.h"
+#include "tree.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -17,7 +17,6 @@
 
 #define DRM_MAJOR 226       /* linux/Documentation/admin-guide/devices.txt */
 #define XCP_DEVICES 7       /* platform devices per GPU: partitions beyond the first */
-#define KFD "sys/devices/virtual/kfd/kfd"
 #define PCI_DRIVER "sys/bus/pci/drivers/amdgpu"
 
 static int first_error;
@@ -53,8 +52,7 @@ static int holds(const char *path, const char *text, size_t size)
     return got == (ssize_t)size && !memcmp(now, text, size);
 }
 
-/* Write `<folder>/<name>`; the text is printf-like. */
-__attribute__((format(printf, 3, 4))) static void put(const char *folder, const char *name, const char *format, ...)
+void put(const char *folder, const char *name, const char *format, ...)
 {
     char path[PATH_MAX], fresh[PATH_MAX], text[2048], relative[1024];
     va_list arguments;
@@ -114,6 +112,19 @@ static void take_away(const char *relative)
     char path[PATH_MAX];
     full_path(path, relative);
     nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+void take_surplus(const char *folder, uint32_t count)
+{
+    char entry[256], path[PATH_MAX];
+    /* The first number without a folder is past the last. */
+    for (;; count++) {
+        snprintf(entry, sizeof entry, "%s/%u", folder, count);
+        full_path(path, entry);
+        if (access(path, F_OK))
+            return;
+        take_away(entry);
+    }
 }
 
 static void pci_folder(const struct gpu *gpu, char *folder, size_t size)
@@ -237,16 +248,18 @@ static void draw_gpu_node(const struct state *state, uint32_t index, uint32_t p)
 {
     const struct gpu *gpu = &state->gpus[index];
     uint32_t count = partition_count(gpu), units = gpu->compute_units / count;
+    struct link_counts links = count_links(state, index);
     char folder[160];
     snprintf(folder, sizeof folder, KFD "/topology/nodes/%u", kfd_node(state, index, p));
     put(folder, "gpu_id", "%u\n", partition_gpu_id(state, index, p));
     put(folder, "name", "ip discovery\n");
     put(folder, "properties",
-        "cpu_cores_count 0\nsimd_count %u\nmem_banks_count 1\nmax_waves_per_simd 8\nwave_front_size 64\n"
+        "cpu_cores_count 0\nsimd_count %u\nmem_banks_count 1\ncaches_count 0\nio_links_count %u\np2p_links_count %u\n"
+        "max_waves_per_simd 8\nwave_front_size 64\n"
         "array_count %u\ncu_per_simd_array 10\nsimd_per_cu 4\nnum_xcc %u\nvendor_id 4098\ndevice_id %u\n"
         "location_id %u\ndomain 0\ndrm_render_minor %u\nhive_id %lu\nnum_sdma_engines %u\nnum_cp_queues 24\n"
         "max_engine_clk_fcompute %u\nlocal_mem_size 0\ngfx_target_version %u\nunique_id %lu\n",
-        units * 4, gpu->xcc_count ? 4 * gpu->xcc_count / count : 8, gpu->xcc_count ? gpu->xcc_count / count : 1,
+        units * 4, links.io, links.p2p, gpu->xcc_count ? 4 * gpu->xcc_count / count : 8, gpu->xcc_count ? gpu->xcc_count / count : 1,
         gpu->device_id, partition_location(gpu, p), gpu->render + p, gpu->hive_id,
         gpu->xcc_count ? 2 * gpu->xcc_count / count : 5, gpu->max_clock_mhz, gpu->gfx_version,
         partition_unique_id(state, index, p));
@@ -269,17 +282,13 @@ static void draw_kfd(const struct state *state)
     put_device("kfd", state->kfd_major, 0);
 }
 
-/* After a change there may be fewer nodes than before; the first number without a folder is past the last. */
-static void take_surplus_nodes(const struct state *state)
+/* Not after the driver was away. */
+static int has_links(const struct state *state)
 {
     char folder[128], path[PATH_MAX];
-    for (uint32_t node = kfd_node(state, state->gpu_count, 0);; node++) {
-        snprintf(folder, sizeof folder, KFD "/topology/nodes/%u", node);
-        full_path(path, folder);
-        if (access(path, F_OK))
-            return;
-        take_away(folder);
-    }
+    snprintf(folder, sizeof folder, KFD "/topology/nodes/%u/io_links", kfd_node(state, 0, 0));
+    full_path(path, folder);
+    return !access(path, F_OK);
 }
 
 static void draw_driver(const struct state *state)
@@ -326,7 +335,9 @@ int render(const struct state *state)
         usleep(state->change_pause_ms * 1000);
     }
     draw_kfd(state);
-    take_surplus_nodes(state);
+    take_surplus(KFD "/topology/nodes", kfd_node(state, state->gpu_count, 0));
+    if (state->drawn_topology != state->topology || !has_links(state))
+        draw_links(state);
     draw_xcp(state);
     return first_error;
 }
