@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from simulator.amd import node
+
 from kubeletplugin.hardware.amdsmi import AmdSmi
 from kubeletplugin.model.amd_partitions import Mode
 from kubeletplugin.model.amd_prepare import ReloadDriver, SetComputeMode, SetMemoryMode
@@ -21,13 +23,13 @@ def read_properties(path: Path) -> dict[str, str]:
 def links_by_node(root: Path, kind: str) -> dict[str, list[dict[str, str]]]:
     """Of each GPU's node that has any."""
     found: dict[str, list[dict[str, str]]] = {}
-    for node in (root / "sys/class/kfd/kfd/topology/nodes").iterdir():
-        properties = read_properties(node / "properties")
-        links = [read_properties(link / "properties") for link in sorted((node / kind).glob("*"))]
+    for folder in (root / "sys/class/kfd/kfd/topology/nodes").iterdir():
+        properties = read_properties(folder / "properties")
+        links = [read_properties(link / "properties") for link in sorted((folder / kind).glob("*"))]
         if properties["simd_count"] != "0" and links:
             assert int(properties[f"{kind}_count"]) == len(links)
-            assert {link["node_from"] for link in links} == {node.name}
-            found[node.name] = links
+            assert {link["node_from"] for link in links} == {folder.name}
+            found[folder.name] = links
     return found
 
 
@@ -36,7 +38,7 @@ def weights(links: list[dict[str, str]]) -> Counter[tuple[str, str]]:
 
 
 def test_a_partition_is_nearest_to_the_others_of_its_gpu_and_links_follow_the_modes(make: Make, root: Path) -> None:
-    backend = make("mi300xx2")
+    backend = make("mi300xx2", kfd_links=True)
     whole = links_by_node(root, "io_links")
     assert [weights(links) for links in whole.values()] == [Counter({(PCIE, "20"): 1, (XGMI, "41"): 1})] * 2
     backend.apply_step(SetComputeMode(FIRST, Mode("CPX", "NPS1")))
@@ -48,9 +50,16 @@ def test_a_partition_is_nearest_to_the_others_of_its_gpu_and_links_follow_the_mo
     assert links_by_node(root, "io_links") == whole
 
 
+def test_links_appear_when_they_are_asked_for(make: Make, root: Path) -> None:
+    make("mi300xx2")
+    assert links_by_node(root, "io_links") == {}
+    node.set_fault(root, "kfd_links", 1)
+    assert len(links_by_node(root, "io_links")) == 2
+
+
 def test_gpus_of_two_hives_reach_each_other_over_pcie(make: Make, root: Path) -> None:
     """As captured: eight MI210 are two hives of four."""
-    make("mi210")
+    make("mi210", kfd_links=True)
     assert [weights(links) for links in links_by_node(root, "io_links").values()] == [
         Counter({(PCIE, "20"): 1, (XGMI, "15"): 3})
     ] * 8
@@ -60,7 +69,7 @@ def test_gpus_of_two_hives_reach_each_other_over_pcie(make: Make, root: Path) ->
 def test_a_driver_that_is_loaded_again_in_another_memory_mode_shows_the_links_of_what_there_is_then(
     make: Make, root: Path
 ) -> None:
-    backend = make("mi300xx2")
+    backend = make("mi300xx2", kfd_links=True)
     backend.apply_step(SetMemoryMode(FIRST, "NPS4"))
     backend.apply_step(ReloadDriver((FIRST,), "NPS4"))
     there = len(links_by_node(root, "io_links"))

@@ -9,7 +9,7 @@ from simulator.amd import build
 from simulator.amd import state as store
 from simulator.amd.models import BUSES, Model, parse_profile
 
-Fault = Literal["failing_reloads", "losing_reloads", "change_pause_ms", "reload_pause_ms"]
+Fault = Literal["failing_reloads", "losing_reloads", "change_pause_ms", "reload_pause_ms", "kfd_links"]
 _SHOWN: Final = (
     "dev/dri",
     "dev/kfd",
@@ -38,6 +38,7 @@ def install(
     index: int = 0,
     driver_version: str = DRIVER_VERSION,
     dotted_xcp: bool = False,
+    kfd_links: bool = False,
 ) -> None:
     """Make `root` a node with the GPUs of `profile`. `index` tells nodes apart: ids differ between them."""
     parsed = parse_profile(profile)
@@ -55,6 +56,7 @@ def install(
             link.unlink()
     state = _first_state(model, count, index, driver_version)
     state.dotted_xcp = dotted_xcp
+    state.kfd_links = kfd_links
     store.create(root, state)
 
 

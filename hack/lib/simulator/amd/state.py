@@ -59,6 +59,8 @@ class State(ctypes.Structure):
         ("change_pause_ms", ctypes.c_uint32),
         ("reload_pause_ms", ctypes.c_uint32),
         ("dotted_xcp", ctypes.c_uint32),
+        ("kfd_links", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
         ("loading", ctypes.c_uint32),
         ("drawn_topology", ctypes.c_uint64),
         ("gpus", Gpu * MAX_GPUS),

@@ -58,6 +58,8 @@ struct state {
     uint32_t change_pause_ms;  /* how long a change shows itself half done in sysfs */
     uint32_t reload_pause_ms;
     uint32_t dotted_xcp; /* platform devices are amdgpu_xcp.N, as some builds of ROCm 6.4 name them */
+    uint32_t kfd_links;  /* KFD shows links between nodes: thousands of files, drawn anew at every change */
+    uint32_t reserved;
     uint32_t loading;    /* the driver is to be loaded by whoever next takes the lock */
     uint64_t drawn_topology;
     struct gpu gpus[MAX_GPUS];

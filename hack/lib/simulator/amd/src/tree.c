@@ -52,6 +52,14 @@ static int holds(const char *path, const char *text, size_t size)
     return got == (ssize_t)size && !memcmp(now, text, size);
 }
 
+static void write_text(const char *path, const char *text, size_t size)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    note(fd < 0 || write(fd, text, size) != (ssize_t)size);
+    if (fd >= 0)
+        close(fd);
+}
+
 void put(const char *folder, const char *name, const char *format, ...)
 {
     char path[PATH_MAX], fresh[PATH_MAX], text[2048], relative[1024];
@@ -65,11 +73,20 @@ void put(const char *folder, const char *name, const char *format, ...)
         return;
     make_folders(path);
     snprintf(fresh, sizeof fresh, "%.*s.fresh", (int)(sizeof fresh - 8), path);
-    int fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    note(fd < 0 || write(fd, text, size) != (ssize_t)size);
-    if (fd >= 0)
-        close(fd);
+    write_text(fresh, text, size);
     note(rename(fresh, path));
+}
+
+void put_in_place(const char *folder, const char *text)
+{
+    char path[PATH_MAX], relative[1024];
+    snprintf(relative, sizeof relative, "%s/properties", folder);
+    full_path(path, relative);
+    if (holds(path, text, strlen(text)))
+        return;
+    if (access(path, F_OK))
+        make_folders(path);
+    write_text(path, text, strlen(text));
 }
 
 static void put_link(const char *relative, const char *target)
@@ -248,7 +265,9 @@ static void draw_gpu_node(const struct state *state, uint32_t index, uint32_t p)
 {
     const struct gpu *gpu = &state->gpus[index];
     uint32_t count = partition_count(gpu), units = gpu->compute_units / count;
-    struct link_counts links = count_links(state, index);
+    struct link_counts links = {0};
+    if (state->kfd_links)
+        links = count_links(state, index);
     char folder[160];
     snprintf(folder, sizeof folder, KFD "/topology/nodes/%u", kfd_node(state, index, p));
     put(folder, "gpu_id", "%u\n", partition_gpu_id(state, index, p));
@@ -336,7 +355,7 @@ int render(const struct state *state)
     }
     draw_kfd(state);
     take_surplus(KFD "/topology/nodes", kfd_node(state, state->gpu_count, 0));
-    if (state->drawn_topology != state->topology || !has_links(state))
+    if (state->kfd_links && (state->drawn_topology != state->topology || !has_links(state)))
         draw_links(state);
     draw_xcp(state);
     return first_error;
