@@ -15,7 +15,7 @@ from kubeletplugin.amd_home import HomeModes
 from kubeletplugin.amd_reload import ReloadMark
 from kubeletplugin.amd_target import NodeTarget
 from kubeletplugin.driver import ready_devices
-from kubeletplugin.events import Recorder
+from kubeletplugin.events import Recorder, node_reference
 from kubeletplugin.files import CdiFiles, CrashPoint, Store
 from kubeletplugin.hardware.amdsmi import AmdBackend, ModeRefused
 from kubeletplugin.hardware.backend import LibraryMissing
@@ -138,10 +138,7 @@ class AmdDriver:
         self._store.adopt(checkpoint)
         message = f"{error}; set aside as {aside}, {len(checkpoint.records)} claims recovered from their CDI files"
         log.error("checkpoint_rebuilt", extra={"driver": self.name, "error": message})
-        self._events.warn(self._node_reference(), "CheckpointRebuilt", "Recover", message)
-
-    def _node_reference(self) -> dict[str, str]:
-        return {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": self._node}
+        self._events.warn(node_reference(self._node), "CheckpointRebuilt", "Recover", message)
 
     # Claims
 
@@ -210,7 +207,7 @@ class AmdDriver:
             raise
         except HardwareError as error:
             log.warning("memory_mode_pending", extra={"driver": self.name, "error": str(error)})
-            self._events.warn(self._node_reference(), "MemoryModePending", "Reload", str(error))
+            self._events.warn(node_reference(self._node), "MemoryModePending", "Reload", str(error))
             self._home.expect(self._boot_id, step.memory_mode)
             raise
 

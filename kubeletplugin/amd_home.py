@@ -10,10 +10,12 @@ memory mode that a failed reload of ours has left asked for in the kernel stays 
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from api.errors import Retryable
 from kubeletplugin.disk import disk_error, write_whole
 from kubeletplugin.model.amd_partitions import AmdInventory
 
@@ -54,21 +56,28 @@ class HomeModes:
             self._write(boot_id, _Kept(_profiles(inventory), _profiles(inventory)))
 
     def observe(self, boot_id: str, inventory: AmdInventory, *, is_ours: bool) -> None:
-        """After every look. `is_ours`: claims may have changed modes since the last one. Raises DiskFailed."""
+        """After every look. `is_ours`: claims may have changed modes since the last one."""
         kept, now = self._read(boot_id), _profiles(inventory)
         if kept is None or now.items() <= kept.seen.items():
             return
         if not is_ours and kept.is_choice(now):
             log.info("modes_chosen", extra={"seen": kept.seen, "now": now})
-            self.forget()
+            self._try(self.forget)
         else:
-            self._write(boot_id, kept.with_seen(now))
+            self._try(partial(self._write, boot_id, kept.with_seen(now)))
 
     def expect(self, boot_id: str, memory_mode: str) -> None:
-        """After a reload for it has failed. Raises DiskFailed."""
+        """After a reload for it has failed."""
         kept = self._read(boot_id)
         if kept is not None:
-            self._write(boot_id, replace(kept, pending=memory_mode.lower()))
+            self._try(partial(self._write, boot_id, replace(kept, pending=memory_mode.lower())))
+
+    def _try(self, change: Callable[[], None]) -> None:
+        """What was seen is no reason to serve nobody: a full disk costs the way home at the most."""
+        try:
+            change()
+        except Retryable as error:
+            log.error("modes_not_kept", extra={"error": str(error)})
 
     def forget(self) -> None:
         """Somebody has decided on the present modes. Raises DiskFailed."""
@@ -99,7 +108,7 @@ class HomeModes:
         except (OSError, ValueError, KeyError, TypeError) as error:
             # It only says where to return to: without it the GPUs stay as they are.
             log.error("home_modes_unreadable", extra={"path": str(self._path), "error": repr(error)})
-            self.forget()
+            self._try(self.forget)
             return None
 
     def _write(self, boot_id: str, kept: _Kept) -> None:

@@ -9,7 +9,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from api.client import Client, Forbidden, Json, NotFound, back_off_s, path
@@ -73,12 +72,18 @@ def ready_devices(record: ClaimRecord) -> tuple[ReadyDevice, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True)
 class _Running:
     """Work on one claim that has no answer yet, and those who wait for it."""
 
-    task: asyncio.Task[None]
-    callers: list[asyncio.Future[Any]]
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.callers: list[asyncio.Future[Any]] = []
+
+    def tell(self, result: Any) -> None:
+        """All who wait; says nothing to those who have their answer, or have gone."""
+        for caller in self.callers:
+            if not caller.done():
+                caller.set_result(result)
 
 
 class ClaimService:
@@ -110,10 +115,7 @@ class ClaimService:
 
     async def _join(self, operation: str, ref: ClaimRef, work: Callable[[ClaimRef], Coroutine[Any, Any, Any]]) -> Any:
         """Start the work, or share the one that is under way; a caller that goes away does not end it."""
-        key = (operation, ref.uid)
-        running = self._running.get(key)
-        if running is None:
-            running = self._running[key] = self._start(operation, ref, work)
+        running = self._running.get((operation, ref.uid)) or self._start(operation, ref, work)
         answer = asyncio.get_running_loop().create_future()
         running.callers.append(answer)
         try:
@@ -126,24 +128,21 @@ class ClaimService:
 
     def _start(self, operation: str, ref: ClaimRef, work: Callable[[ClaimRef], Coroutine[Any, Any, Any]]) -> _Running:
         # Only what was there before: two that waited for each other would wait for ever.
-        earlier = self._running.get((_OPPOSITE[operation], ref.uid))
+        opposite = self._running.get((_OPPOSITE[operation], ref.uid))
+        earlier = opposite.task if opposite else None
         if earlier is not None and operation == "unprepare" and self._driver.interruptible:
-            earlier.task.cancel()  # its pod is being deleted, and must not wait with it
-        callers: list[asyncio.Future[Any]] = []
-
-        def answer(result: Any) -> None:
-            """Tell all who wait; whoever comes from now on starts anew."""
-            if self._running.get((operation, ref.uid)) is running:
-                del self._running[operation, ref.uid]
-            for caller in callers:
-                if not caller.done():
-                    caller.set_result(result)
-
-        task = self._tasks.create_task(self._work(operation, ref, work, earlier.task if earlier else None, answer))
-        running = _Running(task, callers)
+            earlier.cancel()  # its pod is being deleted, and must not wait with it
+        running = self._running[operation, ref.uid] = _Running()
+        running.task = self._tasks.create_task(self._work(operation, ref, work, earlier, running))
         given_up = f"claim {ref}: {operation} was given up, for the claim is unprepared now"
-        task.add_done_callback(lambda _: answer(given_up))  # says nothing to those who have their answer
+        running.task.add_done_callback(lambda _: self._finish(operation, ref, running, given_up))
         return running
+
+    def _finish(self, operation: str, ref: ClaimRef, running: _Running, result: Any) -> None:
+        """Whoever comes from now on starts anew."""
+        if self._running.get((operation, ref.uid)) is running:
+            del self._running[operation, ref.uid]
+        running.tell(result)
 
     async def _work(
         self,
@@ -151,9 +150,9 @@ class ClaimService:
         ref: ClaimRef,
         work: Callable[[ClaimRef], Coroutine[Any, Any, Any]],
         earlier: asyncio.Task[None] | None,
-        answer: Callable[[Any], None],
+        running: _Running,
     ) -> None:
-        """Answer with the result, or with what went wrong as a sentence."""
+        """Tell the result, or what went wrong as a sentence."""
         metrics = self._metrics[operation]
         started_s = time.perf_counter()
         with log_context(driver=self._driver.name, claim=str(ref), claim_uid=ref.uid, op=secrets.token_hex(4)):
@@ -163,14 +162,15 @@ class ClaimService:
                 with metrics.measure():
                     result = await self._retry(work, ref)
             except PartitaError as error:
-                answer(self._fail(operation, ref, error.reason, str(error)))
+                self._finish(operation, ref, running, self._fail(operation, ref, error.reason, str(error)))
                 return
             except Exception as error:  # a defect must cost one claim, not every claim of the node
                 log.exception("defect")
-                answer(self._fail(operation, ref, "InternalError", f"{type(error).__name__}: {error}"))
+                message = self._fail(operation, ref, "InternalError", f"{type(error).__name__}: {error}")
+                self._finish(operation, ref, running, message)
                 return
             took_ms = round((time.perf_counter() - started_s) * 1e3, 2)
-            answer(result)
+            self._finish(operation, ref, running, result)
             await asyncio.sleep(0)  # the kubelet has its answer before anybody is told of it
             metrics.succeed()
             log.info(f"claim_{operation}d", extra={"took_ms": took_ms})

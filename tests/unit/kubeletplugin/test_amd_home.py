@@ -3,7 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from kubeletplugin.amd_home import HomeModes
+from kubeletplugin.disk import DiskFailed
 from kubeletplugin.model.amd_partitions import AmdGpu, AmdInventory, Mode, Partition
 
 SPX, CPX4 = Mode("SPX", "NPS1"), Mode("CPX", "NPS4")
@@ -83,3 +86,16 @@ def test_a_damaged_file_stops_nothing(tmp_path: Path) -> None:
     assert home.target("boot", node(CPX4)) == ()
     home.remember("boot", node(SPX))
     assert home.target("boot", node(CPX4)) == ("spx_nps1",)
+
+
+def test_a_disk_that_takes_nothing_costs_what_was_seen_and_stops_nothing(tmp_path: Path) -> None:
+    """The plugin serves all the same; only before a change of ours must the way home be on the disk."""
+    home = HomeModes(tmp_path / "home-modes.json")
+    home.remember("boot", node(SPX))
+    blocked = tmp_path / "home-modes.fresh"
+    blocked.mkdir()
+    home.expect("boot", "NPS4")
+    home.observe("boot", node(CPX4), is_ours=True)
+    assert home.target("boot", node(CPX4)) == ("spx_nps1",)
+    with pytest.raises(DiskFailed):
+        home.remember("next boot", node(SPX))

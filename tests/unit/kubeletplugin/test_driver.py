@@ -107,6 +107,17 @@ def test_concurrent_calls_for_one_claim_share_one_preparation() -> None:
     run(rack, Api(), scenario)
 
 
+def test_whoever_asks_again_the_moment_it_has_its_answer_starts_anew() -> None:
+    """The work before is still being logged then."""
+    rack = Rack()
+
+    async def scenario(claims: ClaimService, _: Board) -> None:
+        assert [await claims.prepare(REF) for _ in range(3)] == [(DEVICE,)] * 3
+        assert rack.story == ["prepare"] * 3
+
+    run(rack, Api(), scenario)
+
+
 def test_a_caller_that_goes_away_does_not_end_the_work() -> None:
     rack = Rack()
     rack.gate.clear()
