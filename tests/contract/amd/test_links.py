@@ -38,7 +38,9 @@ def weights(links: list[dict[str, str]]) -> Counter[tuple[str, str]]:
 
 
 def test_a_partition_is_nearest_to_the_others_of_its_gpu_and_links_follow_the_modes(make: Make, root: Path) -> None:
-    backend = make("mi300xx2", kfd_links=True)
+    backend = make("mi300xx2")
+    assert links_by_node(root, "io_links") == {}, "nobody has asked for them"
+    node.show_links(root)
     whole = links_by_node(root, "io_links")
     assert [weights(links) for links in whole.values()] == [Counter({(PCIE, "20"): 1, (XGMI, "41"): 1})] * 2
     backend.apply_step(SetComputeMode(FIRST, Mode("CPX", "NPS1")))
@@ -50,16 +52,10 @@ def test_a_partition_is_nearest_to_the_others_of_its_gpu_and_links_follow_the_mo
     assert links_by_node(root, "io_links") == whole
 
 
-def test_links_appear_when_they_are_asked_for(make: Make, root: Path) -> None:
-    make("mi300xx2")
-    assert links_by_node(root, "io_links") == {}
-    node.set_fault(root, "kfd_links", 1)
-    assert len(links_by_node(root, "io_links")) == 2
-
-
 def test_gpus_of_two_hives_reach_each_other_over_pcie(make: Make, root: Path) -> None:
     """As captured: eight MI210 are two hives of four."""
-    make("mi210", kfd_links=True)
+    make("mi210")
+    node.show_links(root)
     assert [weights(links) for links in links_by_node(root, "io_links").values()] == [
         Counter({(PCIE, "20"): 1, (XGMI, "15"): 3})
     ] * 8
@@ -69,7 +65,8 @@ def test_gpus_of_two_hives_reach_each_other_over_pcie(make: Make, root: Path) ->
 def test_a_driver_that_is_loaded_again_in_another_memory_mode_shows_the_links_of_what_there_is_then(
     make: Make, root: Path
 ) -> None:
-    backend = make("mi300xx2", kfd_links=True)
+    backend = make("mi300xx2")
+    node.show_links(root)
     backend.apply_step(SetMemoryMode(FIRST, "NPS4"))
     backend.apply_step(ReloadDriver((FIRST,), "NPS4"))
     there = len(links_by_node(root, "io_links"))

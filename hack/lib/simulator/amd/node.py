@@ -9,7 +9,7 @@ from simulator.amd import build
 from simulator.amd import state as store
 from simulator.amd.models import BUSES, Model, parse_profile
 
-Fault = Literal["failing_reloads", "losing_reloads", "change_pause_ms", "reload_pause_ms", "kfd_links"]
+Fault = Literal["failing_reloads", "losing_reloads", "change_pause_ms", "reload_pause_ms"]
 _SHOWN: Final = (
     "dev/dri",
     "dev/kfd",
@@ -38,7 +38,6 @@ def install(
     index: int = 0,
     driver_version: str = DRIVER_VERSION,
     dotted_xcp: bool = False,
-    kfd_links: bool = False,
 ) -> None:
     """Make `root` a node with the GPUs of `profile`. `index` tells nodes apart: ids differ between them."""
     parsed = parse_profile(profile)
@@ -56,7 +55,6 @@ def install(
             link.unlink()
     state = _first_state(model, count, index, driver_version)
     state.dotted_xcp = dotted_xcp
-    state.kfd_links = kfd_links
     store.create(root, state)
 
 
@@ -165,6 +163,12 @@ def hold(root: Path, number: int, pid: int | None) -> None:
 def set_fault(root: Path, name: Fault, value: int) -> None:
     with store.change(root) as state:
         setattr(state, name, value)
+
+
+def show_links(root: Path) -> None:
+    """KFD tells of the links between its nodes from now on, which takes seconds at every change of many partitions."""
+    with store.change(root) as state:
+        state.kfd_links = 1
 
 
 def set_modes(root: Path, compute_mode: str, memory_mode: int) -> None:

@@ -78,6 +78,7 @@ def run_amd(arguments: list[str]) -> int:
     parser.add_argument("--set-modes", metavar="MODE", help="as an administrator: cpx_nps4 on every GPU")
     parser.add_argument("--reboot", type=int, metavar="CARD", help="like `reboot`; DRM minors then begin at this card")
     parser.add_argument("--load-driver", action="store_true", help="modprobe amdgpu")
+    parser.add_argument("--kfd-links", action="store_true", help="show the links between KFD's nodes, which takes time")
     for fault in FAULTS:
         parser.add_argument(f"--{fault.replace('_', '-')}", type=int)
     given = parser.parse_args(arguments)
@@ -92,6 +93,8 @@ def run_amd(arguments: list[str]) -> int:
         node.reboot(given.root, first_card=given.reboot, kfd_major=node.KFD_MAJOR - 1)
     if given.load_driver:
         node.load_driver(given.root)
+    if given.kfd_links:
+        node.show_links(given.root)
     for fault in FAULTS:
         if getattr(given, fault) is not None:
             node.set_fault(given.root, fault, getattr(given, fault))

@@ -13,14 +13,13 @@ enum { BANDWIDTH_WITHIN_GPU = 819200, BANDWIDTH_ACROSS = 64000 };            /* 
 static void draw_link(const char *folder, uint32_t number, uint32_t from, uint32_t to, int type, int weight,
                       int bandwidth)
 {
-    char link[200], text[512];
+    char link[200];
     snprintf(link, sizeof link, "%s/%u", folder, number);
-    snprintf(text, sizeof text,
-             "type %d\nversion_major 0\nversion_minor 0\nnode_from %u\nnode_to %u\nweight %d\nmin_latency 0\n"
-             "max_latency 0\nmin_bandwidth 0\nmax_bandwidth %d\nrecommended_transfer_size 0\n"
-             "recommended_sdma_engine_id_mask 0\nflags 0\n",
-             type, from, to, weight, bandwidth);
-    put_in_place(link, text);
+    put(link, "properties",
+        "type %d\nversion_major 0\nversion_minor 0\nnode_from %u\nnode_to %u\nweight %d\nmin_latency 0\n"
+        "max_latency 0\nmin_bandwidth 0\nmax_bandwidth %d\nrecommended_transfer_size 0\n"
+        "recommended_sdma_engine_id_mask 0\nflags 0\n",
+        type, from, to, weight, bandwidth);
 }
 
 static int is_linked(const struct state *state, uint32_t one, uint32_t other)

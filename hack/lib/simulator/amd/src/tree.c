@@ -52,14 +52,6 @@ static int holds(const char *path, const char *text, size_t size)
     return got == (ssize_t)size && !memcmp(now, text, size);
 }
 
-static void write_text(const char *path, const char *text, size_t size)
-{
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    note(fd < 0 || write(fd, text, size) != (ssize_t)size);
-    if (fd >= 0)
-        close(fd);
-}
-
 void put(const char *folder, const char *name, const char *format, ...)
 {
     char path[PATH_MAX], fresh[PATH_MAX], text[2048], relative[1024];
@@ -73,20 +65,11 @@ void put(const char *folder, const char *name, const char *format, ...)
         return;
     make_folders(path);
     snprintf(fresh, sizeof fresh, "%.*s.fresh", (int)(sizeof fresh - 8), path);
-    write_text(fresh, text, size);
+    int fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    note(fd < 0 || write(fd, text, size) != (ssize_t)size);
+    if (fd >= 0)
+        close(fd);
     note(rename(fresh, path));
-}
-
-void put_in_place(const char *folder, const char *text)
-{
-    char path[PATH_MAX], relative[1024];
-    snprintf(relative, sizeof relative, "%s/properties", folder);
-    full_path(path, relative);
-    if (holds(path, text, strlen(text)))
-        return;
-    if (access(path, F_OK))
-        make_folders(path);
-    write_text(path, text, strlen(text));
 }
 
 static void put_link(const char *relative, const char *target)

@@ -9,9 +9,6 @@
 /* Write `<folder>/<name>`; the text is printf-like. */
 __attribute__((format(printf, 3, 4))) void put(const char *folder, const char *name, const char *format, ...);
 
-/* Write `<folder>/properties`, for thousands of files: a read at that moment may find it empty. */
-void put_in_place(const char *folder, const char *text);
-
 /* Folders that are numbered from 0: those from `count` on are of an earlier state. */
 void take_surplus(const char *folder, uint32_t count);
 
