@@ -1,7 +1,6 @@
 """The plugin on a node with AMD GPUs: what it publishes, what a claim gets, and what a killed one leaves."""
 
 import asyncio
-import functools
 from typing import Any
 
 import pytest
@@ -51,12 +50,7 @@ async def test_a_container_is_told_its_node_and_its_driver(it: AmdWorld) -> None
 @in_amd_world()
 async def test_killed_after_any_step_of_prepare_the_next_run_converges(it: AmdWorld, step: str, device: str) -> None:
     claim = await it.claim("part", device)
-    kubelet = await it.start(PARTITA_CRASH_AFTER=step)
-    with pytest.raises(Exception, match=r"(?s)."):
-        await kubelet.prepare(claim)
-    assert it.node.wait() == 137
-    kubelet = await it.start()
-    await kubelet.prepare(claim)
+    kubelet = await it.prepare_over_a_crash(claim, step)
     assert it.modes() == (["cpx_nps4"] * 2 if device == RELOADED else ["cpx_nps1", "spx_nps1"])
     assert (len(it.specs()), it.records()) == (1, {claim.uid})
     await kubelet.unprepare(claim)
@@ -66,14 +60,7 @@ async def test_killed_after_any_step_of_prepare_the_next_run_converges(it: AmdWo
 @pytest.mark.parametrize("step", ["cdi_removed", "removed"])
 @in_amd_world()
 async def test_killed_after_any_step_of_unprepare_the_next_run_converges(it: AmdWorld, step: str) -> None:
-    claim = await it.claim("part", CHANGED)
-    kubelet = await it.start(PARTITA_CRASH_AFTER=step)
-    await kubelet.prepare(claim)
-    with pytest.raises(Exception, match=r"(?s)."):
-        await kubelet.unprepare(claim)
-    assert it.node.wait() == 137
-    kubelet = await it.start()
-    await kubelet.unprepare(claim)
+    await it.unprepare_over_a_crash(await it.claim("part", CHANGED), step)
     it.assert_released()
 
 
@@ -105,8 +92,14 @@ async def test_a_reload_that_loses_the_driver_is_made_up_for(it: AmdWorld) -> No
     assert it.simulate()["driver"]["loaded"]
 
 
-async def is_home(it: AmdWorld) -> bool:
-    return it.modes() == ["spx_nps1"] * 2
+async def assert_goes_home(it: AmdWorld) -> None:
+    """Into the modes of before the claim, by itself."""
+
+    async def left() -> bool:
+        return "nps4" not in str(it.modes())
+
+    await until("it leaves the memory mode", left, 60.0)
+    assert it.modes() == ["spx_nps1"] * 2
 
 
 @in_amd_world()
@@ -124,7 +117,7 @@ async def test_an_idle_node_returns_from_a_mode_that_another_reload_brought_for_
     for words in (["-r", "amdgpu"], ["amdgpu"]):
         run("chroot", str(it.node.driver_root), "/usr/sbin/modprobe", *words)
     assert it.modes() == ["cpx_nps4"] * 2
-    await until("it is in its earlier mode", functools.partial(is_home, it), 60.0)
+    await assert_goes_home(it)
 
 
 async def leave_in_another_memory_mode(it: AmdWorld) -> None:
@@ -141,7 +134,7 @@ async def test_an_idle_node_goes_home_also_after_a_restart(it: AmdWorld) -> None
     await leave_in_another_memory_mode(it)
     it.node.end()
     await it.start(RESCAN_INTERVAL_S="0.5")
-    await until("it is in its earlier mode", functools.partial(is_home, it), 60.0)
+    await assert_goes_home(it)
 
 
 @in_amd_world()

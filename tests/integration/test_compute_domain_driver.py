@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+from typing import Any
 
 import pytest
 from bench.kubelet import PrepareFailed
+from bench.objects import Claim
 
 from api.client import ApiError, path
 from tests.support.domain_node_world import API, DRIVER, SYSTEM, World, cluster, edits, in_world, until
@@ -45,13 +47,19 @@ async def test_a_channel_is_given_out_when_the_controller_says_so_and_not_before
     assert (it.specs(), it.domains()) == ({}, [])
 
 
-@in_world()
-async def test_a_channel_is_given_out_when_this_nodes_daemon_says_that_it_is_connected(it: World) -> None:
-    """The daemon of the address that the controller has told, and of no other."""
-    await it.publish(released=False, address="10.0.0.2")
+async def wait_for_channel(it: World, **policy: str) -> tuple[Claim, asyncio.Task[dict[str, Any]]]:
+    """A claim for a domain that is not released on this node, and the call that waits for it."""
+    await it.publish(released=False, address="10.0.0.2", **policy)
     claim = await it.claim("c0")
     waiting = asyncio.create_task(it.kubelet.prepare(claim))
     await until(lambda: it.domains() == [it.domain])
+    return claim, waiting
+
+
+@in_world()
+async def test_a_channel_is_given_out_when_this_nodes_daemon_says_that_it_is_connected(it: World) -> None:
+    """The daemon of the address that the controller has told, and of no other."""
+    claim, waiting = await wait_for_channel(it)
     it.report("10.0.0.2", ready=False)
     it.report("10.0.0.1")
     await asyncio.sleep(1)
@@ -65,24 +73,18 @@ async def test_a_channel_is_given_out_when_this_nodes_daemon_says_that_it_is_con
 
 @in_world()
 async def test_with_release_policy_all_nodes_a_daemons_word_is_not_enough(it: World) -> None:
-    await it.publish(released=False, address="10.0.0.2", policy="AllNodes")
-    claim = await it.claim("c0")
-    waiting = asyncio.create_task(it.kubelet.prepare(claim))
-    await until(lambda: it.domains() == [it.domain])
+    claim, waiting = await wait_for_channel(it, policy="AllNodes")
     it.report("10.0.0.2")
     await asyncio.sleep(1)
     assert not waiting.done()
     await it.publish(released=True, address="10.0.0.2", policy="AllNodes")
-    await waiting
+    assert (await waiting)[claim.uid]
 
 
 @in_world()
 async def test_a_daemon_can_lead_the_plugin_nowhere(it: World) -> None:
     """Its folder is its own to write: a link in the place of its report is not followed, a pipe is not waited for."""
-    await it.publish(released=False, address="10.0.0.2")
-    claim = await it.claim("c0")
-    waiting = asyncio.create_task(it.kubelet.prepare(claim))
-    await until(lambda: it.domains() == [it.domain])
+    claim, waiting = await wait_for_channel(it)
     folder = it.node.plugins / DRIVER / "domains" / it.domain / "status"
     it.report("10.0.0.2", ready=False)
     (folder / "elsewhere").write_text((folder / "status.json").read_text().replace("false", "true"))
@@ -95,7 +97,7 @@ async def test_a_daemon_can_lead_the_plugin_nowhere(it: World) -> None:
     await asyncio.sleep(1)
     assert not waiting.done()
     await it.publish(released=True, address="10.0.0.2")
-    await waiting
+    assert (await waiting)[claim.uid]
 
 
 @in_world()

@@ -3,6 +3,8 @@
 import asyncio
 import shutil
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -112,9 +114,9 @@ async def test_an_xid_shows_in_the_health_stream_and_as_a_taint(it: World) -> No
     assert await until("taints", tainted)
 
 
-@in_world()
-async def test_two_instances_share_what_they_know(it: World) -> None:
-    """A rolling update: what one prepared, the other unprepares; each leaves the other's sockets alone."""
+@asynccontextmanager
+async def rolling_update(it: World) -> AsyncIterator[tuple[Kubelet, Kubelet]]:
+    """An old and a new instance of the plugin serve at once; a kubelet for each."""
     old, new = str(uuid4()), str(uuid4())
     it.node.start(POD_UID=old)
     await until("old socket", lambda: _exists(it, old))
@@ -122,8 +124,18 @@ async def test_two_instances_share_what_they_know(it: World) -> None:
     twin.start(POD_UID=new)
     try:
         await until("new socket", lambda: _exists(it, new))
-        first = await Kubelet.register(_sockets(it, old)[0])
-        second = await Kubelet.register(_sockets(it, new)[0])
+        first, second = [await Kubelet.register(_sockets(it, uid)[0]) for uid in (old, new)]
+        yield first, second
+        await first.close()
+        await second.close()
+    finally:
+        twin.end(signal.SIGKILL)
+
+
+@in_world()
+async def test_two_instances_share_what_they_know(it: World) -> None:
+    """A rolling update: what one prepared, the other unprepares; each leaves the other's sockets alone."""
+    async with rolling_update(it) as (first, second):
         claim = await it.claim("slice", SLICE)
         prepared = await first.prepare(claim)
         again = await second.prepare(claim)
@@ -131,10 +143,6 @@ async def test_two_instances_share_what_they_know(it: World) -> None:
         assert it.node.end() == 0
         await second.unprepare(claim)
         it.assert_clean()
-        await first.close()
-        await second.close()
-    finally:
-        twin.end(signal.SIGKILL)
 
 
 @in_world()
@@ -218,15 +226,8 @@ async def test_a_gpu_that_is_taken_out_and_put_back_is_offered_again(it: World) 
 
 @in_world()
 async def test_what_one_of_two_instances_made_is_nowhere_offered_as_an_admins(it: World) -> None:
-    old, new = str(uuid4()), str(uuid4())
-    it.node.start(POD_UID=old)
-    await until("old socket", lambda: _exists(it, old))
-    twin = it.make_twin()
-    twin.start(POD_UID=new)
-    try:
-        await until("new socket", lambda: _exists(it, new))
+    async with rolling_update(it) as (first, _):
         await wait_for_devices(it.client, it.node.name)
-        first = await Kubelet.register(_sockets(it, old)[0])
         claim = await it.claim("slice", SLICE)
         await first.prepare(claim)
         for _ in range(80):  # longer than two rescans
@@ -234,9 +235,6 @@ async def test_what_one_of_two_instances_made_is_nowhere_offered_as_an_admins(it
             assert [d["name"] for d in devices if "uuid" in d["attributes"] and "mig" in d["name"]] == []
             await asyncio.sleep(0.1)
         await first.unprepare(claim)
-        await first.close()
-    finally:
-        twin.end(signal.SIGKILL)
 
 
 def _mounted(it: World, uid: str) -> set[str]:

@@ -33,10 +33,7 @@ async def test_killed_while_it_prepares_again_after_a_reboot_it_leaves_nothing_b
 @in_world()
 async def test_a_claim_that_cannot_be_undone_keeps_no_other_waiting(it: World) -> None:
     half = await it.claim("half", SLICE)
-    kubelet = await it.start(PARTITA_CRASH_AFTER="hardware")
-    with pytest.raises(Exception, match=r"(?s)."):
-        await kubelet.prepare(half)
-    assert it.node.wait() == 137
+    await it.crash_while_preparing(half, "hardware")
     it.fail("nvmlGpuInstanceDestroy", "in-use")
     kubelet = await it.start()
     other = await it.claim("other", "gpu-1")
@@ -68,12 +65,7 @@ async def test_a_gpu_that_cannot_be_read_for_a_moment_keeps_what_claims_hold(it:
 @in_world()
 async def test_killed_after_any_step_of_prepare_the_next_run_converges(it: World, step: str) -> None:
     claim = await it.claim("slice", SLICE)
-    kubelet = await it.start(PARTITA_CRASH_AFTER=step)
-    with pytest.raises(Exception, match=r"(?s)."):
-        await kubelet.prepare(claim)
-    assert it.node.wait() == 137
-    kubelet = await it.start()
-    await kubelet.prepare(claim)
+    kubelet = await it.prepare_over_a_crash(claim, step)
     assert it.instances() == [(0, 19, 0, True)]
     assert len(it.specs()) == 1
     await kubelet.unprepare(claim)
@@ -83,14 +75,7 @@ async def test_killed_after_any_step_of_prepare_the_next_run_converges(it: World
 @pytest.mark.parametrize("step", ["undone", "cdi_removed", "removed"])
 @in_world()
 async def test_killed_after_any_step_of_unprepare_the_next_run_converges(it: World, step: str) -> None:
-    claim = await it.claim("slice", SLICE)
-    kubelet = await it.start(PARTITA_CRASH_AFTER=step)
-    await kubelet.prepare(claim)
-    with pytest.raises(Exception, match=r"(?s)."):
-        await kubelet.unprepare(claim)
-    assert it.node.wait() == 137
-    kubelet = await it.start()
-    await kubelet.unprepare(claim)
+    await it.unprepare_over_a_crash(await it.claim("slice", SLICE), step)
     it.assert_clean()
 
 

@@ -2,9 +2,7 @@
 
 import pytest
 from bench.kubelet import PrepareFailed
-from bench.objects import RESOURCE_API
 
-from api.client import path
 from tests.support.plugin_world import SLICE, World, in_world, until
 
 GHOST = 4_200_001  # above every pid_max: a process that this machine cannot have
@@ -16,7 +14,7 @@ async def test_a_claim_that_is_gone_holds_its_gpu_until_its_container_has_ended(
     kubelet = await it.start()
     old, new = await it.claim("forced", "gpu-0"), await it.claim("next", "gpu-0")
     await kubelet.prepare(old)
-    await it.client.delete(path(RESOURCE_API, "resourceclaims", namespace=it.namespace, name="forced"))
+    await it.lose(old)
     with pytest.raises(PrepareFailed, match=rf"(?s){it.namespace}/next.*{it.namespace}/forced"):
         await kubelet.prepare(new)
     assert it.records() == {old.uid}
@@ -31,7 +29,7 @@ async def test_a_claim_that_vanished_unnoticed_gives_way_in_the_end(it: World) -
     kubelet = await it.start(STALE_CLAIM_GRACE_S="1")
     old, new = await it.claim("old", SLICE), await it.claim("new", "gpu-0")
     await kubelet.prepare(old)
-    await it.client.delete(path(RESOURCE_API, "resourceclaims", namespace=it.namespace, name="old"))
+    await it.lose(old)
     await kubelet.prepare(new)
     assert it.records() == {new.uid}
     assert it.instances() == []
@@ -46,7 +44,7 @@ async def test_a_slice_that_a_process_still_uses_is_kept_although_its_claim_vani
     (instance,) = it.instances_of(0)
     place = ("--gi", str(instance.gpu_instance_id), "--ci", str(instance.compute_instance_id))
     _occupy(it, 0, *place)
-    await it.client.delete(path(RESOURCE_API, "resourceclaims", namespace=it.namespace, name="old"))
+    await it.lose(old)
     with pytest.raises(PrepareFailed, match=rf"(?s){it.namespace}/new.*{it.namespace}/old"):
         await kubelet.prepare(new)
     assert it.records() == {old.uid}
@@ -63,7 +61,7 @@ async def test_a_gpu_that_is_lost_with_a_process_on_it_is_given_back(it: World) 
     kubelet = await it.start(STALE_CLAIM_GRACE_S="1")
     claim = await it.claim("whole", "gpu-1")
     await kubelet.prepare(claim)
-    await it.client.delete(path(RESOURCE_API, "resourceclaims", namespace=it.namespace, name="whole"))
+    await it.lose(claim)
     _occupy(it, 1, "--type", "G")
     it.node.end()
     await it.start(STALE_CLAIM_GRACE_S="1")  # looks for stale claims at once, not after ten minutes

@@ -23,10 +23,6 @@ class AmdWorld(NodeWorld):
             found.append(f"{gpu['compute_mode']}_{gpu['memory_mode']}{pending}".lower())
         return found
 
-    def assert_released(self) -> None:
-        assert self.specs() == {}
-        assert self.records() == set()
-
 
 def in_amd_world(profile: str = "mi300xx2") -> Scenario:
     """For a test `async def test_...(it: AmdWorld, <parameters>)`: a node of this profile for it alone."""

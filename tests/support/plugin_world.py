@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+import grpc.aio
+import pytest
 from bench.kubelet import Kubelet
 from bench.node import Node
-from bench.objects import DRIVER, RESOURCE_API, make_claim, make_namespace, make_node
+from bench.objects import DRIVER, RESOURCE_API, Claim, make_claim, make_namespace, make_node
 
 from api.client import Client, Json, path
 from kubeletplugin.hardware.nvml import NvmlBackend
@@ -55,9 +57,35 @@ class NodeWorld:
         self.kubelet = await Kubelet.register(self.node.registration_socket)
         return self.kubelet
 
-    async def claim(self, name: str, *devices: str, **options: Any) -> Any:
+    async def claim(self, name: str, *devices: str, **options: Any) -> Claim:
         owner = {"driver": self.node.driver, **options}
         return await make_claim(self.client, self.namespace, name, self.node.name, devices, **owner)
+
+    async def lose(self, claim: Claim) -> None:
+        """The claim is gone from the API server, and nobody tells the plugin."""
+        where = path(RESOURCE_API, "resourceclaims", namespace=claim.namespace, name=claim.name)
+        await self.client.delete(where)
+
+    async def prepare_over_a_crash(self, claim: Claim, step: str) -> Kubelet:
+        """The plugin dies right after that durable step; the next run prepares."""
+        await self.crash_while_preparing(claim, step)
+        kubelet = await self.start()
+        await kubelet.prepare(claim)
+        return kubelet
+
+    async def crash_while_preparing(self, claim: Claim, step: str) -> None:
+        await self._die(await self.start(PARTITA_CRASH_AFTER=step), "prepare", claim)
+
+    async def unprepare_over_a_crash(self, claim: Claim, step: str) -> None:
+        kubelet = await self.start(PARTITA_CRASH_AFTER=step)
+        await kubelet.prepare(claim)
+        await self._die(kubelet, "unprepare", claim)
+        await (await self.start()).unprepare(claim)
+
+    async def _die(self, kubelet: Kubelet, call: str, claim: Claim) -> None:
+        with pytest.raises(grpc.aio.AioRpcError):  # nobody answers any more
+            await getattr(kubelet, call)(claim)
+        assert self.node.wait() == 137
 
     def specs(self) -> dict[str, Json]:
         return {file.name: json.loads(file.read_text()) for file in self.node.cdi.glob("*.json")}
@@ -81,6 +109,10 @@ class NodeWorld:
             items = await self.client.list(path("events.k8s.io/v1", "events", namespace=namespace))
             found += [item for item in items if item["reason"] == reason]
         return found
+
+    def assert_released(self) -> None:
+        assert self.specs() == {}
+        assert self.records() == set()
 
 
 class World(NodeWorld):
@@ -123,8 +155,7 @@ class World(NodeWorld):
 
     def assert_clean(self) -> None:
         assert self.instances() == []
-        assert self.specs() == {}
-        assert self.records() == set()
+        self.assert_released()
 
 
 @asynccontextmanager

@@ -117,6 +117,12 @@ class Cluster:
             with (folder / "log").open("ab") as log:
                 member.process = subprocess.Popen(command, env=base, stderr=log)
 
+    def connect(self, first: Member, second: Member, **settings: str) -> None:
+        """The two are the members, and connected."""
+        self.publish({0: first, 1: second})
+        self.start(first, second, **settings)
+        self.wait_ready(first, second)
+
     def wait_ready(self, *members: Member) -> None:
         for member in members:
             wait_until(member.ready)

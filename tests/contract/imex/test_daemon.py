@@ -52,9 +52,7 @@ def test_a_member_without_address_is_not_waited_for_and_joins_later(cluster: Clu
 
 def test_a_member_that_moves_is_followed_without_a_restart(cluster: Cluster) -> None:
     first, second, third = cluster.members
-    cluster.publish({0: first, 1: second})
-    cluster.start(first, second)
-    cluster.wait_ready(first, second)
+    cluster.connect(first, second)
     pid = first.imex_pid()
     cluster.publish({0: first, 1: third})
     cluster.start(third)
@@ -95,9 +93,7 @@ def test_addresses_instead_of_names_restart_at_every_change(cluster: Cluster) ->
 
 def test_a_killed_nvidia_imex_is_started_again(cluster: Cluster) -> None:
     first, second, _ = cluster.members
-    cluster.publish({0: first, 1: second})
-    cluster.start(first, second)
-    cluster.wait_ready(first, second)
+    cluster.connect(first, second)
     for kills in (1, 2):
         os.kill(first.imex_pid(), signal.SIGKILL)
         wait_until(lambda kills=kills: first.events().count("readiness") == 2 * kills + 1)
@@ -108,9 +104,7 @@ def test_a_killed_nvidia_imex_is_started_again(cluster: Cluster) -> None:
 def test_only_an_nvidia_imex_that_answers_nothing_itself_is_taken_for_hanging(cluster: Cluster) -> None:
     """About the domain every node is asked, so peers may hold that answer up for as long as they like."""
     first, second, _ = cluster.members
-    cluster.publish({0: first, 1: second})
-    cluster.start(first, second, HANG_LIMIT_S="1")
-    cluster.wait_ready(first, second)
+    cluster.connect(first, second, HANG_LIMIT_S="1")
     pid = first.imex_pid()
     first.host.inject(slow_domain=60_000)
     wait_until(lambda: "reports nothing about this node" in first.status()["message"], 60)
@@ -125,9 +119,7 @@ def test_only_an_nvidia_imex_that_answers_nothing_itself_is_taken_for_hanging(cl
 
 def test_a_peer_that_is_lost_makes_a_node_unready(cluster: Cluster) -> None:
     first, second, _ = cluster.members
-    cluster.publish({0: first, 1: second})
-    cluster.start(first, second)
-    cluster.wait_ready(first, second)
+    cluster.connect(first, second)
     ip("-n", second.host.name, "link", "set", "eth0", "down")
     wait_until(lambda: not first.ready())
     assert "not connected to node 1 (10.99.0.2)" in first.status()["message"]

@@ -42,9 +42,7 @@ def fill(disk: Path) -> Path:
 def test_a_full_disk_ends_nothing_and_leaves_no_word_that_is_not_true(cluster: Cluster) -> None:
     first, second, _ = cluster.members
     with small_disk(first.host.folder / "imexd/status") as disk:
-        cluster.publish({0: first, 1: second})
-        cluster.start(first, second)
-        cluster.wait_ready(first, second)
+        cluster.connect(first, second)
         pid = first.imex_pid()
         filler = fill(disk)
         ip("-n", second.host.name, "link", "set", "eth0", "down")
@@ -75,9 +73,7 @@ def test_files_that_cannot_be_written_are_tried_again(cluster: Cluster) -> None:
 
 def test_a_membership_that_goes_stops_nvidia_imex_until_it_is_back(cluster: Cluster) -> None:
     first, second, _ = cluster.members
-    cluster.publish({0: first, 1: second})
-    cluster.start(first, second)
-    cluster.wait_ready(first, second)
+    cluster.connect(first, second)
     cluster.write({"version": 1})
     wait_until(lambda: first.imex_pid() == 0)
     cluster.publish({0: first, 1: second})
@@ -149,9 +145,7 @@ def test_fields_and_files_that_only_a_newer_node_plugin_knows_disturb_no_daemon(
 
 def test_a_membership_of_a_later_version_is_told_and_takes_nothing_from_who_is_connected(cluster: Cluster) -> None:
     first, second, third = cluster.members
-    cluster.publish({0: first, 1: second})
-    cluster.start(first, second)
-    cluster.wait_ready(first, second)
+    cluster.connect(first, second)
     pid = first.imex_pid()
     cluster.write({"version": 2, "metadata": {"name": f"{DOMAIN}.{CLIQUE}"}, "daemons": {"by": "name"}})
     wait_until(lambda: "membership_unreadable" in first.events())
@@ -167,9 +161,7 @@ def start_encrypted(cluster: Cluster, **settings: str) -> Path:
     tls = cluster.folder / "imex-tls"
     tls.mkdir()
     write_authority(tls, *NAMES)
-    cluster.publish({0: first, 1: second})
-    cluster.start(first, second, **settings)
-    cluster.wait_ready(first, second)
+    cluster.connect(first, second, **settings)
     return tls
 
 

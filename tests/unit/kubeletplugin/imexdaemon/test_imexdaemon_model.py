@@ -43,6 +43,18 @@ def membership(*members: tuple[str, str, int], max_nodes: int = 4) -> Membership
     return parse_membership({"metadata": {"name": f"{UID}.{CLIQUE}"}, "maxNodes": max_nodes, "daemons": daemons})
 
 
+def with_a_lost_node(address: str, own_index: int, *, names: bool) -> NodeTable:
+    """Node `a` beside node `b`, which is lost and has that address."""
+    daemons = [
+        {"nodeName": "b", "ipAddress": address, "index": 0, "absent": True},
+        {"nodeName": "a", "ipAddress": "10.0.0.1", "index": own_index},
+    ]
+    raw = {"metadata": {"name": f"{UID}.{CLIQUE}"}, "maxNodes": 4, "daemons": daemons}
+    built = build_node_table(parse_membership(raw), "a", "10.0.0.1", use_names=names)
+    assert built is not None
+    return built
+
+
 def table(*members: tuple[str, str, int], node: str = "a", address: str = "10.0.0.1", names: bool = True) -> NodeTable:
     built = build_node_table(membership(*members), node, address, use_names=names)
     assert built is not None
@@ -73,26 +85,13 @@ class TestNodeTable:
 
     @pytest.mark.parametrize("names", [True, False])
     def test_a_lost_node_stays_in_the_list_and_is_not_required(self, names: bool) -> None:
-        daemons = [
-            {"nodeName": "b", "ipAddress": "10.0.0.2", "index": 0, "absent": True},
-            {"nodeName": "a", "ipAddress": "10.0.0.1", "index": 3},
-        ]
-        raw = {"metadata": {"name": f"{UID}.{CLIQUE}"}, "maxNodes": 4, "daemons": daemons}
-        made = build_node_table(parse_membership(raw), "a", "10.0.0.1", use_names=names)
-        assert made is not None
+        made = with_a_lost_node("10.0.0.2", own_index=3, names=names)
         assert (made.peers, made.required) == ({0}, set())
         assert "10.0.0.2" in made.addresses
 
     @pytest.mark.parametrize("names", [True, False])
     def test_a_node_that_died_before_it_had_an_address_holds_no_list_up(self, names: bool) -> None:
-        daemons = [
-            {"nodeName": "b", "ipAddress": "", "index": 0, "absent": True},
-            {"nodeName": "a", "ipAddress": "10.0.0.1", "index": 1},
-        ]
-        raw = {"metadata": {"name": f"{UID}.{CLIQUE}"}, "maxNodes": 4, "daemons": daemons}
-        made = build_node_table(parse_membership(raw), "a", "10.0.0.1", use_names=names)
-        assert made is not None
-        assert made.required == set()
+        assert with_a_lost_node("", own_index=1, names=names).required == set()
 
     def test_an_index_past_the_limit_still_fits(self) -> None:
         made = build_node_table(membership(("a", "", 5), max_nodes=2), "a", "10.0.0.1", use_names=True)
