@@ -11,6 +11,8 @@ from api.errors import InvalidObject, PartitaError
 from kubeletplugin.imexdaemon import files
 from kubeletplugin.imexdaemon.config import NodeTable, TlsFiles, build_node_table
 from kubeletplugin.imexdaemon.plan import (
+    ANSWER_S,
+    HASTEN_AFTER_S,
     Keep,
     Reload,
     Restart,
@@ -59,6 +61,8 @@ class Daemon:
         self._last_reload_s: float | None = None
         self._dirty_since_s: float | None = None
         self._responding = self._formed = False
+        self._all_up: NodeTable | None = None
+        """The table whose peers were all up when nvidia-imex was last asked."""
         self._crashes = 0
         self._may_start_at_s = 0.0
 
@@ -134,10 +138,7 @@ class Daemon:
     async def _reconcile(self) -> float | None:
         """Do what is to be done; the seconds after which to look again, None to wait for a change."""
         tls, tls_version = files.read_tls(self._settings)
-        wanted = self._wanted()
-        members = self._membership.members if self._membership else ()
-        complete = all(member.address for member in members if member.node != self._settings.node)
-        action = plan_imex(wanted, self._running, tls_version, members_complete=complete)
+        action = plan_imex(self._wanted(), self._running, tls_version)
         match action:
             case Keep():
                 return self._settings.tls_check_s
@@ -177,10 +178,12 @@ class Daemon:
         now_s = time.monotonic()
         files.write_hosts(self._settings, table)
         if self._dirty_since_s is None:
-            self._dirty_since_s = now_s
+            self._dirty_since_s = self._changed_at_s = now_s
+            self._poll_now.set()
         if not self._responding:
             # SIGUSR1 would end a process that has not installed its handlers; its first answer wakes us.
             return self._settings.tls_check_s
+        at_once = at_once or self._all_up == table
         delay_s = reload_delay_s(
             at_once=at_once, changed_at_s=self._dirty_since_s, last_reload_s=self._last_reload_s, now_s=now_s
         )
@@ -208,6 +211,7 @@ class Daemon:
                     await self._poll_now.wait()
             except TimeoutError:
                 continue
+            await asyncio.sleep(ANSWER_S)
 
     async def _check(self) -> Readiness:
         settings, table = self._settings, self._wanted()
@@ -232,9 +236,10 @@ class Daemon:
         if self._running is not asked:
             return readiness  # of a process that may be gone by now
         now_s = time.monotonic()
-        if responding and not self._responding:
-            self._responding = True
+        self._all_up = table if readiness.lagging else None
+        if (responding and not self._responding) or readiness.lagging:
             self._wake.set()
+        self._responding = self._responding or responding
         self._hasten(readiness, now_s)
         if responding or not self._imex.alive:
             self._answered_at_s = now_s
@@ -248,6 +253,8 @@ class Daemon:
         """While the domain forms for the first time, do not leave a peer that came up to the next second's attempt."""
         if readiness.ready:
             self._formed = True
+        if self._dirty_since_s is not None or now_s - self._changed_at_s < HASTEN_AFTER_S:
+            return
         due_s = reload_delay_s(at_once=True, changed_at_s=now_s, last_reload_s=self._last_reload_s, now_s=now_s)
         if readiness.lagging and not self._formed and due_s == 0:
             self._imex.reload()

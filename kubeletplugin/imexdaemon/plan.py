@@ -9,7 +9,13 @@ RELOAD_INTERVAL_S: Final = 5.1
 """nvidia-imex ignores SIGUSR1 for 5 s after one (NVIDIA's IMEX guide, "Signal handling")."""
 
 GATHER_S: Final = 1.0
-"""How long to gather further addresses before a signal; nvidia-imex itself tries a missing peer once a second."""
+"""How long to wait for peers that are not up before a signal; nvidia-imex itself tries a missing peer once a second."""
+
+ANSWER_S: Final = 0.05
+"""What nvidia-imex needs, at the least, to come up or to connect: asked sooner it has nothing new to say."""
+
+HASTEN_AFTER_S: Final = 0.1
+"""A first attempt to connect is given so long before a signal replaces it."""
 
 POLL_INTERVALS_S: Final = (0.1, 0.5, 3.0)
 """Between two questions to nvidia-imex-ctl (10 ms of CPU each): after a change, later, and once all is settled."""
@@ -50,7 +56,11 @@ class Restart:
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """Write the names and send SIGUSR1. `at_once` unless more addresses are about to come."""
+    """Write the names, and send SIGUSR1 when the peers are up.
+
+    nvidia-imex can be signalled once in five seconds: a signal for a peer that does not listen yet is lost. `at_once`:
+    not for the peers' sake.
+    """
 
     table: NodeTable
     at_once: bool
@@ -69,8 +79,8 @@ class Keep:
 Action = Start | Restart | Reload | Stop | Keep
 
 
-def plan_imex(wanted: NodeTable | None, running: Running | None, tls_version: str, *, members_complete: bool) -> Action:
-    """`members_complete`: every member has an address, so there is nothing to gather."""
+def plan_imex(wanted: NodeTable | None, running: Running | None, tls_version: str) -> Action:
+    """From what runs to what is wanted."""
     if running is None:
         return Keep() if wanted is None else Start(wanted)
     if wanted is None:
@@ -81,7 +91,7 @@ def plan_imex(wanted: NodeTable | None, running: Running | None, tls_version: st
     if wanted.names != old.names:
         return Restart(wanted, "the node list changed")
     if wanted.addresses != old.addresses or tls_version != running.tls_version:
-        return Reload(wanted, members_complete or tls_version != running.tls_version)
+        return Reload(wanted, at_once=tls_version != running.tls_version)
     return Keep()
 
 

@@ -176,6 +176,33 @@ def common_edits(tree: DriverTree) -> dict[str, Any]:
     return edits
 
 
+def driver_program_edits(tree: DriverTree, programs: tuple[str, ...], library_folder: str) -> dict[str, Any]:
+    """What a program of the driver's needs in a container that runs nothing else of its own.
+
+    Each library is there once, by the name that programs ask for, in a folder that the loader is told: no hook need
+    run, and a container of any distribution finds them. Every file more is a file to make before it starts.
+    """
+    mounts = [
+        _mount(tree, library.path, f"{library_folder}/{name}")
+        for library in tree.libraries
+        for name in _wanted_names(library)
+    ]
+    mounts += [
+        _mount(tree, program, f"/usr/bin/{posixpath.basename(program)}")
+        for program in dict.fromkeys((*programs, *tree.tools))
+    ]
+    edits: dict[str, Any] = {"env": ["NVIDIA_VISIBLE_DEVICES=void", f"LD_LIBRARY_PATH={library_folder}"]}
+    if tree.control_nodes:
+        edits["deviceNodes"] = [node_edit(node) for node in tree.control_nodes]
+    return {**edits, "mounts": mounts}
+
+
+def _wanted_names(library: DriverFile) -> list[str]:
+    """`libcuda.so.1`; of a library without links its own name; `libcuda.so` is for linking only."""
+    links = dict.fromkeys(posixpath.basename(link) for link in library.links)
+    return [name for name in links if not name.endswith(".so")] or [posixpath.basename(library.path)]
+
+
 def _container_paths(library: DriverFile, tree: DriverTree) -> list[str]:
     """Where containers get a library. A hook makes the links there and tells the loader.
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Protocol
 from api.clique import FAILED_CONDITION, FORMED_CONDITION
 from api.errors import ClaimError
 from api.names import CDI_CLAIM_CLASS, COMPUTE_DOMAIN_CDI_VENDOR
-from kubeletplugin.model.cdi import CDI_VERSION, DeviceNode, DriverTree, common_edits, node_edit
+from kubeletplugin.model.cdi import CDI_VERSION, DeviceNode, DriverTree, driver_program_edits, node_edit
 from kubeletplugin.model.claims import ClaimRequest
 from kubeletplugin.model.devices import ApiDevice, DeviceGroup, DeviceSet, Features
 from kubeletplugin.model.inventory import Gpu, Inventory
@@ -31,6 +31,8 @@ STATUS_FOLDER: Final = "/run/partita/compute-domain"
 """In a workload's container: `status.json` of its node's daemon, which says who is connected."""
 DAEMON_FOLDER: Final = "/imexd"
 """In a daemon's container, as in NVIDIA's DRA driver: the domain's directory on this node."""
+DRIVER_LIBRARY_FOLDER: Final = "/usr/lib/nvidia-driver"
+"""In a daemon's container: the driver's libraries."""
 DOMAIN_FOLDERS: Final = {"work": "rw", "status": "rw", "membership": "ro"}
 """Of a domain's directory on the node, and how its daemon sees them.
 
@@ -213,13 +215,10 @@ def build_daemon_spec(
     request: ClaimName, use: DomainUse, imex: ImexNodes, tree: DriverTree, folder: str
 ) -> dict[str, Any]:
     """CDI: the right to be the node's IMEX daemon, the driver's libraries and programs, and the domain's directory."""
-    edits = common_edits(tree)
+    edits = driver_program_edits(tree, imex.programs, DRIVER_LIBRARY_FOLDER)
     gpus = [node for minor in sorted(tree.gpu_nodes) for node in tree.gpu_nodes[minor]]
     management = [] if imex.management is None else [imex.management]
     nodes = [*edits.get("deviceNodes", ()), *(node_edit(node) for node in (*gpus, *management))]
-    read_only = ["ro", "nosuid", "nodev", "bind"]
-    root = tree.root.rstrip("/")
-    programs = [{"hostPath": root + path, "containerPath": path, "options": read_only} for path in imex.programs]
     folders = [
         {
             "hostPath": f"{folder}/{name}",
@@ -228,8 +227,7 @@ def build_daemon_spec(
         }
         for name, mode in DOMAIN_FOLDERS.items()
     ]
-    mounts = [*edits.get("mounts", ()), *programs, *folders]
-    return _spec(request, use, {**edits, "deviceNodes": nodes, "mounts": mounts})
+    return _spec(request, use, {**edits, "deviceNodes": nodes, "mounts": [*edits["mounts"], *folders]})
 
 
 def _spec(request: ClaimName, use: DomainUse, edits: dict[str, Any]) -> dict[str, Any]:

@@ -140,7 +140,7 @@ class TestPlan:
             (None, None, "", Keep()),
             (ONE, None, "", Start(ONE)),
             (ONE, Running(ONE, ""), "", Keep()),
-            (MOVED, Running(ONE, ""), "", Reload(MOVED, True)),
+            (MOVED, Running(ONE, ""), "", Reload(MOVED, False)),
             (ONE, Running(ONE, "1"), "2", Reload(ONE, True)),
             (SWAPPED, Running(ONE, ""), "", Restart(SWAPPED, "this node's index changed from 0 to 1")),
             (LONGER, Running(ONE, ""), "", Restart(LONGER, "the node list changed")),  # type: ignore[arg-type]
@@ -148,14 +148,14 @@ class TestPlan:
         ],
     )
     def test_every_change_has_its_action(self, wanted: Any, running: Any, tls: str, action: Any) -> None:
-        assert plan_imex(wanted, running, tls, members_complete=True) == action
+        assert plan_imex(wanted, running, tls) == action
 
     def test_an_index_swap_among_others_is_a_reload_for_this_node(self) -> None:
         before = table(("a", "", 0), ("b", "10.0.0.2", 1), ("c", "10.0.0.3", 2))
         after = table(("a", "", 0), ("c", "10.0.0.3", 1), ("b", "10.0.0.2", 2))
-        assert plan_imex(after, Running(before, ""), "", members_complete=True) == Reload(after, True)
+        assert plan_imex(after, Running(before, ""), "") == Reload(after, False)
 
-    def test_a_signal_waits_for_more_addresses_but_not_for_ever(self) -> None:
+    def test_a_signal_waits_for_the_peers_but_not_for_ever(self) -> None:
         def delay(at_once: bool, last: float | None, now: float = 10.0) -> float:
             return reload_delay_s(at_once=at_once, changed_at_s=10.0, last_reload_s=last, now_s=now)
 

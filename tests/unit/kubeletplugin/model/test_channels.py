@@ -302,8 +302,10 @@ class TestCdi:
         )
         imex = ImexNodes(240, capability, ("/usr/bin/nvidia-imex", "/usr/bin/nvidia-imex-ctl"))
         control = DeviceNode("/dev/nvidiactl", "/run/nvidia/driver/dev/nvidiactl", 195, 255)
-        library = DriverFile("/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.580.105.08")
-        tree = DriverTree("/run/nvidia/driver", "/run/nvidia/driver", (control,), libraries=(library,))
+        folder = "/usr/lib/x86_64-linux-gnu"
+        nvml = DriverFile(f"{folder}/libnvidia-ml.so.580", (f"{folder}/libnvidia-ml.so", f"{folder}/libnvidia-ml.so.1"))
+        library = DriverFile(f"{folder}/libnvidia-gpucomp.so.580")
+        tree = DriverTree("/run/nvidia/driver", "/run/nvidia/driver", (control,), libraries=(nvml, library))
         request = claim("ComputeDomainDaemonConfig", namespace="partita-system")
         spec = build_daemon_spec(request, DomainUse("daemon", UID), imex, tree, "/var/domains/x")
         edits = spec["devices"][0]["containerEdits"]
@@ -316,4 +318,9 @@ class TestCdi:
             "/imexd/status": ("/var/domains/x/status", "rw"),
             "/imexd/membership": ("/var/domains/x/membership", "ro"),
         }
-        assert library.path in mounts
+        libraries = [path for path in mounts if ".so" in path]
+        assert libraries == [
+            f"/usr/lib/nvidia-driver/{name}" for name in ("libnvidia-ml.so.1", "libnvidia-gpucomp.so.580")
+        ]
+        assert "LD_LIBRARY_PATH=/usr/lib/nvidia-driver" in edits["env"]
+        assert "hooks" not in edits
