@@ -141,6 +141,7 @@ class Daemon:
         action = plan_imex(self._wanted(), self._running, tls_version)
         match action:
             case Keep():
+                self._dirty_since_s = None
                 return self._settings.tls_check_s
             case Stop():
                 log.info("not_a_member", extra={"node": self._settings.node, "object": self._settings.clique_name})
