@@ -16,7 +16,7 @@ from api.errors import HardwareError
 from kubeletplugin.hardware.backend import DeviceBusy, DeviceLost, LibraryMissing, NotPermitted, PlacementOccupied
 from kubeletplugin.hardware.mig import MigReader
 from kubeletplugin.hardware.nvml_events import LOST_CODES, EventWatcher
-from kubeletplugin.hardware.nvml_static import StaticGpu, read_fabric, read_static
+from kubeletplugin.hardware.nvml_static import StaticGpu, read_fabric, read_static, renumber
 from kubeletplugin.hardware.tree import DriverRoot
 from kubeletplugin.model.inventory import Gpu, Inventory, Mig, MigInstance
 from kubeletplugin.model.steps import (
@@ -70,7 +70,7 @@ class NvmlBackend:
         self._watcher = EventWatcher(self._handles)
         self._static: dict[str, StaticGpu] = {}
         self._current: set[str] = set()
-        """UUIDs of the GPUs whose `_static` was read in this session, and since their MIG mode last changed."""
+        """UUIDs of the GPUs whose `_static` is of this session, and of the MIG mode that they are in."""
         self._by_index: dict[int, str] = {}
         self._bound: frozenset[str] = frozenset()
         """The GPUs that the driver had when the session was opened."""
@@ -258,7 +258,14 @@ class NvmlBackend:
 
         self._while_busy(switch)
         self._handles.pop(uuid, None)
-        self._current.discard(uuid)  # the driver may have given it another minor number
+        self._renumber(uuid)
+
+    def _renumber(self, uuid: str) -> None:
+        """The driver may have given it another minor number; the rest of what was read in this session stays true."""
+        if uuid in self._current:
+            self._current.remove(uuid)  # until all of this has succeeded
+            self._static[uuid] = renumber(self._static[uuid], self._handle(uuid))
+            self._current.add(uuid)
 
     def _while_busy(self, action: Callable[[], object]) -> None:
         for _ in range(_BUSY_TRIES - 1):

@@ -61,7 +61,6 @@ _MIB: Final = 2**20
 class StaticGpu:
     """One GPU without what may change."""
 
-    index: int
     base: Gpu
     profiles: tuple[MigProfile, ...] | None
     """None where the GPU cannot do MIG."""
@@ -101,9 +100,20 @@ def read_static(handle: Any, uuid: str, index: int, root: DriverRoot) -> StaticG
         monitored=_reports_xids(handle),
     )
     if not _can_do_mig(handle):
-        return StaticGpu(index, base, None, {}, False)
+        return StaticGpu(base, None, {}, False)
     profiles, slices = _read_profiles(handle, memory_bytes)
-    return StaticGpu(index, base, profiles, slices, architecture == pynvml.NVML_DEVICE_ARCH_AMPERE)
+    return StaticGpu(base, profiles, slices, architecture == pynvml.NVML_DEVICE_ARCH_AMPERE)
+
+
+def renumber(static: StaticGpu, handle: Any) -> StaticGpu:
+    """After its MIG mode changed: with the numbers and the memory that the GPU has now. Raises pynvml.NVMLError."""
+    base = replace(
+        static.base,
+        minor=pynvml.nvmlDeviceGetMinorNumber(handle),
+        index=pynvml.nvmlDeviceGetIndex(handle),
+        memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+    )
+    return replace(static, base=base)
 
 
 def normal_bus_id(bus_id: str) -> str:
