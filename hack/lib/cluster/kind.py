@@ -1,7 +1,8 @@
 """Clusters by kind: each node is a Docker container that runs systemd.
 
 In Kubernetes the workers are called n1, n2 and so on, as in a local cluster; kind's names of their containers,
-`<cluster>-worker` and so on, are accepted wherever a command takes a node.
+`<cluster>-worker` and so on, are accepted wherever a command takes a node. Unlike local nodes they share the machine's
+boot id, the control plane has a node of its own, and kube-proxy is a pod.
 """
 
 import json
@@ -26,7 +27,7 @@ from cluster.shape import (
 )
 
 DRIVER = "/run/nvidia/driver"
-READY_PATIENCE_S = 180
+PATIENCE_S = 180
 NO_SLOT = 0  # Docker chooses the addresses
 
 
@@ -40,7 +41,7 @@ def _kubectl(state: Path, *arguments: str) -> str:
 
 
 def _script(container: str, script: str) -> str:
-    return run(["docker", "exec", container, "sh", "-euc", script])
+    return run(["docker", "exec", container, "timeout", str(PATIENCE_S), "sh", "-euc", script])
 
 
 def _is_there(state: Path) -> bool:
@@ -84,7 +85,9 @@ def up(state: Path, shape: Shape) -> None:
     if not docker_answers():
         raise ClusterError("kind needs a Docker daemon that answers `docker info`")
     if shape.kubernetes.count(".") == 1:
-        raise ClusterError(f"kind has images of whole releases, which its release notes list, not of {shape.kubernetes}")
+        raise ClusterError(
+            f"kind has images of whole releases, which its release notes list, not of {shape.kubernetes}"
+        )
     if shape.audit or shape.node_timeout_s != DEFAULT_NODE_TIMEOUT_S:
         say("kind has its own: --audit and --node-timeout are for the local provider, and ignored")
     existing, there = read_cluster(state), _is_there(state)
@@ -114,7 +117,7 @@ def _create(state: Path, shape: Shape) -> None:
         driver = _driver(state, node)
         driver.mkdir(parents=True)
         hardware.install(shape, node, driver)
-    image = os.environ.get("PARTITA_NODE_IMAGE") or (f"kindest/node:v{shape.kubernetes}" if shape.kubernetes else "")
+    image = f"kindest/node:v{shape.kubernetes}" if shape.kubernetes else os.environ.get("PARTITA_NODE_IMAGE", "")
     say("kind makes the cluster (a minute; the first time it fetches its node image, too)")
     _kind("create", "cluster", "--name", state.name, "--config", "-", "--kubeconfig", state / "kubeconfig",
           *(("--image", image) if image else ()), text=json.dumps(_config(state, shape)))  # fmt: skip
@@ -151,20 +154,11 @@ def _start(state: Path, shape: Shape) -> None:
     for container in _containers_that_are("exited", state):
         run(["docker", "start", container])
     for container in _containers(state):
-        _await_booted(container)
-    patience = f"--timeout={READY_PATIENCE_S}s"
+        _script(container, _AWAIT_BOOTED)
+    patience = f"--timeout={PATIENCE_S}s"
     # kind itself waits for the control plane's node only. A pod that comes before its service account is refused.
     _kubectl(state, "wait", "--for=condition=Ready", "nodes", "--all", patience)
     _kubectl(state, "wait", "--for=create", "serviceaccount/default", patience)
-
-
-def _await_booted(container: str) -> None:
-    services = " ".join(SERVICES[:2])
-    _script(container, f"timeout {READY_PATIENCE_S} sh -c 'until systemctl is-active --quiet {services}; do sleep 0.2; done'")
-    # Programs that know no driver root for /proc, such as NVIDIA's CDI generator, find the simulated driver here.
-    # Docker lets nobody mount there before the container runs.
-    simulated = f"{DRIVER}/proc/driver"
-    _script(container, f"[ ! -d {simulated} ] || mountpoint --quiet /proc/driver || mount --bind {simulated} /proc/driver")
 
 
 def down(state: Path) -> None:
@@ -224,7 +218,7 @@ def disturb(state: Path, fault: Fault) -> None:
 
 def _follow_power(state: Path, fault: Fault, container: str) -> None:
     if fault.verb == "poweron":
-        _await_booted(container)
+        _script(container, _AWAIT_BOOTED)
     if fault.verb == "poweroff":
         shape = _shape(state)
         for node in shape.node_names():
@@ -232,6 +226,13 @@ def _follow_power(state: Path, fault: Fault, container: str) -> None:
                 hardware.reboot(shape, node, _driver(state, node))
 
 
+# Programs that know no driver root for /proc, such as NVIDIA's CDI generator, find the simulated driver there, too;
+# Docker lets nobody mount there before the container runs.
+_AWAIT_BOOTED = f"""
+    until systemctl is-active --quiet containerd kubelet; do sleep 0.2; done
+    cd {DRIVER}/proc/driver 2>/dev/null || exit 0
+    mountpoint --quiet /proc/driver || mount --bind . /proc/driver
+"""
 # The kubelet starts a component again as soon as it sees that it is dead, so it is halted meanwhile. (Taking the static
 # pod's manifest away instead makes it wait minutes for an API server without etcd.) It goes on when all are to run.
 _COMPONENT_SCRIPTS = {
@@ -241,11 +242,11 @@ _COMPONENT_SCRIPTS = {
         running="$(crictl ps --quiet --name "^$name$")"
         [ -z "$running" ] || crictl stop --timeout 0 $running
     """,
-    "start": f"""
+    "start": """
         rm -f /run/killed/$name
         [ -z "$(ls /run/killed 2>/dev/null)" ] || exit 0
         systemctl kill --signal=CONT --kill-whom=main kubelet
-        timeout {READY_PATIENCE_S} sh -c "until crictl ps --quiet --name '^$name$' | grep -q .; do sleep 0.2; done"
+        until crictl ps --quiet --name "^$name$" | grep -q .; do sleep 0.2; done
     """,
 }
 _SERVICE_SCRIPTS = {
