@@ -35,7 +35,8 @@ def server(kind: Cluster) -> str:
 
 
 def ask(kind: Cluster, address: str, port: int = 8000) -> str:
-    return kind.in_pod("client", "timeout", "5", "nc", "-w", "3", address, str(port))  # a frozen server hangs up on nobody
+    # nc itself would wait without end for a server that is frozen.
+    return kind.in_pod("client", "timeout", "5", "nc", "-w", "3", address, str(port))
 
 
 def is_ready(kind: Cluster) -> bool:

@@ -201,7 +201,7 @@ def load(state: Path, archive: Path) -> None:
 def disturb(state: Path, fault: Fault) -> None:
     container = _container(state, fault.where)
     if fault.where == "control-plane" and fault.what in COMPONENTS:
-        check_known(fault.verb, _COMPONENT_SCRIPTS)
+        check_known(fault.verb, tuple(_COMPONENT_SCRIPTS))
         name = fault.what if fault.what == "etcd" else f"kube-{fault.what}"
         _script(container, f"name={name}\n{_COMPONENT_SCRIPTS[fault.verb]}")
     elif fault.what:
