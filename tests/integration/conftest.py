@@ -12,7 +12,7 @@ from tests.support.fixtures import session_cluster
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[Cluster]:
     """Without nodes; tests that need some make Node objects."""
-    yield from session_cluster("it", "--nodes", "0", "--audit")
+    yield from session_cluster("it", "--nodes", "0", "--audit", "--provider", "local")
 
 
 @pytest.fixture

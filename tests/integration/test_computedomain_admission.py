@@ -75,7 +75,7 @@ BAD: list[tuple[str, Object, str]] = [
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    for cluster in session_cluster("cd", "--nodes", "0", "--audit"):
+    for cluster in session_cluster("cd", "--nodes", "0", "--audit", "--provider", "local"):
         install(cluster)
 
         wait_until("the policy bites", partial(_bites, cluster))

@@ -21,7 +21,7 @@ KUBE_SYSTEM = "kube-system"
 
 @pytest.fixture(scope="module")
 def prepared() -> Iterator[Cluster]:
-    for cluster in session_cluster("np", "--nodes", "0"):
+    for cluster in session_cluster("np", "--nodes", "0", "--provider", "local"):
         install(cluster)
         yield cluster
 

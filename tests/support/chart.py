@@ -37,7 +37,9 @@ class Release:
         return self.cluster.helm(*arguments, "--namespace", self.namespace)
 
     def nodes(self) -> list[str]:
-        return [each["metadata"]["name"] for each in self.cluster.list(path("v1", "nodes"))]
+        """Those that carry pods of users: a cluster of kind has one for its control plane, too."""
+        nodes = self.cluster.list(path("v1", "nodes"), labelSelector="!node-role.kubernetes.io/control-plane")
+        return [each["metadata"]["name"] for each in nodes]
 
     def slices(self) -> list[Object]:
         return self.cluster.list(path("resource.k8s.io/v1", "resourceslices"))

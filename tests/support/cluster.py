@@ -136,6 +136,9 @@ class Cluster:
     def in_node(self, node: str, *command: str) -> str:
         return self.run("exec", node, "--", *command)
 
+    def write_in_node(self, node: str, file: str, text: str) -> None:
+        run(self.command("exec", node, "--", "sh", "-c", f"cat > {file}"), text=text)
+
     def in_pod(self, pod: str, *command: str, namespace: str = "default", container: str | None = None) -> str:
         chosen = ["--container", container] if container else []
         return self.kubectl("exec", "--namespace", namespace, pod, *chosen, "--", *command)

@@ -29,7 +29,7 @@ NODES = {"cd-a": f"{FABRIC}.0", "cd-b": f"{FABRIC}.0", "cd-c": f"{FABRIC}.1", "c
 @pytest.fixture(scope="module")
 def prepared() -> Iterator[Cluster]:
     """A control plane of its own: these nodes have no kubelets and would attract other tests' pods."""
-    for cluster in session_cluster("cd", "--nodes", "0", "--audit"):
+    for cluster in session_cluster("cd", "--nodes", "0", "--audit", "--provider", "local"):
         install(cluster)
         for node, clique in NODES.items():
             make_node(cluster, node, clique)

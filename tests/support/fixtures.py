@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import yaml
+
 from tests.support.cluster import CACHE, Cluster
 
 
@@ -32,11 +34,13 @@ def resync_soon(cluster: Cluster, node: str, **more: Any) -> None:
 
     `more`: further fields of the KubeletConfiguration.
     """
-    file = cluster.state / "nodes" / node / "etc/kubernetes/kubelet.json"
-    config = json.loads(file.read_text())
+    # That of a local node, and that of a node of kind.
+    script = "ls /etc/kubernetes/kubelet.json /var/lib/kubelet/config.yaml 2>/dev/null; true"
+    (file,) = cluster.in_node(node, "sh", "-c", script).split()
+    config = yaml.safe_load(cluster.in_node(node, "cat", file))
     wanted = {**config, "syncFrequency": "5s", **more}
     if config != wanted:
-        file.write_text(json.dumps(wanted))
+        cluster.write_in_node(node, file, json.dumps(wanted))
         cluster.run("kill", node, "kubelet")
         cluster.run("start", node, "kubelet")
         cluster.wait_node(node)

@@ -15,8 +15,11 @@ from tests.support.plugin import BARE_NODE, NodePlugin
 
 
 def node_cluster(name: str, **profiles: str) -> Iterator[Cluster]:
-    """For `yield from` in a session fixture: nodes n1, n2 and so on, by profile of their hardware."""
-    options = ("--nodes", str(len(profiles)), "--profile", ",".join(profiles.values()))
+    """For `yield from` in a session fixture: nodes n1, n2 and so on, by profile of their hardware.
+
+    Local ones: the plugin runs there as a process of this checkout.
+    """
+    options = ("--nodes", str(len(profiles)), "--profile", ",".join(profiles.values()), "--provider", "local")
     for cluster in session_cluster(name, *options):
         for node in profiles:
             resync_soon(cluster, node)

@@ -55,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_up(up: argparse.ArgumentParser) -> None:
     up.add_argument("--nodes", type=int, help="default: one for each profile, or 1; 0: control plane only")
     up.add_argument("--profile", default="", help="simulated hardware, P[,P...], given to the nodes in turn")
-    up.add_argument("--kubernetes", default="", metavar="X.Y[.Z]", help="release (default: the pinned one)")
+    release = "release (default: the pinned one; of kind's node image, or of the one that $PARTITA_NODE_IMAGE names)"
+    up.add_argument("--kubernetes", default="", metavar="X.Y[.Z]", help=release)
     up.add_argument("--feature-gates", default="", help="Gate=true,... for every component")
     up.add_argument("--audit", action="store_true", help="log every API request as a JSON line into logs/audit.log")
     up.add_argument(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster import controlplane, faults, groups, network, nodes, processes, tools
 from cluster.api import Api, ready_nodes
+from cluster.limits import raise_inotify_limit
 from cluster.paths import CACHE, IMAGES, ROOT
 from cluster.provider import COMPONENTS, SERVICES, Fault, check_known, write_provider
 from cluster.report import ClusterError, say
@@ -21,8 +22,6 @@ BASE_IMAGES = ("pause", "busybox")
 # Links and namespaces; kube-proxy; unshare and nsenter.
 DEBIAN_PACKAGES = ("iproute2", "nftables", "util-linux", "mount")
 READY_PATIENCE_S = 180.0
-INOTIFY_INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
-WANTED_INOTIFY_INSTANCES = 4096  # a node holds about a dozen
 
 
 @contextmanager
@@ -83,18 +82,8 @@ def base_archives() -> list[Path]:
     return [IMAGES / f"{name}.tar" for name in BASE_IMAGES]
 
 
-def _raise_inotify_limit() -> None:
-    """Each node's kubelet and containerd hold inotify instances, of which the kernel grants a user 128 by default.
-
-    The limit is one for all clusters of the machine, so it does not depend on the size of this one.
-    """
-    if int(INOTIFY_INSTANCES.read_text()) < WANTED_INOTIFY_INSTANCES:
-        INOTIFY_INSTANCES.write_text(str(WANTED_INOTIFY_INSTANCES))
-        say(f"raised {INOTIFY_INSTANCES} to {WANTED_INOTIFY_INSTANCES}, until the machine restarts")
-
-
 def _create(state: Path, shape: Shape) -> None:
-    _raise_inotify_limit()
+    raise_inotify_limit()
     write_provider(state, "local")
     with network.choosing_addresses():
         cluster = Cluster(state, network.choose_slot(None), shape)

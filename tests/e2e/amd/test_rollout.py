@@ -32,14 +32,13 @@ KUBE_SYSTEM = "kube-system"
 def control_plane(cluster: Cluster, profiles: None) -> Iterator[AmdNode]:
     """n2, with a program of the control plane: a static pod."""
     node = AmdNode(cluster, "n2")
-    file = cluster.state / "nodes" / node.name / STATIC_PODS.lstrip("/") / "server.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.parent.with_name("server.json")  # the kubelet reads a file as soon as it sees it
-    fresh.write_text(json.dumps(pod("server", KUBE_SYSTEM)))
-    fresh.rename(file)
+    file, fresh = f"{STATIC_PODS}/server.json", "/etc/kubernetes/server.json"
+    cluster.in_node(node.name, "mkdir", "-p", STATIC_PODS)
+    cluster.write_in_node(node.name, fresh, json.dumps(pod("server", KUBE_SYSTEM)))
+    cluster.in_node(node.name, "mv", fresh, file)  # the kubelet reads a file as soon as it sees it
     node.label(**{CONTROL_PLANE: ""})
     yield node
-    file.unlink()
+    cluster.in_node(node.name, "rm", file)
     node.label(**{CONTROL_PLANE: None})
 
 

@@ -111,8 +111,8 @@ def test_a_second_release_that_is_allowed_leaves_the_first_ones_classes_alone(re
 
 
 def test_nodes_with_simulated_hardware_say_so(cluster: Cluster, release: Release) -> None:
-    for node in cluster.list(path("v1", "nodes")):
-        assert node["metadata"]["labels"]["partita/simulated"] == "h100"
+    for name in release.nodes():
+        assert cluster.get(path("v1", "nodes", name=name))["metadata"]["labels"]["partita/simulated"] == "h100"
 
 
 @pytest.fixture
@@ -151,9 +151,8 @@ def test_an_uninstalled_release_leaves_nothing(cluster: Cluster, release: Releas
     release.uninstall()
     wait_until("all of the release is gone", lambda: not release.left())
     wait_until("kubelet has removed the slices", lambda: not release.slices(), SLICE_WIPE_S)
-    for node in cluster.list(path("v1", "nodes")):
-        name = node["metadata"]["name"]
-        assert "partita/simulated" not in node["metadata"]["labels"]
+    for name in release.nodes():
+        assert "partita/simulated" not in cluster.get(path("v1", "nodes", name=name))["metadata"]["labels"]
         assert cluster.in_node(name, "ls", "/var/lib/kubelet/plugins_registry").split() == []
         assert ".sock" not in cluster.in_node(name, "ls", "/var/lib/kubelet/plugins/gpu.nvidia.com")
         assert cluster.in_node(name, "ls", "/var/run/cdi").split() == []

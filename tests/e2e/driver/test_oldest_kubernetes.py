@@ -20,7 +20,8 @@ def test_slices_made_on_demand_are_used_on_kubernetes_1_34() -> None:
     """Counter sets and the devices that draw from them are in one slice there, one for each GPU."""
     (version,) = find_oldest()[-1:]
     gate = "DRAPartitionableDevices=true"
-    options = ("--nodes", "1", "--profile", "h100x2", "--kubernetes", version, "--feature-gates", gate)
+    hardware = ("--nodes", "1", "--profile", "h100x2", "--provider", "local")
+    options = (*hardware, "--kubernetes", version, "--feature-gates", gate)
     for cluster in session_cluster("oldest", *options):
         create_device_classes(cluster)
         with NodePlugin(cluster, NODE).running() as plugin, workspace(cluster) as space:

@@ -18,7 +18,9 @@ NODE = "n1"
 @pytest.fixture(scope="module")
 def gateless() -> Iterator[Cluster]:
     yield from session_cluster(
-        "gateless", "--nodes", "1", "--profile", "h100x2", "--feature-gates", "DRAPartitionableDevices=false"
+        "gateless",
+        *("--nodes", "1", "--profile", "h100x2", "--feature-gates", "DRAPartitionableDevices=false"),
+        *("--provider", "local"),
     )
 
 
