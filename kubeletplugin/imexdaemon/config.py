@@ -41,6 +41,10 @@ class NodeTable:
     absent: frozenset[int] = frozenset()
     """Node IDs of members that nobody is to wait for."""
 
+    def address(self, index: int) -> str | None:
+        """None also where the list is shorter."""
+        return self.addresses[index] if index < len(self.addresses) else None
+
     @property
     def peers(self) -> frozenset[int]:
         """Node IDs of the other members that have an address."""

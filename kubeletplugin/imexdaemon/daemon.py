@@ -225,13 +225,13 @@ class Daemon:
             return Readiness(False, f"node {settings.node} is not among the members, or they have no addresses yet")
         if self._running is None or self._running.table.own_index != table.own_index:
             return Readiness(False, "nvidia-imex does not run")
-        return await self._ask(table)
+        return await self._ask(table, self._running)
 
-    async def _ask(self, table: NodeTable) -> Readiness:
+    async def _ask(self, table: NodeTable, asked: Running) -> Readiness:
         """What nvidia-imex says; one that says nothing for long is ended."""
-        settings, asked = self._settings, self._running
+        settings = self._settings
         config = files.config_path(settings)
-        readiness = check_readiness(await read_domain(config), table)
+        readiness = check_readiness(await read_domain(config), table, asked.table)
         # For the domain every node is asked, and one out of reach holds the answer up; -q asks this one alone.
         responding = readiness.responding or (self._imex.alive and await is_answering(config))
         if self._running is not asked:

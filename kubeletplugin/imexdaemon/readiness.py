@@ -28,8 +28,11 @@ class Readiness:
     """
 
 
-def check_readiness(output: str, table: NodeTable) -> Readiness:
-    """`output` is of `nvidia-imex-ctl -N -j`; anything else than its JSON is "not ready", never an error."""
+def check_readiness(output: str, table: NodeTable, told: NodeTable) -> Readiness:
+    """`output` is of `nvidia-imex-ctl -N -j`; anything else than its JSON is "not ready", never an error.
+
+    `told`: what nvidia-imex knows. A connection to where a peer was before is none to the peer.
+    """
     nodes = _parse_nodes(output)
     own = nodes.get(str(table.own_index))
     if own is None:
@@ -37,7 +40,8 @@ def check_readiness(output: str, table: NodeTable) -> Readiness:
     state = str(own.get("status", ""))
     if state != "READY":
         return Readiness(False, f"nvidia-imex is {state or 'silent'}", responding=state not in ("", "UNAVAILABLE"))
-    connected = frozenset(index for index in table.peers if _is_connected(nodes, table.own_index, index))
+    known = frozenset(index for index in table.peers if told.address(index) == table.address(index))
+    connected = frozenset(index for index in known if _is_connected(nodes, table.own_index, index))
     missing = sorted(table.required - connected)
     if missing:
         names = ", ".join(f"{index} ({table.addresses[index]})" for index in missing[:4])

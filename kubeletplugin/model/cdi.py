@@ -176,25 +176,34 @@ def common_edits(tree: DriverTree) -> dict[str, Any]:
     return edits
 
 
-def driver_program_edits(tree: DriverTree, programs: tuple[str, ...], library_folder: str) -> dict[str, Any]:
+def driver_program_edits(tree: DriverTree, programs: tuple[str, ...]) -> dict[str, Any]:
     """What a program of the driver's needs in a container that runs nothing else of its own.
 
-    Each library is there once, by the name that programs ask for, in a folder that the loader is told: no hook need
-    run, and a container of any distribution finds them. Every file more is a file to make before it starts.
+    Each library is there once, where it is on the node, by the name that programs ask for; the loader is told of the
+    folders. So no hook need run, containers of any distribution find them, and few files are to be made beforehand.
     """
-    mounts = [
-        _mount(tree, library.path, f"{library_folder}/{name}")
+    places = {
+        f"{_below_usr(posixpath.dirname(library.path))}/{name}": library.path
         for library in tree.libraries
         for name in _wanted_names(library)
-    ]
+    }
+    mounts = [_mount(tree, path, place) for place, path in places.items()]
     mounts += [
         _mount(tree, program, f"/usr/bin/{posixpath.basename(program)}")
         for program in dict.fromkeys((*programs, *tree.tools))
     ]
-    edits: dict[str, Any] = {"env": ["NVIDIA_VISIBLE_DEVICES=void", f"LD_LIBRARY_PATH={library_folder}"]}
+    edits: dict[str, Any] = {"env": ["NVIDIA_VISIBLE_DEVICES=void"]}
+    if places:
+        folders = dict.fromkeys(posixpath.dirname(place) for place in places)
+        edits["env"].append(f"LD_LIBRARY_PATH={':'.join(folders)}")
     if tree.control_nodes:
         edits["deviceNodes"] = [node_edit(node) for node in tree.control_nodes]
     return {**edits, "mounts": mounts}
+
+
+def _below_usr(path: str) -> str:
+    """/lib and /lib64 are links to those below /usr in any image of this decade."""
+    return f"/usr{path}" if path.split("/")[1] in ("lib", "lib64") else path
 
 
 def _wanted_names(library: DriverFile) -> list[str]:
@@ -216,8 +225,7 @@ def _container_paths(library: DriverFile, tree: DriverTree) -> list[str]:
     if posixpath.basename(folder) != "vdpau":  # those are found by their path
         names = dict.fromkeys(posixpath.basename(path) for path in paths)
         paths += [f"{directory}/{name}" for directory in tree.loader_directories for name in names]
-    # /lib and /lib64 are links to those below /usr in any image of this decade.
-    return list(dict.fromkeys(f"/usr{path}" if path.startswith(("/lib/", "/lib64/")) else path for path in paths))
+    return list(dict.fromkeys(_below_usr(path) for path in paths))
 
 
 def _mount(tree: DriverTree, path: str, container_path: str) -> dict[str, Any]:

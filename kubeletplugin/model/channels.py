@@ -31,8 +31,6 @@ STATUS_FOLDER: Final = "/run/partita/compute-domain"
 """In a workload's container: `status.json` of its node's daemon, which says who is connected."""
 DAEMON_FOLDER: Final = "/imexd"
 """In a daemon's container, as in NVIDIA's DRA driver: the domain's directory on this node."""
-DRIVER_LIBRARY_FOLDER: Final = "/usr/lib/nvidia-driver"
-"""In a daemon's container: the driver's libraries."""
 DOMAIN_FOLDERS: Final = {"work": "rw", "status": "rw", "membership": "ro"}
 """Of a domain's directory on the node, and how its daemon sees them.
 
@@ -215,7 +213,7 @@ def build_daemon_spec(
     request: ClaimName, use: DomainUse, imex: ImexNodes, tree: DriverTree, folder: str
 ) -> dict[str, Any]:
     """CDI: the right to be the node's IMEX daemon, the driver's libraries and programs, and the domain's directory."""
-    edits = driver_program_edits(tree, imex.programs, DRIVER_LIBRARY_FOLDER)
+    edits = driver_program_edits(tree, imex.programs)
     gpus = [node for minor in sorted(tree.gpu_nodes) for node in tree.gpu_nodes[minor]]
     management = [] if imex.management is None else [imex.management]
     nodes = [*edits.get("deviceNodes", ()), *(node_edit(node) for node in (*gpus, *management))]

@@ -197,12 +197,12 @@ C, N, R, X = "CONNECTED", "NEVER_CONNECTED", "RECOVERING", "INVALID"
 
 class TestReadiness:
     def test_connected_both_ways_is_ready_whatever_the_domain_is_called(self) -> None:
-        seen = check_readiness(report(("READY", [C, C, N]), ("READY", [C, C, N]), ("UNAVAILABLE", [X, X, X])), ONE)
+        seen = check_readiness(report(("READY", [C, C, N]), ("READY", [C, C, N]), ("UNAVAILABLE", [X, X, X])), ONE, ONE)
         assert seen.ready
         assert seen.connected == {1}
 
     def test_ready_alone_is_not_connected(self) -> None:
-        seen = check_readiness(report(("READY", [C, R]), ("READY", [C, C])), ONE)
+        seen = check_readiness(report(("READY", [C, R]), ("READY", [C, C])), ONE, ONE)
         assert not seen.ready
         assert seen.message == "not connected to node 1 (10.0.0.2) of 1 peers"
         assert seen.lagging
@@ -210,26 +210,34 @@ class TestReadiness:
     def test_nobody_is_hastened_for_a_part_of_the_missing_peers(self) -> None:
         three = table(("a", "", 0), ("b", "10.0.0.2", 1), ("c", "10.0.0.3", 2))
         rows = [("READY", [C, N, N]), ("READY", [N, C, N]), ("UNAVAILABLE", [X, X, X])]
-        assert not check_readiness(report(*rows), three).lagging
-        assert check_readiness(report(*rows[:2], ("READY", [N, N, C])), three).lagging
+        assert not check_readiness(report(*rows), three, three).lagging
+        assert check_readiness(report(*rows[:2], ("READY", [N, N, C])), three, three).lagging
 
     def test_a_peer_that_is_not_connected_back_counts_as_missing(self) -> None:
-        assert not check_readiness(report(("READY", [C, C]), ("READY", [R, C])), ONE).ready
+        assert not check_readiness(report(("READY", [C, C]), ("READY", [R, C])), ONE, ONE).ready
 
     def test_a_peer_that_cannot_be_asked_is_believed_in_by_the_own_connection(self) -> None:
-        assert check_readiness(report(("READY", [C, C]), ("UNAVAILABLE", [X, X])), ONE).ready
+        assert check_readiness(report(("READY", [C, C]), ("UNAVAILABLE", [X, X])), ONE, ONE).ready
 
     def test_a_peer_whose_node_is_lost_is_not_waited_for(self) -> None:
-        seen = check_readiness(report(("READY", [C, N]), ("UNAVAILABLE", [X, X])), replace(ONE, absent=frozenset({1})))
+        lost = replace(ONE, absent=frozenset({1}))
+        seen = check_readiness(report(("READY", [C, N]), ("UNAVAILABLE", [X, X])), lost, lost)
         assert seen.ready
         assert seen.message == "connected to 0 of 1 peers"
 
     def test_alone_is_ready(self) -> None:
-        assert check_readiness(report(("READY", [C])), table(("a", "", 0))).ready
+        alone = table(("a", "", 0))
+        assert check_readiness(report(("READY", [C])), alone, alone).ready
+
+    def test_a_connection_to_where_a_peer_was_before_is_none(self) -> None:
+        seen = check_readiness(report(("READY", [C, C]), ("READY", [C, C])), MOVED, told=ONE)
+        assert not seen.ready
+        assert seen.lagging
+        assert check_readiness(report(("READY", [C, C]), ("READY", [C, C])), MOVED, told=MOVED).ready
 
     @pytest.mark.parametrize("status", ["INITIALIZING", "WAITING_FOR_PEERS", "SHUTTING_DOWN"])
     def test_on_its_way_is_answering_but_not_ready(self, status: str) -> None:
-        seen = check_readiness(report((status, [C, C]), ("READY", [C, C])), ONE)
+        seen = check_readiness(report((status, [C, C]), ("READY", [C, C])), ONE, ONE)
         assert (seen.ready, seen.responding) == (False, True)
         assert status in seen.message
 
@@ -238,12 +246,12 @@ class TestReadiness:
         ["", "Segmentation fault", "[]", '{"nodes": []}', '{"nodes": {"0": 1}}', report(("UNAVAILABLE", [X, X]))],
     )
     def test_anything_else_is_silence(self, output: str) -> None:
-        seen = check_readiness(output, ONE)
+        seen = check_readiness(output, ONE, ONE)
         assert (seen.ready, seen.responding) == (False, False)
 
     def test_a_long_list_of_missing_peers_is_cut(self) -> None:
         many = table(("a", "", 0), *((f"n{index}", f"10.0.1.{index}", index) for index in range(1, 9)))
-        seen = check_readiness(report(("READY", [C] + [N] * 8)), many)
+        seen = check_readiness(report(("READY", [C] + [N] * 8)), many, many)
         assert seen.message.endswith("and 4 more of 8 peers")
 
 

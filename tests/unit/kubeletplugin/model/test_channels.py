@@ -319,8 +319,6 @@ class TestCdi:
             "/imexd/membership": ("/var/domains/x/membership", "ro"),
         }
         libraries = [path for path in mounts if ".so" in path]
-        assert libraries == [
-            f"/usr/lib/nvidia-driver/{name}" for name in ("libnvidia-ml.so.1", "libnvidia-gpucomp.so.580")
-        ]
-        assert "LD_LIBRARY_PATH=/usr/lib/nvidia-driver" in edits["env"]
+        assert libraries == [f"{folder}/{name}" for name in ("libnvidia-ml.so.1", "libnvidia-gpucomp.so.580")]
+        assert f"LD_LIBRARY_PATH={folder}" in edits["env"]
         assert "hooks" not in edits
