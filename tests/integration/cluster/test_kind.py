@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from cluster.provider import docker_answers
 
-from tests.integration.test_cluster import PODS, SERVICES, busybox
+from tests.integration.cluster.test_cluster import PODS, SERVICES, busybox
 from tests.support.cluster import CACHE, ROOT, Cluster, CommandFailed, run, wait_until
 from tests.support.fixtures import session_cluster
 from tests.support.hardware import Simulator
