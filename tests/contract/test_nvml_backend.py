@@ -118,6 +118,19 @@ def test_a_gpu_that_is_numbered_anew_with_its_mode_is_known_by_its_new_number(
     asyncio.run(scenario())
 
 
+def test_a_gpu_in_another_mode_is_described_as_a_new_session_describes_it(
+    simulate: Callable[..., Node], backend_of: Make
+) -> None:
+    backend = backend_of(simulate("h100x1"))
+    (gpu,) = backend.read_inventory().gpus
+    backend.apply_step(EnableMig(gpu.uuid))
+    described = backend.read_gpu(gpu.uuid)
+    assert described.mig is not None
+    assert described.mig.enabled
+    backend.close()
+    assert backend.read_gpu(gpu.uuid) == described
+
+
 def test_a_gpu_that_is_taken_out_and_put_back_is_gone_and_back(simulate: Callable[..., Node], backend_of: Make) -> None:
     node = simulate("h100x2")
     backend = backend_of(node)
