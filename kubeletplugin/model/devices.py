@@ -170,7 +170,7 @@ def _build_offer(
     partitions += _dynamic_devices(gpu, admins, _held_places(gpu, checkpoint), counters, base, common)
     full = None
     if not admins and not _stuck_in_mig_mode(gpu):
-        full = {**_full_device(gpu, base), "consumesCounters": [_consumption(set_name, counters)], **common}
+        full = {**_full_device(gpu, base, counters), "consumesCounters": [_consumption(set_name, counters)], **common}
     return _Offer(gpu, full, tuple(partitions), {"name": set_name, "counters": _quantities(counters)}, notes)
 
 
@@ -250,7 +250,9 @@ def semantic_version(text: str) -> str:
     return ".".join(str(number) for number in (*numbers, 0, 0, 0)[:3])
 
 
-def _full_device(gpu: Gpu, base: Mapping[str, Any]) -> ApiDevice:
+def _full_device(gpu: Gpu, base: Mapping[str, Any], counters: Mapping[str, int] | None = None) -> ApiDevice:
+    """`counters` of a GPU that can be partitioned: NVIDIA's driver tells its engines, too."""
+    engines = {capacity: counters[counter] for _, capacity, counter in _AMOUNTS} if counters else {}
     return {
         "name": gpu_device_name(gpu),
         "attributes": {
@@ -260,7 +262,7 @@ def _full_device(gpu: Gpu, base: Mapping[str, Any]) -> ApiDevice:
             "index": {"int": gpu.index},
             "migCapable": {"bool": gpu.mig is not None},
         },
-        "capacity": {"memory": {"value": format_quantity(gpu.memory_bytes)}},
+        "capacity": _quantities({**engines, "memory": gpu.memory_bytes}),
     }
 
 

@@ -70,7 +70,7 @@ class Node:
         self.log = base / "plugin.log"
         self.http_port = _free_port()
         self.driver = driver
-        self._kubeconfig = kubeconfig
+        self.kubeconfig = kubeconfig
         self._account = account
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
@@ -113,7 +113,7 @@ class Node:
         }
         command = [sys.executable, "-m", "kubeletplugin"]
         if self._account is None:
-            own["KUBECONFIG"] = str(self._kubeconfig)
+            own["KUBECONFIG"] = str(self.kubeconfig)
         else:
             own |= self._account.write(self.base / "account")
             command = _with_secrets(self.base / "account", command)

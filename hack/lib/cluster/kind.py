@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cluster import hardware, tools
 from cluster.limits import raise_inotify_limit
+from cluster.paths import ROOT
 from cluster.provider import COMPONENTS, SERVICES, Fault, check_known, docker_answers, run, write_provider
 from cluster.report import ClusterError, say
 from cluster.shape import (
@@ -226,12 +227,11 @@ def _follow_power(state: Path, fault: Fault, container: str) -> None:
                 hardware.reboot(shape, node, _driver(state, node))
 
 
-# Programs that know no driver root for /proc, such as NVIDIA's CDI generator, find the simulated driver there, too;
-# Docker lets nobody mount there before the container runs.
+# Docker lets nobody mount below /proc before the container runs.
 _AWAIT_BOOTED = f"""
     until systemctl is-active --quiet containerd kubelet; do sleep 0.2; done
-    cd {DRIVER}/proc/driver 2>/dev/null || exit 0
-    mountpoint --quiet /proc/driver || mount --bind . /proc/driver
+    set -- {DRIVER}
+    {(ROOT / "hack/lib/simulator/mount.sh").read_text()}
 """
 # The kubelet starts a component again as soon as it sees that it is dead, so it is halted meanwhile. (Taking the static
 # pod's manifest away instead makes it wait minutes for an API server without etcd.) It goes on when all are to run.

@@ -37,10 +37,25 @@ def bus_id(fixed: Fixed) -> str:
     return f"{fixed.pci_domain:04x}:{fixed.pci_bus:02x}:{fixed.pci_device:02x}.0"
 
 
+def read_devices() -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """Character and block devices of this machine, as (major, name); simulated ones, where they are shown, left out."""
+    characters, _, blocks = Path("/proc/devices").read_text().partition("Block devices:")
+    return parse_devices(characters), parse_devices(blocks)
+
+
+def parse_devices(section: str) -> list[tuple[int, str]]:
+    pairs = [line.split() for line in section.splitlines()[1:] if line.strip()]
+    return [(int(major), name) for major, name in pairs if not name.startswith("nvidia") or not is_simulated()]
+
+
+def is_simulated() -> bool:
+    """A simulated driver lies over this machine's /proc (`mount.sh`)."""
+    return (Path("/") / MARKER).exists()
+
+
 def choose_majors() -> dict[str, int]:
     """Device numbers that no real driver of this machine has, so that a simulated node never opens a real device."""
-    lines = Path("/proc/devices").read_text().partition("Block devices")[0].splitlines()[1:]
-    taken = {int(line.split()[0]) for line in lines if line.strip()}
+    taken = {major for major, _ in read_devices()[0]}
     free = [major for major in DYNAMIC_MAJORS if major not in taken]
     if NVIDIA_MAJOR in taken:
         raise ValueError("this machine has a real NVIDIA driver (/proc/devices lists major 195)")
@@ -102,9 +117,11 @@ def link(path: Path, target: str) -> None:
 def write_proc(root: Path, state: State, majors: dict[str, int]) -> None:
     nvidia, caps = root / "proc/driver/nvidia", root / "proc/driver/nvidia-caps"
     version = state.driver_version.decode()
-    characters = [(1, "mem"), (5, "/dev/tty"), *((number, name) for name, number in majors.items())]
-    listing = "".join(f"{number:3} {name}\n" for number, name in sorted(characters))
-    write_text(root / "proc/devices", f"Character devices:\n{listing}\nBlock devices:\n259 blkext\n")
+    characters, blocks = read_devices()
+    characters += [(number, name) for name, number in majors.items()]
+    sections = [("Character devices:", sorted(characters, key=lambda pair: pair[0])), ("\nBlock devices:", blocks)]
+    lines = [line for title, pairs in sections for line in (title, *(f"{major:3} {name}" for major, name in pairs))]
+    write_text(root / "proc/devices", "\n".join(lines) + "\n")
     banner = f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  Release Build  (simulated)"
     write_text(nvidia / "version", f"{banner}\nGCC version:  gcc version 12.2.0\n")
     write_text(nvidia / "params", "".join(f"{name}: {value}\n" for name, value in MODULE_PARAMETERS.items()))

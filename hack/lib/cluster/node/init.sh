@@ -39,8 +39,6 @@ done
 
 mount -t proc proc "$NEW/proc"
 mount --bind "$FOLDER/boot_id" "$NEW/proc/sys/kernel/random/boot_id"
-# Programs that know no driver root for /proc, such as NVIDIA's CDI generator, find the simulated driver here.
-[[ ! -d "$FOLDER/driver/proc/driver" ]] || mount --bind "$FOLDER/driver/proc/driver" "$NEW/proc/driver"
 
 mount -t tmpfs -o mode=755 dev "$NEW/dev"
 while read -r name major minor; do
@@ -65,6 +63,7 @@ ln -s fd/1 "$NEW/dev/stdout"
 ln -s fd/2 "$NEW/dev/stderr"
 
 mount -t sysfs sysfs "$NEW/sys"
+bash "$ROOT/hack/lib/simulator/mount.sh" "$FOLDER/driver" "$NEW"
 if [[ "$CGROUPS" == cgroup2\ /sys/fs/cgroup\ * ]]; then
     mount -t cgroup2 cgroup2 "$NEW/sys/fs/cgroup"
     # A group that hands controllers down may hold no process itself.

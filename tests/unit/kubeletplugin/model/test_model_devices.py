@@ -58,7 +58,15 @@ def test_a_full_gpu_has_the_references_attributes_with_their_types() -> None:
         "index": {"int": 3},
         "migCapable": {"bool": True},
     }
-    assert gpu["capacity"] == {"memory": {"value": "81559Mi"}}
+    assert gpu["capacity"] == {
+        "multiprocessors": {"value": "132"},
+        "copyEngines": {"value": "8"},
+        "decoders": {"value": "7"},
+        "encoders": {"value": "0"},
+        "jpegEngines": {"value": "7"},
+        "ofaEngines": {"value": "1"},
+        "memory": {"value": "81559Mi"},
+    }
 
 
 def test_a_dynamic_partition_has_no_uuid_and_draws_its_amounts_and_slices() -> None:
