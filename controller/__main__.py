@@ -11,6 +11,7 @@ from api import compute_domain, kaiwo
 from api.client import Client, Json
 from api.errors import PartitaError
 from api.logs import configure_logging
+from controller.computedomain.labels import CliqueLabels
 from controller.computedomain.reconcile import ComputeDomains
 from controller.computedomain.state import Settings
 from controller.crds import renew_crds
@@ -85,6 +86,11 @@ async def lead(
             queues.append(domains.queue)
             filled.append(lambda: domains.synced)
             group.create_task(domains.run())
+        if settings.gpu_clique_label:
+            labels = CliqueLabels(client)
+            queues.append(labels.queue)
+            filled.append(lambda: labels.synced)
+            group.create_task(labels.run())
         if settings.node_partitioning:
             nodes = NodePartitioning(client, build_partitioning_settings(settings), events, metrics)
             queues.append(nodes.queue)

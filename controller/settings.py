@@ -31,6 +31,7 @@ class ControllerSettings:
     daemon_service_account: str = "partita-imex-daemon"
     daemon_priority_class: str = ""
     compute_domains: bool = True
+    gpu_clique_label: bool = False
     node_partitioning: bool = False
     partitioning_max_unavailable: int = 1
     partitioning_tolerate_kube_system: bool = True
@@ -60,6 +61,7 @@ _OPTIONS: Final = {
     "DAEMON_SERVICE_ACCOUNT": ("partita-imex-daemon", "of the IMEX daemons' pods"),
     "DAEMON_PRIORITY_CLASS": ("", "of the IMEX daemons' pods"),
     "COMPUTE_DOMAINS": ("true", "form and tear down ComputeDomains: true or false"),
+    "GPU_CLIQUE_LABEL": ("false", "label nodes with their NVLink clique, nvidia.com/gpu.clique: true or false"),
     "NODE_PARTITIONING": ("false", "partition nodes of AMD GPUs as their KaiwoNodes ask: true or false"),
     "PARTITIONING_MAX_UNAVAILABLE": ("1", "nodes that are partitioned at a time"),
     "PARTITIONING_TOLERATE_KUBE_SYSTEM": ("true", "add tolerations to workloads in kube-system: true or false"),
@@ -107,6 +109,7 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
         daemon_service_account=values["DAEMON_SERVICE_ACCOUNT"],
         daemon_priority_class=values["DAEMON_PRIORITY_CLASS"],
         compute_domains=_parse_bool("COMPUTE_DOMAINS", values),
+        gpu_clique_label=_parse_bool("GPU_CLIQUE_LABEL", values),
         node_partitioning=_parse_bool("NODE_PARTITIONING", values),
         partitioning_max_unavailable=_parse_positive("PARTITIONING_MAX_UNAVAILABLE", values),
         partitioning_tolerate_kube_system=_parse_bool("PARTITIONING_TOLERATE_KUBE_SYSTEM", values),

@@ -42,6 +42,7 @@ def install(cluster: Cluster, namespace: str = NAMESPACE) -> None:
     enabled = [
         "resources.computeDomains.enabled=true",
         "resources.computeDomains.bindingConditions=true",
+        "resources.computeDomains.gpuCliqueLabelEnabled=true",
         "resources.amd.enabled=true",
         "controller.enabled=true",
     ]

@@ -161,6 +161,15 @@ def test_no_role_may_read_secrets_of_other_namespaces_or_write_nodes() -> None:
                 assert set(rule["verbs"]) <= {"get", "list", "watch"}
 
 
+def test_the_controller_may_patch_nodes_only_where_it_is_to_label_them() -> None:
+    def verbs(*settings: str) -> set[str]:
+        role = of_kind(render(*settings), "ClusterRole")["partita-controller"]
+        return {verb for rule in role["rules"] if "nodes" in rule["resources"] for verb in rule["verbs"]}
+
+    assert verbs() == set()
+    assert verbs("resources.computeDomains.gpuCliqueLabelEnabled=true") == {"list", "watch", "patch"}
+
+
 def test_the_plugin_reads_claims_and_its_node_and_writes_slices_and_events() -> None:
     role = of_kind(render(), "ClusterRole")["partita-kubelet-plugin"]
     verbs = {resource: set(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
