@@ -189,7 +189,7 @@ def _read_later_hooks(root: DriverRoot, hook: str) -> tuple[str, ...]:
     if not PurePosixPath(hook).is_relative_to(root.host):
         return LATER_HOOKS
     below = f"/{PurePosixPath(hook).relative_to(root.host)}"
-    # The GPU Operator's is a script beside the program itself.
+    # Before toolkit 1.20 the GPU Operator's is a script beside the program itself.
     real = resolve_below(root.seen, f"{below}.real") or resolve_below(root.seen, below)
     if real is None:
         return ()
