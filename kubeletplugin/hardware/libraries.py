@@ -5,11 +5,12 @@ a process whose root the driver root is.
 """
 
 import errno
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from kubeletplugin.model.cdi import DriverFile
+from kubeletplugin.model.cdi import PLUGIN_FOLDERS, DriverFile
 
 # As NVIDIA's container toolkit looks for libraries; then where hosts keep a driver that came as an image of its own.
 _DIRECTORIES: Final = (
@@ -28,6 +29,8 @@ _DIRECTORIES: Final = (
     "/usr/local/nvidia/lib",
 )
 _NVML: Final = "libnvidia-ml.so.1"
+# Parts of the driver with a version of their own.
+_OWN_VERSION: Final = re.compile(r"libnvidia-(nvvm70\.so\.\d+|egl-(gbm|wayland2?|xcb|xlib)\.so(\.\d+){2,})")
 _MAX_LINKS: Final = 40  # include/linux/namei.h MAXSYMLINKS
 
 
@@ -45,17 +48,19 @@ def list_directories(root: Path) -> tuple[str, ...]:
 
 
 def read_libraries(root: Path, directories: Sequence[str], driver_version: str) -> tuple[DriverFile, ...]:
-    """Libraries of the driver are the files whose name ends in its version, with the links in the directories to them.
+    """Libraries of the driver are files whose name ends in its version, and a few; with the links to them.
 
     Of two with one name the first counts, as for the loader.
     """
-    folders = (resolve_below(root, f"{directory}{below}") for directory in directories for below in ("", "/vdpau"))
+    below_each = ("", *(f"/{folder}" for folder in PLUGIN_FOLDERS))
+    folders = (resolve_below(root, f"{directory}{below}") for directory in directories for below in below_each)
     files: dict[str, str] = {}
     links: dict[str, list[str]] = {}
     for folder in dict.fromkeys(folder for folder in folders if folder):  # some are links to others
         for path, real in _follow_libraries(root, folder):
-            if real.endswith(f".so.{driver_version}"):
-                files.setdefault(PurePosixPath(real).name, real)
+            name = PurePosixPath(real).name
+            if name.endswith(f".so.{driver_version}") or _OWN_VERSION.fullmatch(name):
+                files.setdefault(name, real)
                 links.setdefault(real, []).extend([path] if path != real else ())
     return tuple(DriverFile(files[name], tuple(links[files[name]])) for name in sorted(files))
 

@@ -3,15 +3,17 @@
 The driver root is `/` for a driver installed on the host, `/run/nvidia/driver` for one in a container.
 """
 
+import mmap
 import os
 import re
 import stat
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from kubeletplugin.hardware.libraries import find_library, list_directories, read_libraries
-from kubeletplugin.model.cdi import DeviceNode, DriverTree, parse_character_majors, parse_mig_minors
+from kubeletplugin.hardware.libraries import find_library, list_directories, read_libraries, resolve_below
+from kubeletplugin.model.cdi import LATER_HOOKS, DeviceNode, DriverTree, parse_character_majors, parse_mig_minors
 
 _TOOL_DIRECTORIES: Final = ("usr/bin", "usr/sbin", "opt/bin", "bin", "sbin", "usr/local/nvidia/bin")
 _TOOLS: Final = (
@@ -26,6 +28,16 @@ _HOOKS: Final = (
     "usr/local/nvidia/toolkit/nvidia-cdi-hook",
     "usr/bin/nvidia-ctk",
     "usr/local/nvidia/toolkit/nvidia-ctk",
+)
+# Where the driver has them, and where containers get them: whoever reads them looks there.
+_CONFIG_FOLDERS: Final = ("etc", "usr/local/share", "usr/share")
+_CONFIGS: Final = (
+    ("/etc", "OpenCL/vendors/nvidia*.icd"),
+    ("/etc", "vulkan/icd.d/nvidia*.json"),
+    ("/etc", "vulkan/implicit_layer.d/nvidia*.json"),
+    ("/usr/share", "glvnd/egl_vendor.d/*nvidia*.json"),
+    ("/usr/share", "egl/egl_external_platform.d/*nvidia*.json"),
+    ("/usr/share", "nvidia/nvoptix.bin"),
 )
 _CONTROL_NODES: Final = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
 # PCI: NVIDIA's vendor id, and the base class of display controllers (3D ones among them).
@@ -101,17 +113,22 @@ def read_driver_tree(root: DriverRoot, driver_version: str) -> DriverTree:
             gpus[int(match.group(1))] = (node,)
     proc = root.proc()
     searched = list_directories(root.seen)
+    hook = _find_hook(root)
     return DriverTree(
         root=root.host,
         dev_root=root.host if own else "/",
         control_nodes=tuple(control),
         gpu_nodes=gpus,
+        display_nodes=_read_display_nodes(root, dev, host_dev),
         capabilities_major=parse_character_majors(_read(proc / "devices")).get("nvidia-caps"),
         capability_minors=parse_mig_minors(_read(proc / "driver/nvidia-caps/mig-minors")),
         libraries=read_libraries(root.seen, searched, driver_version),
         searched=searched,
         tools=tuple(f"/{path}" for path in _find_tools(root.seen)),
-        hook=_find_hook(root),
+        configs=_find_configs(root.seen),
+        hook=hook,
+        later_hooks=_read_later_hooks(root, hook) if hook else (),
+        driver_version=driver_version,
         loader_directories=(f"/usr/lib/{os.uname().machine}-linux-gnu", "/usr/lib64"),
     )
 
@@ -144,6 +161,50 @@ def _find_tools(seen: Path) -> list[str]:
 def _find_tool(seen: Path, name: str) -> str | None:
     paths = (f"{directory}/{name}" for directory in _TOOL_DIRECTORIES)
     return next((path for path in paths if (seen / path).is_file()), None)
+
+
+def _read_display_nodes(root: DriverRoot, dev: Path, host_dev: str) -> dict[str, tuple[DeviceNode, ...]]:
+    devices = root.sys() / "bus/pci/devices"
+    found = {}
+    for bus_id in sorted(root.bound_gpus()):
+        names = sorted(path.name for path in (devices / bus_id / "drm").glob("*"))
+        found[bus_id] = tuple(node for name in names if (node := _read_node(dev, host_dev, f"dri/{name}")))
+    return {bus_id: nodes for bus_id, nodes in found.items() if nodes}
+
+
+def _find_configs(seen: Path) -> dict[str, str]:
+    """Path in containers -> path under the driver root. Of two with one name the first counts."""
+    found: dict[str, str] = {}
+    for place, pattern in _CONFIGS:
+        for folder in _CONFIG_FOLDERS:
+            for path in sorted((seen / folder).glob(pattern)):
+                real = resolve_below(seen, f"/{path.relative_to(seen)}")
+                if real and (seen / real.lstrip("/")).is_file():
+                    found.setdefault(f"{place}/{path.relative_to(seen / folder)}", real)
+    return found
+
+
+def _read_later_hooks(root: DriverRoot, hook: str) -> tuple[str, ...]:
+    """A program that we do not see was told to us; it is taken for one that passes over what it lacks."""
+    if not PurePosixPath(hook).is_relative_to(root.host):
+        return LATER_HOOKS
+    below = f"/{PurePosixPath(hook).relative_to(root.host)}"
+    # Before toolkit 1.20 the GPU Operator's is a script beside the program itself.
+    real = resolve_below(root.seen, f"{below}.real") or resolve_below(root.seen, below)
+    if real is None:
+        return ()
+    program = root.seen / real.lstrip("/")
+    status = program.stat()
+    return _search_hooks(program, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _search_hooks(program: Path, inode: int, size: int, changed_ns: int) -> tuple[str, ...]:
+    """A program of Go holds the names of its commands as they are."""
+    if not size:
+        return ()
+    with program.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return tuple(command for command in LATER_HOOKS if content.find(command.encode()) >= 0)
 
 
 def _find_hook(root: DriverRoot) -> str | None:

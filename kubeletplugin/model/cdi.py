@@ -24,6 +24,15 @@ RECORD_ANNOTATION: Final = "partita/record"
 CDI_KIND: Final = f"{NVIDIA_CDI_VENDOR}/{CDI_CLAIM_CLASS}"
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one at every call
 _MOUNT_OPTIONS: Final = ["ro", "nosuid", "nodev", "bind"]
+PLUGIN_FOLDERS: Final = ("vdpau", "gbm")
+"""Below directories of libraries; what lies in them is loaded by its path."""
+_LINKS, _COMPATIBILITY, _LOADER = "create-symlinks", "enable-cuda-compat", "update-ldcache"
+LATER_HOOKS: Final = (_COMPATIBILITY, "disable-device-node-modification", "update-application-profile")
+"""Commands that `nvidia-cdi-hook` has since 1.17.5, 1.18 and 1.20. Since 1.18 it passes over what it does not have.
+
+An image's own, newer CUDA libraries are preferred where the driver can carry them; nobody in the container makes the
+nodes of other GPUs; EGL lists the GPUs of the container only.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +71,9 @@ class DriverTree:
     control_nodes: tuple[DeviceNode, ...] = ()
     """Of nvidiactl, nvidia-uvm, nvidia-uvm-tools, nvidia-modeset those that exist."""
     gpu_nodes: Mapping[int, tuple[DeviceNode, ...]] = field(default_factory=dict)
-    """By minor number: `/dev/nvidia<minor>`, and its `/dev/dri` nodes where there are any."""
+    """By minor number: `/dev/nvidia<minor>`."""
+    display_nodes: Mapping[str, tuple[DeviceNode, ...]] = field(default_factory=dict)
+    """By PCI bus id: `/dev/dri/card1`, `/dev/dri/renderD128`, where the driver has made them."""
     capabilities_major: int | None = None
     """Major number of `nvidia-caps` in `/proc/devices`; None where the driver has no MIG capabilities."""
     capability_minors: Mapping[str, int] = field(default_factory=dict)
@@ -72,8 +83,13 @@ class DriverTree:
     """Directories under the driver root in which libraries were looked for: `/usr/lib64`."""
     tools: tuple[str, ...] = ()
     """Paths under the driver root of nvidia-smi and the like that exist: `/usr/bin/nvidia-smi`."""
+    configs: Mapping[str, str] = field(default_factory=dict)
+    """By their path in containers, files under the driver root that Vulkan, EGL, OpenCL and OptiX ask for."""
     hook: str | None = None
     """Path on the host of `nvidia-cdi-hook`, or of `nvidia-ctk`; None where the host has neither."""
+    later_hooks: tuple[str, ...] = ()
+    """Which of LATER_HOOKS it may be asked for."""
+    driver_version: str = ""
     loader_directories: tuple[str, ...] = ()
     """Where loaders of this machine's architecture look without being told: Debian's kin, Red Hat's kin."""
 
@@ -166,13 +182,14 @@ def common_edits(tree: DriverTree) -> dict[str, Any]:
     for library in tree.libraries:
         mounts.extend(_mount(tree, library.path, path) for path in _container_paths(library, tree))
     mounts.extend(_mount(tree, tool, f"/usr/bin/{posixpath.basename(tool)}") for tool in tree.tools)
+    mounts.extend(_mount(tree, path, place) for place, path in tree.configs.items())
     edits: dict[str, Any] = {"env": ["NVIDIA_VISIBLE_DEVICES=void"]}
     if tree.control_nodes:
         edits["deviceNodes"] = [node_edit(node) for node in tree.control_nodes]
     if mounts:
         edits["mounts"] = mounts
     if tree.hook is not None and tree.libraries:
-        edits["hooks"] = _hooks(tree.hook, tree.libraries)
+        edits["hooks"] = _hooks(tree, tree.hook)
     return edits
 
 
@@ -221,11 +238,13 @@ def _container_paths(library: DriverFile, tree: DriverTree) -> list[str]:
     if tree.hook is not None:
         return [library.path]
     paths = [library.path, *library.links]
-    folder = posixpath.dirname(library.path)
-    if posixpath.basename(folder) != "vdpau":  # those are found by their path
-        names = dict.fromkeys(posixpath.basename(path) for path in paths)
-        paths += [f"{directory}/{name}" for directory in tree.loader_directories for name in names]
+    names = dict.fromkeys(posixpath.basename(path) for path in paths if not _is_found_by_path(path))
+    paths += [f"{directory}/{name}" for directory in tree.loader_directories for name in names]
     return list(dict.fromkeys(_below_usr(path) for path in paths))
+
+
+def _is_found_by_path(path: str) -> bool:
+    return posixpath.basename(posixpath.dirname(path)) in PLUGIN_FOLDERS
 
 
 def _mount(tree: DriverTree, path: str, container_path: str) -> dict[str, Any]:
@@ -233,21 +252,28 @@ def _mount(tree: DriverTree, path: str, container_path: str) -> dict[str, Any]:
     return {"hostPath": host_path, "containerPath": container_path, "options": _MOUNT_OPTIONS}
 
 
-def _hooks(hook: str, libraries: tuple[DriverFile, ...]) -> list[dict[str, Any]]:
-    """The toolkit's hooks: links beside the libraries, then the loader's cache. nvidia-ctk has them as sub-commands."""
+def _hooks(tree: DriverTree, hook: str) -> list[dict[str, Any]]:
+    """The toolkit's hooks, as it orders them: the loader's cache comes after what it reads.
+
+    nvidia-ctk has them as sub-commands.
+    """
     name = posixpath.basename(hook)
     start = [name, "hook"] if name == "nvidia-ctk" else [name]
     links = [
         f"--link={posixpath.relpath(lib.path, posixpath.dirname(link))}::{link}"
-        for lib in libraries
+        for lib in tree.libraries
         for link in lib.links
     ]
-    folders = [f"--folder={folder}" for folder in sorted({posixpath.dirname(lib.path) for lib in libraries})]
-    calls = [("create-symlinks", links)] if links else []
-    calls.append(("update-ldcache", folders))
+    calls: dict[str, list[str]] = {
+        **({_LINKS: links} if links else {}),
+        _COMPATIBILITY: [f"--host-driver-version={tree.driver_version}"],
+        _LOADER: [f"--folder={folder}" for folder in sorted({posixpath.dirname(lib.path) for lib in tree.libraries})],
+        **{command: [] for command in LATER_HOOKS if command != _COMPATIBILITY},
+    }
     return [
         {"hookName": "createContainer", "path": hook, "args": [*start, command, *arguments]}
-        for command, arguments in calls
+        for command, arguments in calls.items()
+        if command not in LATER_HOOKS or command in tree.later_hooks
     ]
 
 
@@ -273,7 +299,7 @@ def _device_nodes(
         raise HardwareError(f"claim {record.claim}: device {device.device} has no device node ({where})")
     if isinstance(holding, MigHolding):
         return [node_edit(node) for node in (*nodes, *_capabilities(record, gpu, holding, tree))]
-    return [node_edit(node) for node in nodes]
+    return [node_edit(node) for node in (*nodes, *tree.display_nodes.get(gpu.pci_bus_id, ()))]
 
 
 def _capabilities(record: ClaimRecord, gpu: Gpu, holding: MigHolding, tree: DriverTree) -> list[DeviceNode]:

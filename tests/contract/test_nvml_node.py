@@ -4,6 +4,7 @@ import ctypes
 import os
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,6 +70,22 @@ def test_sysfs_leads_from_each_gpu_to_its_pcie_root_and_numa_node(simulate: Call
             assert device.resolve().parts[-3].startswith(f"pci{bus_id[:4]}:")
             assert (device / "numa_node").read_text().strip() in ("0", "1")
             assert (node.root / "proc/driver/nvidia/gpus" / bus_id / "information").exists()
+
+
+def test_sysfs_describes_each_gpu_as_the_kernel_does(simulate: Callable[..., Node]) -> None:
+    """Readers of the PCI bus want addresses and configuration space: NVIDIA's feature discovery reads both."""
+    node = simulate("a100-40x2+h100x2")
+    taken: list[range] = []
+    for device in sorted((node.root / "sys/bus/pci/devices").iterdir()):
+        ids = [int((device / name).read_text(), 16) for name in ("vendor", "device", "class")]
+        vendor, product, revision_and_class = struct.unpack_from("<HH4xI", (device / "config").read_bytes())
+        assert [vendor, product, revision_and_class >> 8] == ids
+        for line in (device / "resource").read_text().splitlines():
+            start, end, flags = (int(word, 16) for word in line.split())
+            if flags:
+                assert all(end < other.start or other.stop <= start for other in taken)
+                taken.append(range(start, end + 1))
+    assert len(taken) == 4 * 3
 
 
 def test_nvidia_smi_lists_what_the_library_has(h100: H100) -> None:

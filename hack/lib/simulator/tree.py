@@ -3,6 +3,7 @@
 import os
 import shutil
 import stat
+import struct
 from pathlib import Path
 
 from simulator.build import LIBRARY, STAND_INS, STATE_STUB, TOOL
@@ -18,18 +19,21 @@ MIG_CONFIG_MODE, MIG_MONITOR_MODE = 0o400, 0o444
 MINORS_PER_GPU, MINORS_PER_INSTANCE, CAPABILITY_GPUS = 135, 9, 32
 IMEX_MANAGEMENT_MINOR = FIRST_GPU_MINOR + MINORS_PER_GPU * CAPABILITY_GPUS
 """Assumption: the table of the driver puts `fabric-imex-mgmt` behind the last GPU."""
+PCI_CLASS = 0x030200  # 3D controller
+MEMORY_REGION, WIDE_REGION = 0x40200, 0x14220C  # include/linux/ioport.h: memory; with prefetching and 64 bits
 DYNAMIC_MAJORS = [*range(254, 233, -1), *range(511, 383, -1)]  # Documentation/admin-guide/devices.txt
 DYNAMIC_DEVICES = ("nvidia-caps-imex-channels", "nvidia-caps", "nvidia-nvlink", "nvidia-nvswitch", "nvidia-uvm")
 MODULE_PARAMETERS = {
     "ResmanDebugLevel": 4294967295,
-    "ModifyDeviceFiles": 1,
+    "ModifyDeviceFiles": 0,
     "DeviceFileUID": 0,
     "DeviceFileGID": 0,
     "DeviceFileMode": 438,
     "ImexChannelCount": 2048,
     "CreateImexChannel0": 0,
 }
-"""Of the driver's own list those that clients read, in its order."""
+"""Of the driver's own list those that clients read, in its order. Nobody makes device files of their own accord: the
+library does not, and hooks that forbid it to containers would look for this file in a container's /proc in vain."""
 
 
 def bus_id(fixed: Fixed) -> str:
@@ -63,9 +67,13 @@ def choose_majors() -> dict[str, int]:
 
 
 def write_text(path: Path, text: str, mode: int = 0o444) -> None:
+    write_bytes(path, text.encode(), mode)
+
+
+def write_bytes(path: Path, content: bytes, mode: int = 0o444) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.new")
-    aside.write_text(text)
+    aside.write_bytes(content)
     aside.chmod(mode)
     aside.replace(path)
 
@@ -179,15 +187,40 @@ def write_sys(root: Path, state: State) -> None:
             "device": f"0x{fixed.pci_device_id >> 16:04x}",
             "subsystem_vendor": f"0x{fixed.pci_subsystem_id & 0xFFFF:04x}",
             "subsystem_device": f"0x{fixed.pci_subsystem_id >> 16:04x}",
-            "class": "0x030200",
+            "class": f"0x{PCI_CLASS:06x}",
             "numa_node": str(fixed.numa_node),
             "local_cpulist": "0",
             "max_link_width": str(fixed.pcie_width),
+            "resource": pci_resources(fixed),
         }
         for name, value in attributes.items():
             write_text(root / device / name, f"{value}\n")
+        write_bytes(root / device / "config", pci_config(fixed), 0o644)
         link(root / device / "driver", "../../../../bus/pci/drivers/nvidia")
         show_device(root, fixed, present=True)
+
+
+def pci_resources(fixed: Fixed) -> str:
+    """A line `start end flags` for each region: registers, memory, another window of the driver's."""
+    registers, window = 16 << 20, 32 << 20
+    memory = (1 << 45) + 2 * fixed.minor * fixed.bar1_bytes
+    regions = {
+        0: (0x9000_0000 + fixed.minor * registers, registers, MEMORY_REGION),
+        1: (memory, fixed.bar1_bytes, WIDE_REGION),
+        3: (memory + fixed.bar1_bytes, window, WIDE_REGION),
+    }
+    spans = [regions.get(number, (0, 1, 0)) for number in range(13)]
+    return "\n".join(f"0x{start:016x} 0x{start + size - 1:016x} 0x{flags:016x}" for start, size, flags in spans)
+
+
+def pci_config(fixed: Fixed) -> bytes:
+    """The standard part of the configuration space (PCI 3.0, 6.1), without capabilities."""
+    config = bytearray(256)
+    command = 0x0006  # memory, bus master
+    vendor, device = fixed.pci_device_id & 0xFFFF, fixed.pci_device_id >> 16
+    struct.pack_into("<HHHHI", config, 0, vendor, device, command, 0, PCI_CLASS << 8 | 0xA1)
+    struct.pack_into("<I", config, 0x2C, fixed.pci_subsystem_id)
+    return bytes(config)
 
 
 def show_device(root: Path, fixed: Fixed, *, present: bool) -> None:

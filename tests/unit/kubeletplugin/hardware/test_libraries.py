@@ -45,6 +45,22 @@ def test_libraries_lie_beside_the_links_that_the_loader_made(root: Path) -> None
     }
 
 
+def test_parts_of_the_driver_with_versions_of_their_own_belong_to_it(root: Path) -> None:
+    folder = "/usr/lib/x86_64-linux-gnu"
+    put(
+        root,
+        *(f"{folder}/{name}" for name in ("libnvidia-nvvm70.so.4", "libnvidia-egl-gbm.so.1.1.2", "libgbm.so.1.0.0")),
+    )
+    put(root, f"{folder}/libnvidia-allocator.so.{VERSION}")
+    link(root, f"{folder}/libnvidia-egl-gbm.so.1", "libnvidia-egl-gbm.so.1.1.2")
+    link(root, f"{folder}/gbm/nvidia-drm_gbm.so", f"../libnvidia-allocator.so.{VERSION}")
+    assert found(root) == {
+        f"{folder}/libnvidia-allocator.so.{VERSION}": (f"{folder}/gbm/nvidia-drm_gbm.so",),
+        f"{folder}/libnvidia-egl-gbm.so.1.1.2": (f"{folder}/libnvidia-egl-gbm.so.1",),
+        f"{folder}/libnvidia-nvvm70.so.4": (),
+    }
+
+
 def test_a_driver_below_usr_local_nvidia_is_found_with_the_links_that_lead_there(root: Path) -> None:
     own = "/usr/local/nvidia/lib64"
     put(root, f"{own}/libcuda.so.{VERSION}", f"{own}/libnvidia-ml.so.{VERSION}", f"{own}/libnvidia-nvvm.so.{VERSION}")

@@ -9,6 +9,8 @@ import pytest
 
 from api.errors import HardwareError
 from kubeletplugin.model.cdi import (
+    LATER_HOOKS,
+    DeviceNode,
     DriverFile,
     DriverTree,
     build_cdi_spec,
@@ -142,6 +144,39 @@ def test_hooks_make_the_links_where_the_host_has_them(hook: str, start: list[str
     assert [m["containerPath"] for m in edits["mounts"]] == [f"{folder}/libcuda.so.570.158.01", "/usr/bin/nvidia-smi"]
 
 
+def test_hooks_that_came_later_are_asked_for_where_the_program_has_them() -> None:
+    tree = replace(TREE, hook="/usr/bin/nvidia-cdi-hook", driver_version="570.158.01")
+
+    def calls(*later: str) -> list[list[str]]:
+        edits = spec_of("gpu-0", tree=replace(tree, later_hooks=later))["containerEdits"]
+        return [hook["args"][1:] for hook in edits["hooks"]]
+
+    assert [call[0] for call in calls()] == ["create-symlinks", "update-ldcache"]
+    assert calls(*LATER_HOOKS)[1:] == [
+        ["enable-cuda-compat", "--host-driver-version=570.158.01"],
+        ["update-ldcache", "--folder=/usr/lib/x86_64-linux-gnu"],
+        ["disable-device-node-modification"],
+        ["update-application-profile"],
+    ]
+
+
+def test_files_that_name_the_driver_are_mounted_where_their_readers_look() -> None:
+    icd = "/etc/vulkan/icd.d/nvidia_icd.json"
+    edits = spec_of("gpu-0", tree=replace(TREE, configs={icd: "/usr/share/vulkan/icd.d/nvidia_icd.json"}))
+    mounts = {mount["containerPath"]: mount["hostPath"] for mount in edits["containerEdits"]["mounts"]}
+    assert mounts[icd] == "/run/nvidia/driver/usr/share/vulkan/icd.d/nvidia_icd.json"
+
+
+def test_display_nodes_belong_to_the_full_gpu_only() -> None:
+    card = DeviceNode("/dev/dri/card1", "/run/nvidia/driver/dev/dri/card1", 226, 1)
+    bus_ids = {gpu.minor: gpu.pci_bus_id for gpu in inventory(h100(0), h100(1)).gpus}
+    tree = replace(TREE, display_nodes={bus_ids[0]: (card,)})
+    assert paths(spec_of("gpu-0", tree=tree)["devices"][0]["containerEdits"]) == ["/dev/nvidia0", "/dev/dri/card1"]
+    for other in ("gpu-1", SLICE):
+        (device,) = spec_of(other, tree=tree)["devices"]
+        assert card.path not in paths(device["containerEdits"])
+
+
 def test_links_in_other_folders_than_the_library_lead_to_where_it_lies() -> None:
     library = DriverFile("/usr/local/nvidia/lib64/libcuda.so.580.159.04", ("/usr/lib/libcuda.so.1",))
     tree = replace(TREE, libraries=(library,), tools=())
@@ -152,6 +187,17 @@ def test_links_in_other_folders_than_the_library_lead_to_where_it_lies() -> None
     assert [hook["args"][1:] for hook in hooks] == [
         ["create-symlinks", "--link=../local/nvidia/lib64/libcuda.so.580.159.04::/usr/lib/libcuda.so.1"],
         ["update-ldcache", "--folder=/usr/local/nvidia/lib64"],
+    ]
+
+
+def test_without_hooks_what_is_found_by_its_path_stays_there() -> None:
+    folder = "/usr/lib/x86_64-linux-gnu"
+    allocator = DriverFile(f"{folder}/libnvidia-allocator.so.580.159.04", (f"{folder}/gbm/nvidia-drm_gbm.so",))
+    tree = replace(TREE, libraries=(allocator,), tools=(), loader_directories=(folder, "/usr/lib64"))
+    assert [mount["containerPath"] for mount in spec_of("gpu-0", tree=tree)["containerEdits"]["mounts"]] == [
+        allocator.path,
+        f"{folder}/gbm/nvidia-drm_gbm.so",
+        "/usr/lib64/libnvidia-allocator.so.580.159.04",
     ]
 
 
