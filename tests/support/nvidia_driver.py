@@ -14,7 +14,6 @@ from bench.objects import RESOURCE_API
 from simulator.build import cache_folder
 
 from api.client import path
-from tests.support.cluster import ROOT
 from tests.support.plugin_world import NodeWorld
 
 SOURCE = Path(__file__).parent / "nvidia-dra-driver"
@@ -66,7 +65,7 @@ class NvidiaNode(Node):
             "FEATURE_GATES": "DynamicMIG=true",
         }
         # It looks for the kernel's files at their fixed paths.
-        script = f'sh {ROOT}/hack/lib/simulator/mount.sh "$1" && shift && exec "$@"'
+        script = '"$1/usr/bin/nvidia-simulator-mount" "$1" && shift && exec "$@"'
         command = ["unshare", "--mount", "sh", "-c", script, "sh", str(self.driver_root), str(program)]
         self._output = self.log.open("ab")
         self._process = subprocess.Popen(command, env={**own, **environment}, stdout=self._output, stderr=self._output)

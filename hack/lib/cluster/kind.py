@@ -14,7 +14,6 @@ from pathlib import Path
 
 from cluster import hardware, tools
 from cluster.limits import raise_inotify_limit
-from cluster.paths import ROOT
 from cluster.provider import COMPONENTS, SERVICES, Fault, check_known, docker_answers, run, write_provider
 from cluster.report import ClusterError, say
 from cluster.shape import (
@@ -230,8 +229,7 @@ def _follow_power(state: Path, fault: Fault, container: str) -> None:
 # Docker lets nobody mount below /proc before the container runs.
 _AWAIT_BOOTED = f"""
     until systemctl is-active --quiet containerd kubelet; do sleep 0.2; done
-    set -- {DRIVER}
-    {(ROOT / "hack/lib/simulator/mount.sh").read_text()}
+    [ ! -d {DRIVER}/proc/driver ] || {DRIVER}/usr/bin/nvidia-simulator-mount {DRIVER}
 """
 # The kubelet starts a component again as soon as it sees that it is dead, so it is halted meanwhile. (Taking the static
 # pod's manifest away instead makes it wait minutes for an API server without etcd.) It goes on when all are to run.

@@ -6,7 +6,9 @@ import subprocess
 import time
 import uuid
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from cluster import groups, hardware, network, processes, tools
 from cluster.paths import CACHE, ROOT, SCRIPTS
@@ -21,6 +23,8 @@ PERSISTENT = (
     *("etc", "driver", "var/lib/cni", "var/lib/containerd", "var/lib/kubelet"),
     *("var/log/containers", "var/log/pods"),
 )
+NVIDIA_DRIVER = "/run/nvidia/driver"
+NVIDIA_MOUNT = f"{NVIDIA_DRIVER}/usr/bin/nvidia-simulator-mount"
 LEASE_SHARE = 2 / 3  # of the node timeout; kubelet's own defaults are 40 s of 50
 
 
@@ -50,8 +54,8 @@ def create(cluster: Cluster, node: str) -> None:
             shutil.copy(source, folder / "etc" / name)
     (folder / "etc" / "machine-id").write_text(f"{uuid.uuid4().hex}\n")
     (folder / "etc" / "hosts").write_text(f"127.0.0.1 localhost\n{cluster.node_address(node)} {node}\n")
-    _write_configuration(cluster, node)
     hardware.install(cluster.shape, node, folder / "driver")
+    _write_configuration(cluster, node)
 
 
 def _write_configuration(cluster: Cluster, node: str) -> None:
@@ -68,12 +72,30 @@ def _write_configuration(cluster: Cluster, node: str) -> None:
         "containerd/config.toml": (SCRIPTS / "containerd.toml")
         .read_text()
         .replace("CNI_PLUGINS", str(tools.build("cni"))),
+        "containerd/spec.json": json.dumps(_container_spec(cluster.node_dir(node) / "driver")),
         "cni/net.d/10-pods.conflist": json.dumps(_cni(cluster, node), indent=1),
         "cdi/.keep": "",
     }
     for name, text in files.items():
         (etc / name).parent.mkdir(parents=True, exist_ok=True)
         (etc / name).write_text(text)
+
+
+def _container_spec(driver: Path) -> dict[str, Any]:
+    """What the specification of each container begins with: a driver shows in the /proc of all of them."""
+    spec = _default_container_spec()
+    if not (driver / "proc/driver").is_dir():
+        return spec
+    command = [NVIDIA_MOUNT, NVIDIA_DRIVER, "-"]
+    return {**spec, "hooks": {"createContainer": [{"path": command[0], "args": command}]}}
+
+
+@cache
+def _default_container_spec() -> dict[str, Any]:
+    command = [str(tools.build("containerd") / "ctr"), "oci", "spec"]
+    spec: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    del spec["process"]["rlimits"]  # containerd has them for its own client only, not for pods
+    return spec
 
 
 def _environment(cluster: Cluster, node: str) -> str:

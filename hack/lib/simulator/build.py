@@ -37,6 +37,7 @@ STAND_INS = {
 }
 """File without version -> SONAME. Empty libraries that are found, mounted and linked to as the driver's own are."""
 STATE_STUB, LIBRARY, TOOL = "libnvidia-simulator.so", "libnvidia-ml.so", "nvidia-smi"
+MOUNT = "nvidia-simulator-mount"
 
 
 def cache_folder() -> Path:
@@ -81,6 +82,7 @@ def _compile_all(folder: Path) -> None:
     ]
     _gcc(aside, *FLAGS, *library)
     _gcc(aside, *FLAGS, "-static", "-DSTATIC_TOOL", version, *core, str(NATIVE / "smi.c"), "-o", TOOL)
+    _gcc(aside, *FLAGS, "-static", "-s", str(NATIVE / "mount.c"), "-o", MOUNT)
     for name, soname in (STAND_INS | {STATE_STUB: f"{STATE_STUB}.{DRIVER_VERSION}"}).items():
         small = ["-shared", "-nostdlib", "-s", "-Wl,-z,noseparate-code", f"-Wl,-soname,{soname}"]
         _gcc(aside, *FLAGS, "-fPIC", *small, str(NATIVE / "stub.c"), "-o", name)

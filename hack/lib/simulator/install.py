@@ -12,8 +12,6 @@ from simulator.compile import DRIVER_VERSION, compile_state
 from simulator.layout import State, open_state, write_new
 from simulator.models import parse_spec
 
-REAL_DRIVER = Path("/proc/driver/nvidia/version")
-
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="simulator install", description=__doc__)
@@ -29,8 +27,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def check_no_real_driver(root: Path) -> None:
     """Raises ValueError where a real driver is on this machine or below `root`."""
-    if REAL_DRIVER.exists() and "(simulated)" not in REAL_DRIVER.read_text():
-        raise ValueError(f"this machine has a real NVIDIA driver ({REAL_DRIVER}); simulated hardware is refused here")
+    if tree.SHOWN_VERSION.exists() and not tree.is_simulated():
+        raise ValueError(
+            f"this machine has a real NVIDIA driver ({tree.SHOWN_VERSION}); simulated hardware is refused here"
+        )
     for library in sorted((root / tree.LIBRARIES).glob(f"{LIBRARY}*")):
         if library.exists() and b"nvidia-simulator" not in library.read_bytes():
             raise ValueError(f"{library} is a real NVIDIA library; simulated hardware is refused here")

@@ -6,12 +6,13 @@ import stat
 import struct
 from pathlib import Path
 
-from simulator.build import LIBRARY, STAND_INS, STATE_STUB, TOOL
+from simulator.build import LIBRARY, MOUNT, STAND_INS, STATE_STUB, TOOL
 from simulator.imex.build import PROGRAMS as IMEX_PROGRAMS
 from simulator.layout import Fixed, State
 
 LIBRARIES = Path("usr/lib/x86_64-linux-gnu")
-MARKER = Path("proc/driver/nvidia/simulator")
+MARKER = Path(".nvidia-simulator")
+SHOWN_VERSION = Path("/proc/driver/nvidia/version")
 NVIDIA_MAJOR = 195  # Documentation/admin-guide/devices.txt
 CONTROL_MINOR = 255
 MIG_CONFIG_MINOR, MIG_MONITOR_MINOR, FIRST_GPU_MINOR = 1, 2, 3
@@ -53,8 +54,8 @@ def parse_devices(section: str) -> list[tuple[int, str]]:
 
 
 def is_simulated() -> bool:
-    """A simulated driver lies over this machine's /proc (`mount.sh`)."""
-    return (Path("/") / MARKER).exists()
+    """A simulated driver lies over this machine's /proc (`native/mount.c`)."""
+    return SHOWN_VERSION.exists() and "(simulated)" in SHOWN_VERSION.read_text()
 
 
 def choose_majors() -> dict[str, int]:
@@ -80,6 +81,7 @@ def write_bytes(path: Path, content: bytes, mode: int = 0o444) -> None:
 
 def remove(root: Path) -> None:
     """Takes what an earlier installation shows in /proc, /sys and /dev away, and nothing of other vendors."""
+    (root / MARKER).unlink(missing_ok=True)
     shutil.rmtree(root / "proc/driver", ignore_errors=True)
     for driver_link in (root / "sys/bus/pci/drivers/nvidia").glob("*"):
         shutil.rmtree(driver_link.resolve(), ignore_errors=True)
@@ -93,7 +95,7 @@ def remove(root: Path) -> None:
 
 
 def write_libraries(root: Path, artefacts: Path, version: str) -> None:
-    """The libraries, with the links that ldconfig would make, nvidia-smi and the IMEX programs."""
+    """The libraries, with the links that ldconfig would make, and the programs."""
     folder = root / LIBRARIES
     folder.mkdir(parents=True, exist_ok=True)
     for name, soname in {LIBRARY: "libnvidia-ml.so.1", **STAND_INS}.items():
@@ -102,7 +104,7 @@ def write_libraries(root: Path, artefacts: Path, version: str) -> None:
         if soname != file:
             link(folder / soname, file)
             link(folder / name, soname)
-    for program in (TOOL, *IMEX_PROGRAMS):
+    for program in (TOOL, MOUNT, *IMEX_PROGRAMS):
         copy_file(artefacts / program, root / "usr/bin" / program, 0o755)
 
 

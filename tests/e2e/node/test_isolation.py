@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from tests.support.bench import Bench
 from tests.support.cluster import Cluster, Object, wait_until
@@ -23,9 +24,11 @@ def check_view(bench: Bench, pod_name: str, devices: Sequence[str], container: s
     nodes, uuids = expected(bench, devices)
     assert set(run("find", "/dev", "-name", "nvidia*", "-type", "c").split()) == nodes
     assert set(re.findall(r"UUID: ([^)]+)\)", run("nvidia-smi", "-L"))) == uuids
-    assert run("sh", "-c", "ls /proc/driver/nvidia 2>/dev/null; true") == ""
+    shown = Path("proc/driver/nvidia/version")  # the kernel shows its driver to everybody
+    assert run("cat", f"/{shown}") == (bench.simulator.root / shown).read_text()
     mounts = [line.split() for line in run("cat", "/proc/mounts").splitlines()]
-    writable = [mount[1] for mount in mounts if "nvidia" in mount[1] and "ro" not in mount[3].split(",")]
+    ours = [mount for mount in mounts if "nvidia" in mount[1] or mount[1] == "/proc/driver"]
+    writable = [mount[1] for mount in ours if "ro" not in mount[3].split(",")]
     assert writable == []
     for gpu in bench.simulator.mig_modes():
         # Without a driver behind it, a permitted node says that there is no such device; the control group, EPERM.

@@ -63,7 +63,7 @@ ln -s fd/1 "$NEW/dev/stdout"
 ln -s fd/2 "$NEW/dev/stderr"
 
 mount -t sysfs sysfs "$NEW/sys"
-bash "$ROOT/hack/lib/simulator/mount.sh" "$FOLDER/driver" "$NEW"
+[[ ! -d "$FOLDER/driver/proc/driver" ]] || "$FOLDER/driver/usr/bin/nvidia-simulator-mount" "$FOLDER/driver" "$NEW"
 if [[ "$CGROUPS" == cgroup2\ /sys/fs/cgroup\ * ]]; then
     mount -t cgroup2 cgroup2 "$NEW/sys/fs/cgroup"
     # A group that hands controllers down may hold no process itself.

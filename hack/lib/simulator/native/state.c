@@ -21,7 +21,7 @@
 
 #define STATE_NAME "libnvidia-simulator.so." DRIVER_VERSION
 #define LIBRARIES "usr/lib/x86_64-linux-gnu"
-#define MARKER "proc/driver/nvidia/simulator" /* holds the install id: this tree is the node's own */
+#define MARKER ".nvidia-simulator" /* holds the install id: this tree is the node's own, and no container's */
 
 struct state *state;
 static struct stat mapped_file;
