@@ -6,6 +6,7 @@ Not part of a plain `hack/test`, because the operator and the DNS server take mi
 from collections.abc import Iterator
 
 import pytest
+from cluster.tools import build
 
 from tests.e2e.computedomain.jobs import CLIQUES, Driver, Space, space
 from tests.support.cluster import CACHE, Cluster, Object, path
@@ -99,8 +100,7 @@ def rollout(cluster: Cluster, namespace: str, deployment: str) -> None:
 @pytest.fixture(scope="session")
 def operator(cluster: Cluster) -> None:
     """As its own release has it, from its own manifest."""
-    manifest = sorted((CACHE / "bin").glob("mpi-operator-*/mpi-operator.yaml"))[-1]
-    cluster.apply(manifest.read_text())
+    cluster.apply((build("mpi-operator") / "mpi-operator.yaml").read_text())
     rollout(cluster, "mpi-operator", "mpi-operator")
 
 
