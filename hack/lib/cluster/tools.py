@@ -15,23 +15,29 @@ from cluster.report import ClusterError, say
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """`module` pins the version; `packages` are built into programs; `{version}` in `stamps` becomes that version."""
+    """`module` pins the version; `packages` are built into programs; `{version}` in `stamps` becomes that version.
+
+    `files` of the module are kept beside the programs.
+    """
 
     module: str
     packages: tuple[str, ...]
+    files: tuple[str, ...] = ()
     stamps: tuple[str, ...] = ()
     tags: str = ""
     static_cgo: bool = False
     debian_packages: tuple[str, ...] = ()
 
-    def programs(self, name: str) -> tuple[str, ...]:
+    def made(self, name: str) -> tuple[str, ...]:
         """The files that a build makes; `name` is the module's own, for a package that is the module's root."""
-        return tuple(Path(re.sub(r"/v\d+$", "", package)).name or name for package in self.packages)
+        programs = tuple(Path(re.sub(r"/v\d+$", "", package)).name or name for package in self.packages)
+        return (*programs, *(Path(file).name for file in self.files))
 
 
 SIGN_OF_LIFE_S = 30.0
 _KUBERNETES = "k8s.io/kubernetes"
 _CONTAINERD = "github.com/containerd/containerd/v2"
+_MPI_OPERATOR = "github.com/kubeflow/mpi-operator"
 _CNI = "github.com/containernetworking/plugins"
 
 TOOL = {
@@ -80,6 +86,12 @@ TOOL = {
         stamps=(f"{_CNI}/pkg/utils/buildversion.BuildVersion={{version}}",),
     ),
     "kind": Tool(module="sigs.k8s.io/kind", packages=("sigs.k8s.io/kind",)),
+    "coredns": Tool(module="github.com/coredns/coredns", packages=(".",)),
+    "mpi-operator": Tool(
+        module=_MPI_OPERATOR,
+        packages=(f"{_MPI_OPERATOR}/cmd/mpi-operator",),
+        files=("deploy/v2beta1/mpi-operator.yaml",),
+    ),
     "helm": Tool(
         module="helm.sh/helm/v4",
         packages=("helm.sh/helm/v4/cmd/helm",),
@@ -117,16 +129,16 @@ def build(name: str, version: str | None = None) -> Path:
     """The folder that holds the tool's programs, built now unless it is there."""
     wanted = version or pinned_version(name)
     folder = CACHE / "bin" / f"{name}-{wanted}"
-    programs = TOOL[name].programs(name)
-    if not _complete(folder, programs):
+    files = TOOL[name].made(name)
+    if not _complete(folder, files):
         with _building():
-            if not _complete(folder, programs):
+            if not _complete(folder, files):
                 _build(name, wanted, folder)
     return folder
 
 
-def _complete(folder: Path, programs: tuple[str, ...]) -> bool:
-    return all((folder / program).exists() for program in programs)
+def _complete(folder: Path, files: tuple[str, ...]) -> bool:
+    return all((folder / file).exists() for file in files)
 
 
 @contextmanager
@@ -155,10 +167,12 @@ def _build(name: str, version: str, folder: Path) -> None:
         f"nice -n 10 go build -p 2 -trimpath "
         f"-tags '{tool.tags}' -ldflags '{flags}' -o '{unfinished}/' {' '.join(tool.packages)}"
     )
+    for file in tool.files:
+        command += f"; cp --no-preserve=mode \"$(go list -m -f '{{{{.Dir}}}}' {tool.module})/{file}\" '{unfinished}/'"
     run_bash(command, source)
     folder.mkdir(exist_ok=True)
-    for program in unfinished.iterdir():
-        program.rename(folder / program.name)
+    for made in unfinished.iterdir():
+        made.rename(folder / made.name)
     unfinished.rmdir()
     say(f"built {name} {version} into {folder}")
 

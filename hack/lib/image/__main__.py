@@ -4,7 +4,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from image import debian, simulated, site, small
+from cluster import tools
+
+from image import debian, mpi, simulated, site, small
 from image.cache import IMAGES, one_build
 from image.oci import Image, write_archive
 
@@ -40,25 +42,51 @@ def build_pause() -> Image:
     return Image(("registry.k8s.io/pause:3.10",), (small.pause_layer(),), {"Entrypoint": ["/pause"], "User": NOBODY})
 
 
+def build_openmpi() -> Image:
+    """Under the name that the samples have for nvbandwidth."""
+    environment = ["PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"]
+    names = ("ghcr.io/nvidia/k8s-samples:nvbandwidth-v0.7-8d103163",)
+    return Image(names, (mpi.mpi_layer(),), {"Env": environment, "WorkingDir": f"/{mpi.HOME}"})
+
+
+def build_mpi_operator() -> Image:
+    """Under the name that its own manifest has."""
+    names = (f"docker.io/mpioperator/mpi-operator:{tools.pinned_version('mpi-operator')}",)
+    layer = mpi.program_layer("mpi-operator", "mpi-operator")
+    return Image(names, (layer,), {"Entrypoint": ["/mpi-operator"], "User": NOBODY})
+
+
+def build_coredns() -> Image:
+    layer = mpi.program_layer("coredns", "coredns")
+    return Image(("docker.io/library/coredns:dev",), (layer,), {"Entrypoint": ["/coredns"], "User": NOBODY})
+
+
 IMAGE_BUILDERS: dict[str, Callable[[], Image]] = {
     "pause": build_pause,
     "busybox": build_busybox,
     "partita-simulator": build_simulator,
     "partita": build_partita,
 }
+# Built where they are named: only the tests of an MPIJob need them.
+FURTHER_BUILDERS: dict[str, Callable[[], Image]] = {
+    "openmpi": build_openmpi,
+    "mpi-operator": build_mpi_operator,
+    "coredns": build_coredns,
+}
 
 
 def main(names: list[str]) -> int:
-    unknown = sorted(set(names) - IMAGE_BUILDERS.keys())
+    builders = IMAGE_BUILDERS | FURTHER_BUILDERS
+    unknown = sorted(set(names) - builders.keys())
     if unknown:
-        print(f"no image named {', '.join(unknown)}; there are: {', '.join(IMAGE_BUILDERS)}", file=sys.stderr)
+        print(f"no image named {', '.join(unknown)}; there are: {', '.join(builders)}", file=sys.stderr)
         return 2
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name in names or IMAGE_BUILDERS:
         started = time.monotonic()
         path = IMAGES / f"{name}.tar"
         with one_build():
-            image = IMAGE_BUILDERS[name]()
+            image = builders[name]()
             write_archive(image, path)
         size = path.stat().st_size / 1e6
         print(f"{path}  {' '.join(image.names)}  {size:.0f} MB  {time.monotonic() - started:.1f} s", flush=True)

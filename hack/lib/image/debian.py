@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from image.cache import LAYERS, cached_folder, cached_layer, key_of
@@ -80,7 +81,13 @@ def read_sources() -> list[str]:
 
 
 def unpack(tree: Path, sources: list[str]) -> None:
-    command = ["mmdebstrap", "--quiet", "--variant=extract", f"--include={','.join(PACKAGES)}", SUITE, str(tree)]
+    unpack_packages(tree, PACKAGES, sources)
+    compile_modules(tree, tree / "usr/lib", "/usr/lib")
+
+
+def unpack_packages(tree: Path, packages: Sequence[str], sources: list[str]) -> None:
+    """Packages and what they depend on, without running their scripts."""
+    command = ["mmdebstrap", "--quiet", "--variant=extract", f"--include={','.join(packages)}", SUITE, str(tree)]
     done = subprocess.run(
         command + (["-"] if sources else []),
         input="\n".join(sources),
@@ -98,7 +105,6 @@ def unpack(tree: Path, sources: list[str]) -> None:
     for name, text in (("passwd", USERS), ("group", GROUPS), ("nsswitch.conf", NAME_SERVICES)):
         (tree / "etc" / name).write_text(text)
     (tree / "tmp").chmod(0o1777)
-    compile_modules(tree, tree / "usr/lib", "/usr/lib")
 
 
 def remove(path: Path) -> None:
