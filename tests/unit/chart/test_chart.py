@@ -1,5 +1,6 @@
 """What the chart makes of its values, by `helm template`."""
 
+import json
 import re
 
 import jsonschema
@@ -150,6 +151,26 @@ def test_the_admission_policy_names_the_account_that_the_plugin_runs_under() -> 
         assert f'"system:serviceaccount:partita-system:{account}"' in condition["expression"]
         bound = {each["spec"]["policyName"] for each in of_kind(objects, "ValidatingAdmissionPolicyBinding").values()}
         assert bound == policies.keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "checked"),
+    [
+        ((), {"gpu.nvidia.com", "compute-domain.nvidia.com"}),
+        (("resources.amd.enabled=true",), {"gpu.nvidia.com", "compute-domain.nvidia.com", "gpu.amd.com"}),
+        (("resources.computeDomains.enabled=false",), {"gpu.nvidia.com"}),
+        (("resources.amd.enabled=true", "allowOtherDriver=true"), {"compute-domain.nvidia.com"}),
+        (("resources.computeDomains.enabled=false", "allowOtherDriver=true"), set()),
+    ],
+)
+def test_configs_of_drivers_that_another_chart_serves_are_not_ours_to_refuse(
+    settings: tuple[str, ...], checked: set[str]
+) -> None:
+    policy = of_kind(render(*settings), "ValidatingAdmissionPolicy").get("partita-deviceconfigs.partita-system")
+    variables = policy["spec"]["variables"] if policy else []
+    assert {
+        driver for each in variables if each["name"] == "drivers" for driver in json.loads(each["expression"])
+    } == checked
 
 
 def test_no_role_may_read_secrets_of_other_namespaces_or_write_nodes() -> None:
