@@ -1,4 +1,4 @@
-"""Keeps our CustomResourceDefinitions what this version needs: Helm makes those in `crds/`, and no upgrade changes them.
+"""Keeps our CustomResourceDefinitions what this version needs: Helm makes those in `crds/`, but no upgrade of it does.
 
 A stored one may be of an earlier version, or of another driver whose objects we take over; the API server then drops
 the fields that it does not know, silently.
