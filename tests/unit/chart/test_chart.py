@@ -268,6 +268,8 @@ def test_without_a_profile_nothing_is_simulated() -> None:
         (("resources.gpu.enabled=true",), "partita-system", "additional properties 'gpu' not allowed"),
         (("image.pullPolicy=Sometimes",), "partita-system", "/image/pullPolicy"),
         (("nvidiaDriverRoot=run/nvidia",), "partita-system", "/nvidiaDriverRoot"),
+        (("webhook.enabled=true",), "partita-system", "left out: configs are checked without one"),
+        (("featureGates.MPSSupport=true",), "partita-system", "MPS, passthrough, consumable shares and Fabric"),
         (("resources.gpus.migClasses={1g}",), "partita-system", "/resources/gpus/migClasses/0"),
         (("resources.gpus.extendedResourceName=gpu",), "partita-system", "/resources/gpus/extendedResourceName"),
     ],
@@ -304,6 +306,22 @@ def test_every_pod_template_matches_its_own_selector() -> None:
         if each["kind"] in ("DaemonSet", "Deployment"):
             selector = each["spec"]["selector"]["matchLabels"]
             assert selector.items() <= each["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_what_values_of_nvidias_chart_are_called_here_exists() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+
+    def advices(schema: Object) -> list[str]:
+        nested = [each for inner in schema.get("properties", {}).values() for each in advices(inner)]
+        return [schema["const"], *nested] if "const" in schema else nested
+
+    names = [name for advice in advices(schema) for name in re.findall(r"its name here is ([A-Za-z.]+)", advice)]
+    assert names
+    for name in names:
+        found = values
+        for part in name.split("."):
+            found = found[part]
 
 
 def test_the_default_values_are_valid_and_every_value_has_a_type() -> None:
