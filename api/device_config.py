@@ -1,7 +1,8 @@
 """Opaque device configs: what `opaque.parameters` of a claim or DeviceClass may say to our drivers.
 
-Kinds, fields and defaults are those of NVIDIA's and AMD's DRA drivers, plus `releasePolicy` of ours. Parsing is strict:
-an unknown field, a wrong kind or version and a malformed value are InvalidObject, naming the field and what is right.
+Kinds, fields and defaults are those of NVIDIA's and AMD's DRA drivers, plus `releasePolicy` of ours, less MPS and
+passthrough, which are not offered. Parsing is strict: an unknown field, a wrong kind or version and a malformed value
+are InvalidObject, naming the field and what is right.
 """
 
 import json
@@ -10,14 +11,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from api.errors import InvalidObject
 from api.names import AMD_CONFIG_API_VERSION, RESOURCE_API_VERSION
-from api.quantity import parse_quantity
-
-_MIB: Final = 1024**2
 
 
 class _Strict(BaseModel):
@@ -27,80 +25,31 @@ class _Strict(BaseModel):
 class TimeSlicingConfig(_Strict):
     interval: Literal["Default", "Short", "Medium", "Long"] = "Default"
 
-    @property
-    def nvml_value(self) -> int:
-        """0 default .. 3 long, as in `kubeletplugin.model.steps.SetTimeSlice`."""
-        return ("Default", "Short", "Medium", "Long").index(self.interval)
 
-
-class MpsConfig(_Strict):
-    defaultActiveThreadPercentage: Annotated[int, Field(ge=0, le=100)] | None = None
-    defaultPinnedDeviceMemoryLimit: str | None = None
-    defaultPerDevicePinnedMemoryLimit: dict[str, str] | None = None
-    """By GPU index or UUID."""
-    multiUser: bool | None = None
-
-    @field_validator("defaultPinnedDeviceMemoryLimit")
-    @classmethod
-    def _check_limit(cls, limit: str | None) -> str | None:
-        if limit is not None and parse_limit(limit) < _MIB:
-            raise ValueError(f"{limit} is too low; right would be at least 1Mi")
-        return limit
-
-    @field_validator("defaultPerDevicePinnedMemoryLimit")
-    @classmethod
-    def _check_limits(cls, limits: dict[str, str] | None) -> dict[str, str] | None:
-        for selector, limit in (limits or {}).items():
-            if not re.fullmatch(r"\d+|(GPU|MIG)-[0-9a-fA-F-]+", selector):
-                raise ValueError(f"invalid selector {selector!r}; right would be a GPU's index or UUID")
-            cls._check_limit(limit)
-        return limits
-
-
-def parse_limit(text: str) -> int:
-    """A memory limit in bytes. Raises ValueError, as pydantic's validators must."""
-    try:
-        return parse_quantity(text)
-    except InvalidObject as error:
-        raise ValueError(str(error)) from error
-
-
-class GpuSharing(_Strict):
-    strategy: Literal["TimeSlicing", "MPS"]
-    timeSlicingConfig: TimeSlicingConfig | None = None
-    mpsConfig: MpsConfig | None = None
+class _Sharing(_Strict):
+    strategy: Literal["TimeSlicing"]
 
     @model_validator(mode="before")
     @classmethod
-    def _normalise(cls, value: Any) -> Any:
-        """A strategy without its settings means the settings' defaults."""
-        if not isinstance(value, dict):
-            return value
-        match value.get("strategy"):
-            case "TimeSlicing" if value.get("timeSlicingConfig") is None:
-                return {**value, "timeSlicingConfig": {}}
-            case "MPS" if value.get("mpsConfig") is None:
-                return {**value, "mpsConfig": {}}
+    def _refuse_mps(cls, value: Any) -> Any:
+        """Before the fields are read, since those beside it belong to it."""
+        if isinstance(value, dict) and value.get("strategy") == "MPS":
+            raise ValueError("strategy MPS is not offered by this driver; right would be TimeSlicing")
         return value
 
-    @model_validator(mode="after")
-    def _check_pair(self) -> "GpuSharing":
-        if self.strategy == "TimeSlicing" and self.mpsConfig is not None:
-            raise ValueError("mpsConfig does not belong to strategy TimeSlicing; right would be timeSlicingConfig")
-        if self.strategy == "MPS" and self.timeSlicingConfig is not None:
-            raise ValueError("timeSlicingConfig does not belong to strategy MPS; right would be mpsConfig")
-        return self
+
+class GpuSharing(_Sharing):
+    timeSlicingConfig: TimeSlicingConfig | None = None
+
+    @property
+    def time_slice(self) -> int:
+        """0 default .. 3 long, as in `kubeletplugin.model.steps.SetTimeSlice`."""
+        interval = (self.timeSlicingConfig or TimeSlicingConfig()).interval
+        return ("Default", "Short", "Medium", "Long").index(interval)
 
 
-class MigSharing(_Strict):
-    strategy: Literal["TimeSlicing", "MPS"]
-    """TimeSlicing is accepted and has no effect: a MIG instance has no time-slice of its own."""
-    mpsConfig: MpsConfig | None = None
-
-
-class VfioIommu(_Strict):
-    backendPolicy: Literal["LegacyOnly", "PreferIommuFD"] = "LegacyOnly"
-    enableAPIDevice: bool = False
+class MigSharing(_Sharing):
+    """Accepted, and without effect: a MIG instance has no time-slice of its own."""
 
 
 class _Config(_Strict):
@@ -123,19 +72,6 @@ class MigDeviceConfig(_Config):
     apiVersion: Literal["resource.nvidia.com/v1beta1"]
     kind: Literal["MigDeviceConfig"]
     sharing: MigSharing | None = None
-
-
-class VfioDeviceConfig(_Config):
-    DEVICES = re.compile(r"gpu-vfio-")
-    apiVersion: Literal["resource.nvidia.com/v1beta1"]
-    kind: Literal["VfioDeviceConfig"]
-    iommu: VfioIommu | None = None
-
-    @model_validator(mode="after")
-    def _refuse(self) -> "VfioDeviceConfig":
-        raise ValueError(
-            "passthrough of GPUs to virtual machines is not offered by this driver; request a GPU or MIG device"
-        )
 
 
 class ComputeDomainChannelConfig(_Config):
@@ -161,19 +97,11 @@ class AmdGpuConfig(_Config):
     kind: Literal["GpuConfig"]
 
 
-DeviceConfig = (
-    GpuConfig
-    | MigDeviceConfig
-    | VfioDeviceConfig
-    | ComputeDomainChannelConfig
-    | ComputeDomainDaemonConfig
-    | AmdGpuConfig
-)
+DeviceConfig = GpuConfig | MigDeviceConfig | ComputeDomainChannelConfig | ComputeDomainDaemonConfig | AmdGpuConfig
 _KINDS: Final[dict[str, dict[str, type[DeviceConfig]]]] = {
     RESOURCE_API_VERSION: {
         "GpuConfig": GpuConfig,
         "MigDeviceConfig": MigDeviceConfig,
-        "VfioDeviceConfig": VfioDeviceConfig,
         "ComputeDomainChannelConfig": ComputeDomainChannelConfig,
         "ComputeDomainDaemonConfig": ComputeDomainDaemonConfig,
     },
@@ -194,6 +122,11 @@ def _parse_json(text: str) -> DeviceConfig:
     version, kind = parameters.get("apiVersion"), parameters.get("kind")
     if version not in _KINDS:
         raise InvalidObject(f"apiVersion: {version!r} is not known; right would be one of {', '.join(_KINDS)}")
+    if (version, kind) == (RESOURCE_API_VERSION, "VfioDeviceConfig"):
+        raise InvalidObject(
+            "VfioDeviceConfig: passthrough of GPUs to virtual machines is not offered by this driver; "
+            "request a GPU or MIG device"
+        )
     if kind not in _KINDS[version]:
         raise InvalidObject(
             f"kind: {kind!r} is not known in {version}; right would be one of {', '.join(_KINDS[version])}"

@@ -1,4 +1,4 @@
-"""Keeps our CustomResourceDefinitions what this version needs: Helm makes those in `crds/` once and never again.
+"""Keeps our CustomResourceDefinitions what this version needs: Helm makes those in `crds/`, but no upgrade of it does.
 
 A stored one may be of an earlier version, or of another driver whose objects we take over; the API server then drops
 the fields that it does not know, silently.
@@ -7,11 +7,15 @@ the fields that it does not know, silently.
 import asyncio
 import logging
 from collections.abc import Iterable
+from typing import Final
 
 from api.client import ApiError, Client, Json, Unavailable, back_off_s, path
 from api.crd import SCHEMA_ANNOTATION
 
 log = logging.getLogger(__name__)
+
+# Helm 4 applies `crds/` at every installation, under this name; what somebody else has set there it calls a conflict.
+_HELM: Final = "helm"
 
 
 async def renew_crds(client: Client, definitions: Iterable[Json]) -> None:
@@ -35,5 +39,5 @@ async def _renew(client: Client, definition: Json) -> None:
     stored = await client.get(where)
     found = (stored["metadata"].get("annotations") or {}).get(SCHEMA_ANNOTATION)
     if found != metadata["annotations"][SCHEMA_ANNOTATION]:
-        await client.apply(where, definition)
+        await client.apply(where, definition, fieldManager=_HELM)
         log.info("crd_renewed", extra={"crd": metadata["name"], "had": found})

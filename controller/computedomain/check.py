@@ -37,7 +37,7 @@ def _find_problems(plan: Plan, seen: Observation, settings: Settings) -> Iterato
             case Delete(ref=ref):
                 if not ref.uid:
                     yield f"{ref.kind} {ref} is deleted without saying which incarnation"
-            case DropFinalizer():
+            case DropFinalizer(ref=ref) if ref.kind == "ComputeDomain":
                 if is_anything_left(seen) or plan.situation is not Situation.ENDING:
                     yield "the finalizer goes before everything else is gone"
             case _:

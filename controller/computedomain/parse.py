@@ -195,7 +195,8 @@ def parse_template(raw: Json) -> Template:
     metadata = raw["metadata"]
     uid = (metadata.get("labels") or {}).get(COMPUTE_DOMAIN_LABEL, "")
     is_owned = any(owner.get("uid") == uid for owner in metadata.get("ownerReferences") or [])
-    return Template(_ref("ResourceClaimTemplate", raw), uid, _is_terminating(metadata), is_owned)
+    has_finalizer = COMPUTE_DOMAIN_FINALIZER in (metadata.get("finalizers") or [])
+    return Template(_ref("ResourceClaimTemplate", raw), uid, _is_terminating(metadata), is_owned, has_finalizer)
 
 
 def parse_secret(raw: Json) -> TlsSecret:

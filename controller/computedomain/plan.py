@@ -48,6 +48,7 @@ from controller.computedomain.state import (
     Phase,
     Ref,
     Settings,
+    Template,
 )
 from controller.computedomain.status import build_status, find_condition, same_status
 from controller.computedomain.waiting import plan_following
@@ -112,15 +113,27 @@ def _plan_removal(seen: Observation) -> list[list[Action]]:
     A ComputeDomainClique owns the pods, claims and Secret made for it, so in another namespace (where an earlier
     installation was) deleting it is enough, and needs no rights over pods and Secrets there.
     """
-    templates = [t.ref for t in seen.templates if t.domain_uid == seen.uid and not t.terminating]
+    templates = [template for template in seen.templates if template.domain_uid == seen.uid]
     claims = [claim.ref for claim in seen.daemon_claims if not claim.terminating]
     secrets = [secret.ref for secret in seen.secrets if not secret.terminating]
     cliques = [clique.ref for clique in seen.cliques if not clique.terminating]
-    return [_deletes(templates), _delete_pods(seen, seen.pods), _deletes([*claims, *secrets]), _deletes(cliques)]
+    return [
+        _remove_templates(templates),
+        _delete_pods(seen, seen.pods),
+        _deletes([*claims, *secrets]),
+        _deletes(cliques),
+    ]
 
 
 def _deletes(refs: list[Ref]) -> list[Action]:
     return [Delete(ref) for ref in sorted(refs, key=lambda ref: (ref.kind, ref.namespace, ref.name))]
+
+
+def _remove_templates(templates: list[Template]) -> list[Action]:
+    """With the finalizer of those that another driver made, whose domain was taken over: nobody else takes it off."""
+    held = [template.ref for template in templates if template.terminating and template.has_finalizer]
+    drops = [DropFinalizer(ref) for ref in sorted(held, key=lambda ref: (ref.namespace, ref.name))]
+    return [*_deletes([template.ref for template in templates if not template.terminating]), *drops]
 
 
 def _delete_pods(seen: Observation, pods: Iterable[DaemonPod]) -> list[Action]:
@@ -199,7 +212,7 @@ def _plan_template(seen: Observation, domain: Domain, situation: Situation) -> l
     """A draining domain's template goes first: no new claim can be made from it."""
     own = [template for template in seen.templates if template.domain_uid == seen.uid]
     if situation is Situation.DRAINING:
-        return _deletes([template.ref for template in own if not template.terminating])
+        return _remove_templates(own)
     name = (domain.ref.namespace, domain.template_name)
     if any((template.ref.namespace, template.ref.name) == name for template in seen.templates):
         return []

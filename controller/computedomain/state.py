@@ -132,6 +132,8 @@ class Template:
     terminating: bool = False
     is_owned: bool = True
     """Its owner is the domain that its label names: it was made for it. In a copied manifest that may not be so."""
+    has_finalizer: bool = False
+    """NVIDIA's controller gives its templates the finalizer of their domain; ours have none."""
 
 
 @dataclass(frozen=True, slots=True)

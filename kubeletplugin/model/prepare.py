@@ -106,9 +106,7 @@ class _Claim:
 
 def plan_prepare(request: ClaimRequest, inventory: Inventory, checkpoint: Checkpoint, boot_id: str) -> PreparePlan:
     """Raises ClaimError (a person must act) or Busy (a named claim, or an admin, holds what is asked for)."""
-    wanted = [
-        _read_wanted(request, device, config) for device, config in zip(request.devices, request.configs, strict=True)
-    ]
+    wanted = [_read_wanted(device, config) for device, config in zip(request.devices, request.configs, strict=True)]
     record = checkpoint.get(request.uid)
     if record is not None:
         held, asked = {d.device for d in record.devices}, {w.device for w in wanted}
@@ -212,24 +210,16 @@ def plan_again(record: ClaimRecord, inventory: Inventory, checkpoint: Checkpoint
     return _plan(claim, wanted, boot_id)
 
 
-def _read_wanted(request: ClaimRequest, device: AllocatedDevice, config: "DeviceConfig | None") -> _Wanted:
-    time_slice = None if config is None else _read_time_slice(request, device, config)
+def _read_wanted(device: AllocatedDevice, config: "DeviceConfig | None") -> _Wanted:
+    time_slice = None if config is None else _read_time_slice(config)
     return _Wanted(device.request, device.pool, device.device, device.admin_access, device.share_id, time_slice)
 
 
-def _read_time_slice(request: ClaimRequest, device: AllocatedDevice, config: "DeviceConfig") -> int | None:
-    from api.device_config import GpuConfig, MigDeviceConfig  # see `kubeletplugin.model.claims.parse_config`
+def _read_time_slice(config: "DeviceConfig") -> int | None:
+    from api.device_config import GpuConfig  # see `kubeletplugin.model.claims.parse_config`
 
-    sharing = config.sharing if isinstance(config, GpuConfig | MigDeviceConfig) else None
-    if sharing is not None and sharing.strategy == "MPS":
-        raise ClaimError(
-            request.claim,
-            f"request {device.request}: sharing.strategy MPS is not offered by this driver; right would be TimeSlicing",
-            reason="InvalidConfig",
-        )
-    if isinstance(config, GpuConfig) and config.sharing is not None and config.sharing.timeSlicingConfig is not None:
-        return config.sharing.timeSlicingConfig.nvml_value
-    return None
+    sharing = config.sharing if isinstance(config, GpuConfig) else None
+    return None if sharing is None else sharing.time_slice
 
 
 def _is_in_place(record: ClaimRecord, inventory: Inventory, boot_id: str) -> bool:

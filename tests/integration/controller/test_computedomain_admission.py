@@ -25,18 +25,12 @@ def gpu(**sharing: Any) -> Object:
     return nvidia("GpuConfig", sharing=sharing)
 
 
-def mps(**config: Any) -> Object:
-    return gpu(strategy="MPS", mpsConfig=config)
-
-
 GOOD: list[tuple[str, Object]] = [
     (GPU, nvidia("GpuConfig")),
     (GPU, gpu(strategy="TimeSlicing")),
+    (GPU, gpu(strategy="TimeSlicing", timeSlicingConfig=None)),
     (GPU, gpu(strategy="TimeSlicing", timeSlicingConfig={"interval": "Long"})),
-    (GPU, gpu(strategy="MPS")),
-    (GPU, mps(defaultActiveThreadPercentage=50, defaultPinnedDeviceMemoryLimit="10Gi", multiUser=True)),
-    (GPU, mps(defaultPerDevicePinnedMemoryLimit={"0": "1Gi", "GPU-0a": "5Mi"})),
-    (GPU, nvidia("MigDeviceConfig", sharing={"strategy": "MPS", "mpsConfig": {}})),
+    (GPU, nvidia("MigDeviceConfig", sharing={"strategy": "TimeSlicing"})),
     (DOMAIN, nvidia("ComputeDomainChannelConfig", domainID="u", allocationMode="All", releasePolicy="AllNodes")),
     (DOMAIN, nvidia("ComputeDomainChannelConfig", domainID="u")),
     (AMD_GPU, {"apiVersion": AMD, "kind": "GpuConfig"}),
@@ -45,23 +39,24 @@ BAD: list[tuple[str, Object, str]] = [
     (GPU, {"kind": "GpuConfig"}, "apiVersion"),
     (GPU, {"apiVersion": AMD, "kind": "GpuConfig", "x": 1}, "apiVersion"),
     (GPU, nvidia("GpuConfiguration"), "kind"),
-    (GPU, nvidia("VfioDeviceConfig"), "kind"),
+    (
+        GPU,
+        nvidia("VfioDeviceConfig", iommu={}),
+        "VfioDeviceConfig: passthrough of GPUs to virtual machines is not offered",
+    ),
     (GPU, nvidia("GpuConfig", shraing={}), "GpuConfig.shraing"),
     (GPU, nvidia("GpuConfig", sharing="MPS"), "sharing"),
     (GPU, gpu(strategy="Magic"), "strategy"),
     (GPU, gpu(), "strategy"),
-    (GPU, gpu(strategy="MPS", mps={}), "sharing.mps"),
+    (GPU, gpu(strategy="TimeSlicing", timeslicing={}), "sharing.timeslicing"),
+    (GPU, gpu(strategy="TimeSlicing", timeSlicingConfig="Long"), "must be objects"),
     (GPU, gpu(strategy="TimeSlicing", timeSlicingConfig={"interval": "Eternal"}), "interval"),
     (GPU, gpu(strategy="TimeSlicing", timeSlicingConfig={"intervall": "Long"}), "intervall"),
-    (GPU, gpu(strategy="TimeSlicing", mpsConfig={}), "belongs to"),
-    (GPU, gpu(strategy="MPS", timeSlicingConfig={}), "belongs to"),
-    (GPU, mps(defaultActiveThreadPercentage=101), "0 to 100"),
-    (GPU, mps(defaultActiveThreadPercentage="50"), "0 to 100"),
-    (GPU, mps(multiUser="yes"), "multiUser"),
-    (GPU, mps(defaultPinnedDeviceMemoryLimit="10"), "1Mi"),
-    (GPU, mps(defaultPinnedDeviceMemoryLimit="much"), "quantity"),
-    (GPU, mps(defaultPerDevicePinnedMemoryLimit={"first": "1Gi"}), "index or UUID"),
-    (GPU, nvidia("MigDeviceConfig", sharing={"strategy": "MPS", "timeSlicingConfig": {}}), "timeSlicingConfig"),
+    (GPU, gpu(strategy="TimeSlicing", mpsConfig={}), "sharing.mpsConfig"),
+    (GPU, gpu(strategy="MPS"), "strategy: MPS is not offered by this driver; right would be TimeSlicing"),
+    (GPU, gpu(strategy="MPS", mpsConfig={"defaultActiveThreadPercentage": 50}), "MPS is not offered"),
+    (GPU, nvidia("MigDeviceConfig", sharing={"strategy": "MPS", "mpsConfig": {}}), "MPS is not offered"),
+    (GPU, nvidia("MigDeviceConfig", sharing={"strategy": "TimeSlicing", "timeSlicingConfig": {}}), "timeSlicingConfig"),
     (DOMAIN, nvidia("ComputeDomainChannelConfig"), "domainID"),
     (DOMAIN, nvidia("ComputeDomainChannelConfig", domainID=""), "domainID"),
     (DOMAIN, nvidia("ComputeDomainChannelConfig", domainID="u", allocationMode="Some"), "allocationMode"),

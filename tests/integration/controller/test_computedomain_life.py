@@ -48,6 +48,17 @@ def test_a_domain_forms_around_its_pods_and_goes_with_them(
     assert not templates
 
 
+def test_a_domain_that_nvidias_controller_has_left_ends_with_its_template(world: World, controller: Controller) -> None:
+    """Which has the domain's finalizer, and nobody but us to take it off."""
+    world.create(build_domain("left", 1))
+    world.wait_reason("Idle")
+    template = path("resource.k8s.io/v1", "resourceclaimtemplates", namespace=world.namespace) + "/left-channel"
+    world.cluster.patch(template, {"metadata": {"finalizers": ["resource.nvidia.com/computeDomain"]}})
+    world.cluster.delete(f"{world.domains}/left")
+    world.cluster.wait_gone(f"{world.domains}/left")
+    assert world.cluster.find(template) is None
+
+
 def test_a_daemon_has_no_credentials_and_its_account_may_read_nothing(
     world: World, controller: Controller, kubelets: Kubelets, tmp_path: Path
 ) -> None:

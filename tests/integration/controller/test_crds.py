@@ -61,6 +61,14 @@ def test_a_definition_of_another_version_is_brought_up_to_date_and_then_left_alo
     assert older.get(CLIQUES)["metadata"]["generation"] == generation
 
 
+def test_what_was_brought_up_to_date_is_helms_to_change_at_a_later_installation(older: Cluster, tmp_path: Path) -> None:
+    """Helm 4 applies `crds/` as a manager of fields, and gives up where another one has set them."""
+    assert start(older, tmp_path / "controller.log").stop() == 0
+    later = read_definition()
+    later["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["description"] = "of a later version"
+    older.request("PATCH", f"{CLIQUES}?fieldManager=helm", later, "application/apply-patch+yaml")
+
+
 def test_a_definition_that_is_missing_is_reported_and_not_made(control_plane: Cluster, tmp_path: Path) -> None:
     """Whoever removed it may have meant it; the controller waits for it."""
     install(control_plane, NAMESPACE)

@@ -21,16 +21,12 @@ def config(kind: str, version: str = NVIDIA, **fields: Any) -> dict[str, Any]:
     return {"apiVersion": version, "kind": kind, **fields}
 
 
-def test_a_strategy_without_settings_gets_their_defaults() -> None:
-    sliced = parse_device_config(config("GpuConfig", sharing={"strategy": "TimeSlicing"}))
-    assert isinstance(sliced, GpuConfig)
-    assert sliced.sharing is not None
-    assert sliced.sharing.timeSlicingConfig is not None
-    assert sliced.sharing.timeSlicingConfig.interval == "Default"
-    served = parse_device_config(config("GpuConfig", sharing={"strategy": "MPS", "mpsConfig": None}))
-    assert isinstance(served, GpuConfig)
-    assert served.sharing is not None
-    assert served.sharing.mpsConfig is not None
+@pytest.mark.parametrize("settings", [{}, {"timeSlicingConfig": None}, {"timeSlicingConfig": {}}])
+def test_a_strategy_without_settings_gets_their_defaults(settings: dict[str, Any]) -> None:
+    parsed = parse_device_config(config("GpuConfig", sharing={"strategy": "TimeSlicing", **settings}))
+    assert isinstance(parsed, GpuConfig)
+    assert parsed.sharing is not None
+    assert parsed.sharing.time_slice == 0
 
 
 @pytest.mark.parametrize(("interval", "value"), [("Default", 0), ("Short", 1), ("Medium", 2), ("Long", 3)])
@@ -39,8 +35,7 @@ def test_intervals_are_those_of_the_driver(interval: str, value: int) -> None:
     parsed = parse_device_config(config("GpuConfig", sharing=sharing))
     assert isinstance(parsed, GpuConfig)
     assert parsed.sharing is not None
-    assert parsed.sharing.timeSlicingConfig is not None
-    assert parsed.sharing.timeSlicingConfig.nvml_value == value
+    assert parsed.sharing.time_slice == value
 
 
 def test_every_kind_of_the_reference_drivers_is_read() -> None:
@@ -67,49 +62,26 @@ def test_every_kind_of_the_reference_drivers_is_read() -> None:
         (config("MigDeviceConfig", "gpu.resource.amd.com/v1alpha1"), "kind: 'MigDeviceConfig' is not known"),
         (config("GpuConfig", shareing={}), "GpuConfig.shareing: unknown field"),
         (config("GpuConfig", sharing={}), "GpuConfig.sharing.strategy: required, but missing"),
-        (config("GpuConfig", sharing={"strategy": "Turns"}), "GpuConfig.sharing.strategy: .*'TimeSlicing' or 'MPS'"),
+        (config("GpuConfig", sharing={"strategy": "Turns"}), "GpuConfig.sharing.strategy: .*'TimeSlicing'"),
         (config("GpuConfig", sharing="MPS"), "GpuConfig.sharing: "),
         (
             config("GpuConfig", sharing={"strategy": "TimeSlicing", "timeSlicingConfig": {"interval": "Huge"}}),
             "GpuConfig.sharing.timeSlicingConfig.interval: .*'Default', 'Short', 'Medium' or 'Long'.*'Huge'",
         ),
+        (config("GpuConfig", sharing={"strategy": "TimeSlicing", "mpsConfig": {}}), "sharing.mpsConfig: unknown field"),
         (
-            config("GpuConfig", sharing={"strategy": "TimeSlicing", "mpsConfig": {}}),
-            "mpsConfig does not belong to strategy TimeSlicing; right would be timeSlicingConfig",
+            config("GpuConfig", sharing={"strategy": "MPS", "mpsConfig": {"defaultActiveThreadPercentage": 50}}),
+            "^GpuConfig.sharing: strategy MPS is not offered by this driver; right would be TimeSlicing$",
         ),
         (
-            config("GpuConfig", sharing={"strategy": "MPS", "timeSlicingConfig": {}}),
-            "timeSlicingConfig does not belong to strategy MPS",
-        ),
-        (
-            config("GpuConfig", sharing={"strategy": "MPS", "mpsConfig": {"defaultActiveThreadPercentage": 101}}),
-            "defaultActiveThreadPercentage: .*less than or equal to 100",
-        ),
-        (
-            config("GpuConfig", sharing={"strategy": "MPS", "mpsConfig": {"defaultActiveThreadPercentage": "50"}}),
-            "defaultActiveThreadPercentage: .*integer",
-        ),
-        (
-            config("GpuConfig", sharing={"strategy": "MPS", "mpsConfig": {"defaultPinnedDeviceMemoryLimit": "ten"}}),
-            "defaultPinnedDeviceMemoryLimit: 'ten' is not a quantity",
-        ),
-        (
-            config("GpuConfig", sharing={"strategy": "MPS", "mpsConfig": {"defaultPinnedDeviceMemoryLimit": "1k"}}),
-            "1k is too low; right would be at least 1Mi",
-        ),
-        (
-            config(
-                "MigDeviceConfig",
-                sharing={"strategy": "MPS", "mpsConfig": {"defaultPerDevicePinnedMemoryLimit": {"first": "1Gi"}}},
-            ),
-            "invalid selector 'first'; right would be a GPU's index or UUID",
+            config("MigDeviceConfig", sharing={"strategy": "MPS"}),
+            "^MigDeviceConfig.sharing: strategy MPS is not offered",
         ),
         (
             config("MigDeviceConfig", sharing={"strategy": "TimeSlicing", "timeSlicingConfig": {}}),
             "MigDeviceConfig.sharing.timeSlicingConfig: unknown field",
         ),
-        (config("VfioDeviceConfig"), "passthrough of GPUs to virtual machines is not offered by this driver"),
-        (config("VfioDeviceConfig", iommu={"backend": "x"}), "VfioDeviceConfig.iommu.backend: unknown field"),
+        (config("VfioDeviceConfig", iommu={}), "passthrough of GPUs to virtual machines is not offered by this driver"),
         (config("ComputeDomainChannelConfig"), "ComputeDomainChannelConfig.domainID: required, but missing"),
         (config("ComputeDomainChannelConfig", domainID=""), "domainID: .*at least 1 character"),
         (

@@ -1,5 +1,6 @@
 """What the chart makes of its values, by `helm template`."""
 
+import json
 import re
 
 import jsonschema
@@ -152,6 +153,26 @@ def test_the_admission_policy_names_the_account_that_the_plugin_runs_under() -> 
         assert bound == policies.keys()
 
 
+@pytest.mark.parametrize(
+    ("settings", "checked"),
+    [
+        ((), {"gpu.nvidia.com", "compute-domain.nvidia.com"}),
+        (("resources.amd.enabled=true",), {"gpu.nvidia.com", "compute-domain.nvidia.com", "gpu.amd.com"}),
+        (("resources.computeDomains.enabled=false",), {"gpu.nvidia.com"}),
+        (("resources.amd.enabled=true", "allowOtherDriver=true"), {"compute-domain.nvidia.com"}),
+        (("resources.computeDomains.enabled=false", "allowOtherDriver=true"), set()),
+    ],
+)
+def test_configs_of_drivers_that_another_chart_serves_are_not_ours_to_refuse(
+    settings: tuple[str, ...], checked: set[str]
+) -> None:
+    policy = of_kind(render(*settings), "ValidatingAdmissionPolicy").get("partita-deviceconfigs.partita-system")
+    variables = policy["spec"]["variables"] if policy else []
+    assert {
+        driver for each in variables if each["name"] == "drivers" for driver in json.loads(each["expression"])
+    } == checked
+
+
 def test_no_role_may_read_secrets_of_other_namespaces_or_write_nodes() -> None:
     for role in of_kind(render(*EVERYTHING[:1]), "ClusterRole").values():
         for rule in role["rules"]:
@@ -256,6 +277,8 @@ def test_without_a_profile_nothing_is_simulated() -> None:
         (("resources.gpu.enabled=true",), "partita-system", "additional properties 'gpu' not allowed"),
         (("image.pullPolicy=Sometimes",), "partita-system", "/image/pullPolicy"),
         (("nvidiaDriverRoot=run/nvidia",), "partita-system", "/nvidiaDriverRoot"),
+        (("webhook.enabled=true",), "partita-system", "left out: configs are checked without one"),
+        (("featureGates.MPSSupport=true",), "partita-system", "MPS, passthrough, consumable shares and Fabric"),
         (("resources.gpus.migClasses={1g}",), "partita-system", "/resources/gpus/migClasses/0"),
         (("resources.gpus.extendedResourceName=gpu",), "partita-system", "/resources/gpus/extendedResourceName"),
     ],
@@ -292,6 +315,22 @@ def test_every_pod_template_matches_its_own_selector() -> None:
         if each["kind"] in ("DaemonSet", "Deployment"):
             selector = each["spec"]["selector"]["matchLabels"]
             assert selector.items() <= each["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_what_values_of_nvidias_chart_are_called_here_exists() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+
+    def advices(schema: Object) -> list[str]:
+        nested = [each for inner in schema.get("properties", {}).values() for each in advices(inner)]
+        return [schema["const"], *nested] if "const" in schema else nested
+
+    names = [name for advice in advices(schema) for name in re.findall(r"its name here is ([A-Za-z.]+)", advice)]
+    assert names
+    for name in names:
+        found = values
+        for part in name.split("."):
+            found = found[part]
 
 
 def test_the_default_values_are_valid_and_every_value_has_a_type() -> None:

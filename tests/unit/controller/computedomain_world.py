@@ -99,6 +99,8 @@ class World:
         match action:
             case AddFinalizer():
                 self.domain = self.domain and replace(self.domain, has_finalizer=True)
+            case DropFinalizer(ref=ref) if ref.kind == "ResourceClaimTemplate":
+                self.templates = {n: t for n, t in self.templates.items() if t.ref.uid != ref.uid}
             case DropFinalizer():
                 self.domain = None
             case Create(ref=ref, body=body):
@@ -166,7 +168,9 @@ class World:
             case "Secret":
                 self.secrets = {n: s for n, s in self.secrets.items() if s.ref.uid != ref.uid}
             case "ResourceClaimTemplate":
-                self.templates = {n: t for n, t in self.templates.items() if t.ref.uid != ref.uid}
+                deleted = {n: replace(t, terminating=True) for n, t in self.templates.items() if t.ref.uid == ref.uid}
+                self.templates |= deleted
+                self.templates = {n: t for n, t in self.templates.items() if t.has_finalizer or n not in deleted}
 
     # -- what everybody else does
 

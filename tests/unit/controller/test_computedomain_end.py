@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from computedomain_world import SETTINGS, World, condition, formed, indexes
+from computedomain_world import SETTINGS, UID, World, condition, formed, indexes
 
 from api.clique import Moment
 from controller.computedomain.actions import (
@@ -14,7 +14,7 @@ from controller.computedomain.actions import (
     Situation,
 )
 from controller.computedomain.check import UnsafePlan, check_plan
-from controller.computedomain.state import OVERDUE_S, Clique, Ref
+from controller.computedomain.state import OVERDUE_S, Clique, Ref, Template
 from controller.computedomain.status import find_condition
 
 
@@ -31,6 +31,19 @@ def test_a_deleted_domain_in_use_drains_and_names_who_holds_it() -> None:
     world.claims.clear()
     world.converge()
     assert world.domain is None and not world.pods and not world.cliques and not world.secrets
+
+
+def test_a_template_that_nvidias_controller_made_goes_with_the_domain_that_was_taken_over() -> None:
+    world = formed("n0", "n1")
+    world.templates = {name: replace(each, has_finalizer=True) for name, each in world.templates.items()}
+    world.delete_domain()
+    world.converge()
+    assert not world.templates, "no new claim can be made"
+    assert world.domain is not None, "it is in use"
+    world.templates["late"] = Template(Ref("ResourceClaimTemplate", "team", "late", "u"), UID, has_finalizer=True)
+    world.claims.clear()
+    world.converge()
+    assert not world.templates and world.domain is None
 
 
 def test_a_draining_domain_takes_no_new_nodes() -> None:
