@@ -1,1 +1,1 @@
-"""The cluster program: ComputeDomains, node partitioning, fabric partitions, placement."""
+"""The cluster program: ComputeDomains and node partitioning."""

@@ -67,7 +67,9 @@ class Executor:
             case WriteMembership(ref=ref, resource_version=version, fields=fields):
                 await self._patch(ref, {"metadata": {"resourceVersion": version}, **fields})
             case WriteStatus(ref=ref, status=status):
-                await self._patch(ref, {"metadata": {"uid": ref.uid}, "status": status}, "status")
+                # A merge patch takes away what is null (RFC 7396): NVIDIA's has no `nodes` where there are none.
+                written = {**status, "nodes": status["nodes"] or None}
+                await self._patch(ref, {"metadata": {"uid": ref.uid}, "status": written}, "status")
             case WriteBinding():
                 await self._write_binding(action)
             case MakeCertificates():

@@ -159,7 +159,7 @@ def _daemons_fact(members: Members) -> Fact:
     if not members.members:
         return Fact("DaemonsReady", False, "NoMembers")
     if not waiting:
-        return Fact("DaemonsReady", True, "AllRunning", f"{len(daemons)} daemons run{note}")
+        return Fact("DaemonsReady", True, "AllRunning", f"daemons that run: {len(daemons)}{note}")
     return Fact("DaemonsReady", False, "Starting", _some([member.message for member in waiting]) + note)
 
 

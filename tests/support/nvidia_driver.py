@@ -1,52 +1,22 @@
 """NVIDIA's own DRA driver (sigs.k8s.io/dra-driver-nvidia-gpu) on one simulated node, in place of Partita's plugin."""
 
-import fcntl
-import hashlib
 import os
-import shutil
 import subprocess
-from functools import cache
 from pathlib import Path
 
-import pytest
 from bench.node import Node
 from bench.objects import RESOURCE_API
-from simulator.build import cache_folder
 
 from api.client import path
+from tests.support.go_tools import built
 from tests.support.plugin_world import NodeWorld
-
-SOURCE = Path(__file__).parent / "nvidia-dra-driver"
-MODULE = "sigs.k8s.io/dra-driver-nvidia-gpu"
-
-
-@cache
-def build(program: str) -> Path:
-    """One of the driver's programs, built once into the cache. Skips the test where no module proxy has the driver."""
-    go = shutil.which("go")
-    assert go, "the Go toolchain is needed (hack/test fetches it)"
-    fetched = subprocess.run([go, "mod", "download", MODULE], cwd=SOURCE, capture_output=True, text=True, check=False)
-    if fetched.returncode:
-        pytest.skip(f"NVIDIA's driver cannot be had here: {fetched.stderr.strip()}")
-    version = hashlib.sha256((SOURCE / "go.sum").read_bytes()).hexdigest()[:12]
-    target = cache_folder().parent / "bin" / f"nvidia-dra-driver-{version}" / program
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
-            unfinished = target.with_suffix(".unfinished")
-            command = [go, "build", "-ldflags=-s -w", "-o", str(unfinished), f"{MODULE}/cmd/{program}"]
-            flags = {"CGO_CFLAGS": "-O1 -Wno-deprecated-declarations"}
-            subprocess.run(command, cwd=SOURCE, check=True, env=os.environ | flags)
-            unfinished.rename(target)
-    return target
 
 
 class NvidiaNode(Node):
     """A node whose plugin for `gpu.nvidia.com` is NVIDIA's, with dynamic MIG."""
 
     def start(self, **environment: str) -> None:
-        program = build("gpu-kubelet-plugin")
+        program = built("nvidia-dra-driver") / "gpu-kubelet-plugin"
         self._stale = Path()  # its socket has the same name at every start
         for directory in (self.registry, self.plugins / self.driver, self.cdi):
             directory.mkdir(parents=True, exist_ok=True)

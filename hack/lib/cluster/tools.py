@@ -25,6 +25,7 @@ class Tool:
     files: tuple[str, ...] = ()
     stamps: tuple[str, ...] = ()
     tags: str = ""
+    cgo: bool = False
     static_cgo: bool = False
     debian_packages: tuple[str, ...] = ()
 
@@ -39,6 +40,8 @@ _KUBERNETES = "k8s.io/kubernetes"
 _CONTAINERD = "github.com/containerd/containerd/v2"
 _MPI_OPERATOR = "github.com/kubeflow/mpi-operator"
 _CNI = "github.com/containernetworking/plugins"
+_NVIDIA_DRA = "sigs.k8s.io/dra-driver-nvidia-gpu"
+_NVIDIA_TOOLKIT = "github.com/NVIDIA/nvidia-container-toolkit"
 
 TOOL = {
     "kubernetes": Tool(
@@ -91,6 +94,10 @@ TOOL = {
         module=_MPI_OPERATOR,
         packages=(f"{_MPI_OPERATOR}/cmd/mpi-operator",),
         files=("deploy/v2beta1/mpi-operator.yaml",),
+    ),
+    "nvidia-dra-driver": Tool(module=_NVIDIA_DRA, packages=(f"{_NVIDIA_DRA}/cmd/gpu-kubelet-plugin",), cgo=True),
+    "nvidia-container-toolkit": Tool(
+        module=_NVIDIA_TOOLKIT, packages=(f"{_NVIDIA_TOOLKIT}/cmd/nvidia-cdi-hook",), cgo=True
     ),
     "helm": Tool(
         module="helm.sh/helm/v4",
@@ -163,7 +170,8 @@ def _build(name: str, version: str, folder: Path) -> None:
     stamps = [stamp.format(version=f"v{version}", major=major, minor=minor) for stamp in tool.stamps]
     flags = " ".join(["-s -w", *(f"-X {stamp}" for stamp in stamps), *(["-extldflags -static"] * tool.static_cgo)])
     command = (
-        f"need_go; export CGO_ENABLED={int(tool.static_cgo)} GOFLAGS=-buildvcs=false; "
+        f"need_go; export CGO_ENABLED={int(tool.cgo or tool.static_cgo)} GOFLAGS=-buildvcs=false; "
+        f"export CGO_CFLAGS='-O1 -Wno-deprecated-declarations'; "
         f"nice -n 10 go build -p 2 -trimpath "
         f"-tags '{tool.tags}' -ldflags '{flags}' -o '{unfinished}/' {' '.join(tool.packages)}"
     )

@@ -292,7 +292,7 @@ class Job:
 
     def indexes(self) -> dict[str, int]:
         """Index by node."""
-        return {each["name"]: each["index"] for each in self.domain()["status"]["nodes"]}
+        return {each["name"]: each["index"] for each in self.domain()["status"].get("nodes", ())}
 
     def daemons(self) -> dict[str, Object]:
         """The daemons' pods by node."""

@@ -1,18 +1,17 @@
 """NVIDIA's own `nvidia-cdi-hook` on the node: containers find the driver by the links and the cache that it makes."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.bench import Bench, open_bench
-from tests.support.cluster import CACHE, ROOT, Cluster
+from tests.support.cluster import Cluster
+from tests.support.go_tools import built
 from tests.support.hardware import Simulator
 from tests.support.manifests import claim_template, gpu_request, pod
 from tests.support.plugin import BARE_NODE, NodePlugin
 
-SOURCE = Path(__file__).parent / "nvidia-cdi-hook"
 FOLDER = "/usr/lib/x86_64-linux-gnu"
 COMPATIBLE = "/usr/local/cuda/compat"  # where CUDA's images bring libraries that are newer than the node's
 NEWER = "libcuda.so.999.10.01"
@@ -27,13 +26,8 @@ RESTRICTED = {
 
 @pytest.fixture(scope="session")
 def hook() -> Path:
-    """The program, built once into the cache."""
-    program = CACHE / "nvidia-cdi-hook"
-    flags = "CGO_CFLAGS='-O1 -Wno-deprecated-declarations' GOFLAGS=-buildvcs=false"
-    package = "github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-cdi-hook"
-    build = f". '{ROOT}/hack/lib/env.sh'; need_go; cd '{SOURCE}'; {flags} go build -o '{program}' {package}"
-    subprocess.run(["bash", "-c", build], check=True)
-    return program
+    """The program."""
+    return built("nvidia-container-toolkit") / "nvidia-cdi-hook"
 
 
 @pytest.fixture

@@ -1,13 +1,14 @@
-module partita/tests/e2e/node/nvidia-cdi-hook
+module partita.dev/hack/cluster/tools/nvidia-container-toolkit
 
 go 1.26.0
+
+require github.com/NVIDIA/nvidia-container-toolkit v1.20.2
 
 require (
 	cyphar.com/go-pathrs v0.2.6 // indirect
 	github.com/Masterminds/semver/v3 v3.5.0 // indirect
 	github.com/NVIDIA/go-nvlib v0.12.0 // indirect
 	github.com/NVIDIA/go-nvml v0.13.4-1 // indirect
-	github.com/NVIDIA/nvidia-container-toolkit v1.20.2 // indirect
 	github.com/cyphar/filepath-securejoin v0.7.0 // indirect
 	github.com/fsnotify/fsnotify v1.7.0 // indirect
 	github.com/google/uuid v1.6.0 // indirect
@@ -27,5 +28,3 @@ require (
 	tags.cncf.io/container-device-interface v1.1.1 // indirect
 	tags.cncf.io/container-device-interface/specs-go v1.1.1 // indirect
 )
-
-tool github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-cdi-hook

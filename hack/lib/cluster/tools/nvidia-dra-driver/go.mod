@@ -1,4 +1,4 @@
-module partita.dev/tests/support/nvidia-dra-driver
+module partita.dev/hack/cluster/tools/nvidia-dra-driver
 
 go 1.26.0
 

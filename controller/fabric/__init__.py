@@ -1,1 +1,0 @@
-"""NVLink logical partitions and InfiniBand P_Keys."""

@@ -1,1 +1,0 @@
-"""Where pods that share a fabric should run."""
