@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 from bench import computedomain, prepare, prepare_amd, repartition
+from bench.node import Node
+from bench.nvidia import NvidiaNode
 
 ROOT = Path(__file__).resolve().parents[3]
 CLUSTER = "bench"
@@ -23,6 +25,7 @@ def main() -> None:
     one.add_argument("--soak", type=int, default=0, help="go on to this many claims and show memory again")
     one.add_argument("--kubeconfig", type=Path, help="of a running cluster; default: start one with hack/cluster")
     one.add_argument("--as-user", action="store_true", help="let the plugin use the kubeconfig, not a service account")
+    one.add_argument("--plugin", choices=("partita", "nvidia"), default="partita", help="whose plugin is measured")
     domains = benches.add_parser("computedomain", help="ComputeDomains: time to form, API writes, CPU, memory, scale")
     computedomain.add_options(domains)
     nodes = benches.add_parser("repartition", help="a node of eight AMD GPUs: time from one profile to the other")
@@ -37,9 +40,9 @@ def main() -> None:
     kubeconfig = arguments.kubeconfig or _start_cluster()
     base = Path("/var/tmp/partita-bench")  # short, for socket paths; on a disk, for durable appends
     try:
-        options = prepare.Options(
-            kubeconfig.resolve(), base, arguments.claims, arguments.soak, as_pod=_is_root() and not arguments.as_user
-        )
+        plugin = NvidiaNode if arguments.plugin == "nvidia" else Node
+        as_pod = _is_root() and not arguments.as_user and plugin is Node
+        options = prepare.Options(kubeconfig.resolve(), base, arguments.claims, arguments.soak, as_pod, plugin)
         run = prepare_amd.run if arguments.driver == "gpu.amd.com" else prepare.run
         asyncio.run(run(options))
     finally:
