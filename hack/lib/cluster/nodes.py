@@ -120,6 +120,8 @@ def _kubelet(cluster: Cluster) -> dict[str, object]:
         "failSwapOn": False,
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
         "resolvConf": "",
+        # Nothing is removed for lack of space on the machine's disk: there is no registry to have an image again from.
+        "imageGCHighThresholdPercent": 100,
         "evictionHard": {
             "memory.available": "1Mi",
             "nodefs.available": "0%",
