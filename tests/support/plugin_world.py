@@ -173,7 +173,7 @@ async def world(cluster: Cluster, kind: type[W], profile: str, driver: str) -> A
         finally:
             if it.kubelet is not None:
                 await it.kubelet.close()
-            node.remove()
+            it.node.remove()  # another driver's, where the test handed over
 
 
 def run(*command: str) -> None:
