@@ -86,11 +86,11 @@ async def lead(
             queues.append(domains.queue)
             filled.append(lambda: domains.synced)
             group.create_task(domains.run())
-        if settings.gpu_clique_label:
-            labels = CliqueLabels(client)
-            queues.append(labels.queue)
-            filled.append(lambda: labels.synced)
-            group.create_task(labels.run())
+            if settings.gpu_clique_label:
+                labels = CliqueLabels(client, domains)
+                queues.append(labels.queue)
+                filled.append(lambda: labels.synced)
+                group.create_task(labels.run())
         if settings.node_partitioning:
             nodes = NodePartitioning(client, build_partitioning_settings(settings), events, metrics)
             queues.append(nodes.queue)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from api.client import Client, path
-from api.names import COMPUTE_DOMAIN_DRIVER, GPU_CLIQUE_NODE_LABEL
-from controller.computedomain.parse import parse_fabric
+from api.names import GPU_CLIQUE_NODE_LABEL
+from controller.computedomain.reconcile import ComputeDomains
 from controller.computedomain.state import NodeFabric
 from controller.loop import WorkQueue
 from controller.observe import Cache
@@ -59,16 +59,13 @@ def plan_label(label: NodeLabel, fabric: NodeFabric | None) -> str | None:
 class CliqueLabels:
     """Watches what nodes publish and what they carry, and writes where these differ."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, domains: ComputeDomains) -> None:
+        """What nodes publish is watched for the domains already."""
         self._client = client
         self.queue = WorkQueue()
         self._nodes: Cache[NodeLabel] = Cache(path("v1", "nodes"), parse_node, {}, metadata_only=True)
-        self._fabric: Cache[NodeFabric] = Cache(
-            path("resource.k8s.io/v1", "resourceslices"),
-            parse_fabric,
-            {"node": lambda fabric: [fabric.node]},
-            field_selector=f"spec.driver={COMPUTE_DOMAIN_DRIVER}",
-        )
+        self._fabric = domains.fabric
+        domains.tell_of_fabric = self.queue.add
 
     @property
     def synced(self) -> bool:
@@ -78,7 +75,6 @@ class CliqueLabels:
         """Work until cancelled; nothing is written before both caches have been filled once."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._nodes.run(self._client, lambda label: self.queue.add(label.node)))
-            group.create_task(self._fabric.run(self._client, lambda fabric: self.queue.add(fabric.node)))
             await self._nodes.synced.wait()
             await self._fabric.synced.wait()
             group.create_task(self.queue.run(self._reconcile, WORKERS))

@@ -62,6 +62,8 @@ class ComputeDomains:
         self._events = events
         self._metrics = metrics
         self.queue = WorkQueue()
+        self.tell_of_fabric: Callable[[str], None] = lambda node: None
+        """Called with each node that publishes another clique, or none."""
         self._held: dict[str, dict[str, float]] = {}
         self._failures: dict[str, tuple[float, tuple[str, ...]]] = {}
         self._make_caches()
@@ -142,6 +144,7 @@ class ComputeDomains:
             self.queue.add(domain.ref.uid)
 
     def _fabric_changed(self, fabric: NodeFabric) -> None:
+        self.tell_of_fabric(fabric.node)
         for claim in self.claims.find("node", fabric.node):
             self.queue.add(claim.domain_uid)
 

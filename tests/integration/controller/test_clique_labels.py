@@ -54,6 +54,16 @@ def test_a_node_is_labelled_with_its_clique_and_again_when_it_has_moved_to_anoth
     wait_label(prepared, node, None)
 
 
+def test_a_controller_that_was_killed_labels_what_has_moved_meanwhile(
+    prepared: Cluster, controller: Controller, node: str
+) -> None:
+    wait_label(prepared, node, f"{FABRIC}.0")
+    controller.stop(signal.SIGKILL)
+    publish(prepared, node, f"{FABRIC}.1")
+    controller.start()
+    wait_label(prepared, node, f"{FABRIC}.1")
+
+
 def test_while_the_nodes_plugin_is_away_its_label_stays(prepared: Cluster, node: str) -> None:
     wait_label(prepared, node, f"{FABRIC}.0")
     prepared.delete(path("resource.k8s.io/v1", "resourceslices", name=f"{node}-compute-domain"))

@@ -188,7 +188,12 @@ def test_the_controller_may_patch_nodes_only_where_it_is_to_label_them() -> None
         return {verb for rule in role["rules"] if "nodes" in rule["resources"] for verb in rule["verbs"]}
 
     assert verbs() == set()
-    assert verbs("resources.computeDomains.gpuCliqueLabelEnabled=true") == {"list", "watch", "patch"}
+    label = "resources.computeDomains.gpuCliqueLabelEnabled=true"
+    assert verbs(label) == {"list", "watch", "patch"}
+    amd = ("resources.computeDomains.enabled=false", *EVERYTHING[:1], "controller.nodePartitioning.enabled=true")
+    (deployment,) = of_kind(render(label, *amd), "Deployment").values()
+    told = environment(deployment["spec"]["template"]["spec"]["containers"][0])
+    assert "GPU_CLIQUE_LABEL" not in told  # nothing is asked of it that it may not do
 
 
 def test_the_plugin_reads_claims_and_its_node_and_writes_slices_and_events() -> None:
