@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TypeVar
 
+from api.errors import HardwareError
 from kubeletplugin.hardware.backend import NvidiaBackend
 from kubeletplugin.model.inventory import Inventory, MigInstance
 from kubeletplugin.model.steps import DisableMig, EnableMig, HardwareStep, after_step
@@ -53,6 +54,10 @@ class Executor:
         results = await self._call(lambda: self._run(steps))
         return tuple(results)
 
+    async def run_back(self, steps: Sequence[HardwareStep]) -> tuple[tuple[str, HardwareError], ...]:
+        """Steps that give something back, as `run`; UUID of each GPU that could not leave MIG mode, and why."""
+        return await self._call(lambda: tuple(self._run_back(steps)))
+
     async def read_processes(self, device_uuid: str) -> tuple[int, ...]:
         """Ids of the processes on a GPU or MIG device. Raises HardwareError."""
         return await self._call(lambda: self._backend.read_processes(device_uuid))
@@ -72,6 +77,15 @@ class Executor:
                 self._refresh({step.gpu_uuid})
             results.append(result)
         return results
+
+    def _run_back(self, steps: Sequence[HardwareStep]) -> Iterator[tuple[str, HardwareError]]:
+        for step in steps:
+            try:
+                self._run((step,))
+            except HardwareError as error:
+                if not isinstance(step, DisableMig):
+                    raise
+                yield step.gpu_uuid, error
 
     async def _call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function)

@@ -30,7 +30,7 @@ from kubeletplugin.model.prepare import (
     plan_unprepare,
 )
 from kubeletplugin.model.rebuild import rebuild_checkpoint, unrecorded_claims
-from kubeletplugin.model.steps import DisableMig, HardwareStep
+from kubeletplugin.model.steps import HardwareStep
 from kubeletplugin.occupants import ASK_AGAIN_S, Occupants
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
 from kubeletplugin.stale import StaleClaims
@@ -127,7 +127,6 @@ class NvidiaDriver:
                     # As for any claim: what is made without an intent would be an admin's after a crash. Where it
                     # fails, the intent stays for whoever asks again, gives it back, or starts next.
                     self._store.put(redo.record)
-                    await self._store.sync()
                     self._crash("intent")
                 await self._carry_out(redo)
             except HardwareError as error:
@@ -194,8 +193,9 @@ class NvidiaDriver:
             # intent is written, whatever lies at its placements counts as ours.
             await self._executor.refresh(gpus)
             plan = self._plan(request)
+            # Not synced: the kernel keeps it for whoever starts after a kill, and a power cut that takes it takes the
+            # instances too (they end with the boot).
             self._store.put(plan.record)
-            await self._store.sync()
             self._crash("intent")
             try:
                 return await self._carry_out(plan)
@@ -209,7 +209,7 @@ class NvidiaDriver:
         The caller syncs afterwards and only then replies. A process killed after the record leaves it in the kernel's
         cache, and recovery writes the CDI file again (`keep`). A power cut before the sync may take the record: the CDI
         directory is in memory and goes with it, and where it is on a disk, a file without record makes recovery rebuild
-        the journal from the record inside that file (`unrecorded_claims`). Hardware changes only after a synced intent.
+        the journal from the record inside that file (`unrecorded_claims`). Hardware changes only after an intent.
         """
         results = await self._executor.run(plan.steps) if plan.steps else ()
         self._crash("hardware")
@@ -262,13 +262,8 @@ class NvidiaDriver:
     async def _run_back(self, steps: Sequence[HardwareStep]) -> None:
         """Steps that give something back. A GPU that stays in MIG mode is in nobody's way: whoever wants it whole plans
         to leave it again."""
-        needed = tuple(step for step in steps if not isinstance(step, DisableMig))
-        await self._executor.run(needed)
-        for step in steps[len(needed) :]:
-            try:
-                await self._executor.run((step,))
-            except HardwareError as error:
-                log.info("mig_mode_stays", extra={"driver": self.name, "gpu": step.gpu_uuid, "why": str(error)})
+        for gpu_uuid, why in await self._executor.run_back(steps):
+            log.info("mig_mode_stays", extra={"driver": self.name, "gpu": gpu_uuid, "why": str(why)})
 
     def _forget(self, uid: str) -> None:
         self._stale.forget(uid)

@@ -93,6 +93,8 @@ class Node:
     hardware: Hardware
     journal: bytes = encode_header(DRIVER)
     cdi: dict[str, str] = field(default_factory=dict)
+    synced: int = len(encode_header(DRIVER))
+    """Bytes of the journal that outlive a power cut; a killed program loses none of it."""
     boot: int = 1
     effects_left: int | None = None
     """Effects until the power is cut; None: never."""
@@ -107,12 +109,15 @@ class Node:
     def prepare(self, raw: dict[str, Any]) -> ClaimRecord:
         request = parse_claim(raw, DRIVER, raw["metadata"]["uid"], parse_device_config)
         plan = plan_prepare(request, self.hardware.inventory, self.checkpoint, self.boot_id)
-        return plan.record if plan.done else self._carry_out(plan)
+        record = plan.record if plan.done else self._carry_out(plan)
+        self.synced = len(self.journal)
+        return record
 
     def unprepare(self, uid: str) -> None:
         record = self.checkpoint.get(uid)
         if record is not None:
             self._give_back(record, plan_unprepare(record, self.hardware.inventory, self.checkpoint))
+            self.synced = len(self.journal)
 
     def restart(self) -> None:
         """The program starts: reads the journal, recovers."""
@@ -127,6 +132,7 @@ class Node:
         for record in recovery.keep:
             if record.uid not in self.cdi:
                 self._write_cdi(record)
+        self.synced = len(self.journal)
 
     def restart_with(self, claims: list[dict[str, Any]], static_uuids: Collection[str]) -> None:
         """As `restart`, with the API server at hand for a journal that cannot be read."""
@@ -138,10 +144,12 @@ class Node:
             rebuilt = rebuild_checkpoint(DRIVER, POOL, claims, specs, inventory, self.boot_id, static_uuids)
             self._effect()
             self.journal = encode_checkpoint(DRIVER, rebuilt)
+            self.synced = len(self.journal)
             self.restart()
 
     def reboot(self) -> None:
-        """Power off and on: hardware forgets, and so does the CDI directory, which is a tmpfs."""
+        """Power off and on: hardware forgets, and so do the CDI directory, which is a tmpfs, and unsynced appends."""
+        self.journal = self.journal[: self.synced]
         self.hardware = self.hardware.rebooted()
         self.cdi = {}
         self.boot += 1

@@ -38,8 +38,8 @@ class Plugin(RuleBasedStateMachine):
         self.number = 0
         self.node.restart()
 
-    @rule(data=st.data(), count=st.integers(1, 3), cut=CUT)
-    def claim_arrives(self, data: st.DataObject, count: int, cut: int | None) -> None:
+    @rule(data=st.data(), count=st.integers(1, 3), cut=CUT, whole_node=st.booleans())
+    def claim_arrives(self, data: st.DataObject, count: int, cut: int | None, whole_node: bool) -> None:
         allocated = self.allocated()
         names: list[str] = []
         for _ in range(count):
@@ -49,13 +49,13 @@ class Plugin(RuleBasedStateMachine):
         if names:
             self.number += 1
             self.claims[f"c{self.number}"] = claim(f"c{self.number}", *names)
-            self.with_power(cut, lambda: self.kubelet_retries())
+            self.with_power(cut, self.kubelet_retries, whole_node)
 
     @precondition(lambda self: self.claims)
-    @rule(data=st.data(), cut=CUT)
-    def claim_leaves(self, data: st.DataObject, cut: int | None) -> None:
+    @rule(data=st.data(), cut=CUT, whole_node=st.booleans())
+    def claim_leaves(self, data: st.DataObject, cut: int | None, whole_node: bool) -> None:
         uid = data.draw(st.sampled_from(sorted(self.claims)))
-        self.with_power(cut, lambda: self.node.unprepare(uid))
+        self.with_power(cut, lambda: self.node.unprepare(uid), whole_node)
         self.node.unprepare(uid)  # kubelet asks until it is told that it is done
         del self.claims[uid]
 
@@ -80,8 +80,7 @@ class Plugin(RuleBasedStateMachine):
 
     @rule(cut=CUT)
     def node_reboots(self, cut: int | None) -> None:
-        self.admins = {}
-        self.node.reboot()
+        self.reboot()
         self.with_power(cut, self.node.restart)
 
     @rule(data=st.data())
@@ -149,13 +148,20 @@ class Plugin(RuleBasedStateMachine):
         found = self.node.hardware.instances()
         assert {place: found[place].uuid for place in self.admins if place in found} == self.admins
 
-    def with_power(self, cut: int | None, action: Any) -> None:
-        """Do it; where the power is cut after `cut` effects, start again until everything is as asked for."""
+    def reboot(self) -> None:
+        self.admins = {}
+        self.node.reboot()
+
+    def with_power(self, cut: int | None, action: Any, whole_node: bool = False) -> None:
+        """Do it; where the program, or the whole node, is stopped after `cut` effects, start again until everything is
+        as asked for."""
         self.node.effects_left = cut
         try:
             action()
         except PowerCut:
             self.node.effects_left = None
+            if whole_node:
+                self.reboot()
             self.node.restart_with(list(self.claims.values()), set(self.admins.values()))
         self.node.effects_left = None
         self.kubelet_retries()
@@ -200,9 +206,11 @@ STORIES = {
 }
 
 
+@pytest.mark.parametrize("whole_node", [False, True], ids=["program", "node"])
 @pytest.mark.parametrize("story", sorted(STORIES))
-def test_power_may_fail_at_every_single_moment(story: str) -> None:
-    """Prepare all, start again, unprepare all; cut after every effect in turn. The end is always the same."""
+def test_power_may_fail_at_every_single_moment(story: str, whole_node: bool) -> None:
+    """Prepare all, start again, unprepare all; the program or its whole node is stopped after every effect in turn. The
+    end is always the same."""
     for cut in range(200):
         node = Node(Hardware(inventory(h100(0), h100(1))))
         node.effects_left = cut
@@ -212,6 +220,8 @@ def test_power_may_fail_at_every_single_moment(story: str) -> None:
                 run_act(node, act, STORIES[story])
             except PowerCut:
                 was_cut, node.effects_left = True, None
+                if whole_node:
+                    node.reboot()
                 node.restart()
                 run_act(node, act, STORIES[story])
             if act == "prepare":
