@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from paths import ROOT, state_dir
 
-ROOT = Path(__file__).resolve().parents[3]
 CHART = ROOT / "deployments/helm/partita"
-CACHE = Path(os.environ.get("PARTITA_CACHE") or ROOT / ".cache")
 NAMESPACE = "partita-system"
 RELEASE = "partita"
 CONTROLLER = f"system:serviceaccount:{NAMESPACE}:{RELEASE}-controller"
@@ -50,7 +49,7 @@ class BenchCluster:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.state = CACHE / "clusters" / name
+        self.state = state_dir(name)
         self.kubeconfig = self.state / "kubeconfig"
 
     def run(self, *arguments: str, text: str | None = None) -> str:

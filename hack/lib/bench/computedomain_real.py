@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from cluster.shape import identity
+from paths import IMAGES
 
 from api.client import Client, Json, NotFound, path
 from api.names import RESOURCE_API_VERSION
@@ -44,7 +45,7 @@ def install(cluster: BenchCluster, nodes: int) -> None:
     """The chart with compute domains, on nodes of one clique."""
     cluster.up("--nodes", str(nodes), "--profile", PROFILE)
     for image in ("partita", "busybox"):
-        cluster.run("load", str(cluster.state.parents[1] / "images" / f"{image}.tar"))
+        cluster.run("load", str(IMAGES / f"{image}.tar"))
     values = "resources.computeDomains.enabled=true,controller.enabled=true,nvidiaDriverRoot=/run/nvidia/driver"
     release = ("upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--create-namespace", "--wait")
     cluster.run("helm", *release, "--set", values)

@@ -17,8 +17,8 @@ from typing import IO
 from urllib.parse import urlsplit
 
 import yaml
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 DRIVER = "gpu.nvidia.com"
 _MEMORY = Path("/dev/shm")  # /run may be on a disk
 _TICKS = os.sysconf("SC_CLK_TCK")

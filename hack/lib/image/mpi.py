@@ -5,8 +5,9 @@ import subprocess
 from pathlib import Path
 
 from cluster import tools
+from paths import ROOT
 
-from image.cache import ROOT, cached_folder, cached_layer, key_of
+from image.cache import cached_folder, cached_layer, key_of
 from image.debian import GROUPS, USERS, read_sources, unpack_packages
 from image.oci import Layer, write_layer
 

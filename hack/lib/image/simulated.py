@@ -4,7 +4,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from image.cache import ROOT, cached_folder, cached_layer, key_of
+from paths import ROOT
+
+from image.cache import cached_folder, cached_layer, key_of
 from image.debian import base_tree, compile_modules
 from image.oci import Layer, write_layer
 

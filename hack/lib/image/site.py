@@ -7,7 +7,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from image.cache import ROOT, cached_folder, cached_layer, key_of
+from paths import ROOT
+
+from image.cache import cached_folder, cached_layer, key_of
 from image.debian import base_tree, compile_modules, python_version
 from image.oci import Layer, write_layer
 
