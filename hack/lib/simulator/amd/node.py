@@ -1,6 +1,5 @@
 """What `hack/simulator` does with AMD GPUs: install, show, faults, reboot."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -34,7 +33,6 @@ def install(
     root: Path,
     profile: str,
     *,
-    cache: Path | None = None,
     index: int = 0,
     driver_version: str = DRIVER_VERSION,
     dotted_xcp: bool = False,
@@ -44,7 +42,7 @@ def install(
     if parsed is None:
         raise ValueError(f"{profile!r} names no AMD model")
     model, count = parsed
-    built = build.build(cache or Path(os.environ.get("PARTITA_CACHE", ".cache")))
+    built = build.build()
     _put(built / build.LIBRARY, root / store.LIBRARY)
     _put(built / build.MODPROBE, root / MODPROBE)
     for shown in _SHOWN:
