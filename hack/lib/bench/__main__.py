@@ -4,16 +4,12 @@ import argparse
 import asyncio
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from bench import computedomain, prepare, prepare_amd, repartition
+from bench.computedomain_cluster import BenchCluster
 from bench.node import Node
 from bench.nvidia import NvidiaNode
-
-ROOT = Path(__file__).resolve().parents[3]
-CLUSTER = "bench"
 
 
 def main() -> None:
@@ -37,7 +33,10 @@ def main() -> None:
     if arguments.bench == "repartition":
         repartition.run(arguments.rounds)
         return
-    kubeconfig = arguments.kubeconfig or _start_cluster()
+    cluster = BenchCluster("bench")
+    if arguments.kubeconfig is None:
+        cluster.run("up", "--nodes", "0")
+    kubeconfig = arguments.kubeconfig or cluster.kubeconfig
     base = Path("/var/tmp/partita-bench")  # short, for socket paths; on a disk, for durable appends
     try:
         plugin = NvidiaNode if arguments.plugin == "nvidia" else Node
@@ -48,17 +47,7 @@ def main() -> None:
     finally:
         shutil.rmtree(base, ignore_errors=True)
         if arguments.kubeconfig is None:
-            _hack("cluster", "--name", CLUSTER, "down")
-
-
-def _start_cluster() -> Path:
-    _hack("cluster", "--name", CLUSTER, "up", "--nodes", "0")
-    cache = Path(os.environ.get("PARTITA_CACHE", ROOT / ".cache"))
-    return cache / "clusters" / CLUSTER / "kubeconfig"
-
-
-def _hack(command: str, *arguments: str) -> None:
-    subprocess.run([str(ROOT / "hack" / command), *arguments], check=True, stdout=sys.stderr)
+            cluster.down()
 
 
 def _is_root() -> bool:

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from paths import ROOT, state_dir
 
-ROOT = Path(__file__).resolve().parents[3]
+from bench.process import cpu_s, memory_mib
+
 CHART = ROOT / "deployments/helm/partita"
-CACHE = Path(os.environ.get("PARTITA_CACHE") or ROOT / ".cache")
 NAMESPACE = "partita-system"
 RELEASE = "partita"
 CONTROLLER = f"system:serviceaccount:{NAMESPACE}:{RELEASE}-controller"
 OURS = f"system:serviceaccount:{NAMESPACE}:"
 WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
-_TICKS = os.sysconf("SC_CLK_TCK")
 _COMPONENTS = ("etcd", "kube-apiserver", "kube-scheduler", "kube-controller-manager")
 _RIGHTS = ("controller-rbac", "controller-imexdaemon", "deviceclasses", "admission-configs", "admission-daemons")
 
@@ -50,7 +50,7 @@ class BenchCluster:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.state = CACHE / "clusters" / name
+        self.state = state_dir(name)
         self.kubeconfig = self.state / "kubeconfig"
 
     def run(self, *arguments: str, text: str | None = None) -> str:
@@ -169,7 +169,7 @@ class Controller:
         return cpu_s(self._pid)
 
     def rss_mib(self) -> float:
-        return memory_mib(self._pid, "VmRSS")
+        return memory_mib(self._pid)
 
     def peak_mib(self) -> float:
         return memory_mib(self._pid, "VmHWM")
@@ -185,14 +185,3 @@ class Controller:
             self._process.wait(30)
         if self._output is not None:
             self._output.close()
-
-
-def cpu_s(pid: int) -> float:
-    """User and system time (proc_pid_stat(5), fields 14 and 15)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
-def memory_mib(pid: int, field: str) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import re
 import time
 from collections import Counter
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from cluster.shape import identity
+from paths import IMAGES
 
 from api.client import Client, Json, NotFound, path
 from api.names import RESOURCE_API_VERSION
@@ -25,9 +25,9 @@ from bench.computedomain_cluster import (
     BenchCluster,
     Request,
     count_refused,
-    memory_mib,
     short_user,
 )
+from bench.process import machine_busy_s, memory_mib
 from bench.report import median, show
 
 T = TypeVar("T")
@@ -36,7 +36,6 @@ BENCH: Final = "computedomain-nodes"
 PROFILE: Final = "gb200:clique=1"
 PATIENCE_S: Final = 180.0
 SETTLE_S: Final = 3.0
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PROGRAMS: Final = ("partita-controller", "partita-imex-daemon", "partita-kubelet-plugin")
 
 
@@ -44,7 +43,7 @@ def install(cluster: BenchCluster, nodes: int) -> None:
     """The chart with compute domains, on nodes of one clique."""
     cluster.up("--nodes", str(nodes), "--profile", PROFILE)
     for image in ("partita", "busybox"):
-        cluster.run("load", str(cluster.state.parents[1] / "images" / f"{image}.tar"))
+        cluster.run("load", str(IMAGES / f"{image}.tar"))
     values = "resources.computeDomains.enabled=true,controller.enabled=true,nvidiaDriverRoot=/run/nvidia/driver"
     release = ("upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--create-namespace", "--wait")
     cluster.run("helm", *release, "--set", values)
@@ -142,9 +141,9 @@ class RealNodes:
         """The same pods without claims."""
         async with self._namespace() as namespace, self._following() as world:
             await asyncio.sleep(SETTLE_S)
-            offset, busy_s = self._cluster.audit_offset(), _machine_busy_s()
+            offset, busy_s = self._cluster.audit_offset(), machine_busy_s()
             running_s = await self._run_pods(world, namespace, size, claims=False)
-            busy_s = _machine_busy_s() - busy_s
+            busy_s = machine_busy_s() - busy_s
             await asyncio.sleep(SETTLE_S)
             writes = [each for each in self._cluster.requests(offset) if each.writes]
             ending = time.time()
@@ -162,10 +161,10 @@ class RealNodes:
             offset = self._cluster.audit_offset()
             await self._make_domain(namespace, size)
             await asyncio.sleep(SETTLE_S)
-            started, busy_s = time.time(), _machine_busy_s()
+            started, busy_s = time.time(), machine_busy_s()
             ready = asyncio.create_task(world.wait(lambda seen: sum(map(_is_ready, seen.daemons())) == size))
             running_s = await self._run_pods(world, namespace, size, claims=True)
-            busy_s = _machine_busy_s() - busy_s
+            busy_s = machine_busy_s() - busy_s
             daemons_s = await ready - started
             await asyncio.sleep(SETTLE_S)
             requests = self._cluster.requests(offset)
@@ -268,7 +267,7 @@ class RealNodes:
                 words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
                 program = next(each for each in _PROGRAMS if any(word.endswith(each) for word in words[:3]))
                 if identity(self._cluster.state) in (folder / "cgroup").read_text():
-                    most[program] = max(most.get(program, 0.0), memory_mib(int(folder.name), "VmRSS"))
+                    most[program] = max(most.get(program, 0.0), memory_mib(int(folder.name)))
         return dict(sorted(most.items()))
 
 
@@ -307,9 +306,3 @@ def _ours(requests: list[Request]) -> list[Request]:
 def _last_allocated(requests: list[Request], namespace: str) -> float:
     wanted = ("system:kube-scheduler", namespace, "resourceclaims", "status")
     return max(each.at for each in requests if (each.user, each.namespace, each.resource, each.subresource) == wanted)
-
-
-def _machine_busy_s() -> float:
-    """Of all processors: everything but idle and waiting for disks (proc(5), /proc/stat)."""
-    user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
-    return (user + nice + system + irq + softirq) / _TICKS

@@ -23,10 +23,10 @@ from bench.computedomain_cluster import (
     Controller,
     Request,
     count_refused,
-    cpu_s,
     short_user,
 )
 from bench.computedomain_nodes import RACK, node_name
+from bench.process import cpu_s
 from bench.report import show
 
 BENCH: Final = "computedomain-scale"

@@ -17,11 +17,12 @@ from typing import IO
 from urllib.parse import urlsplit
 
 import yaml
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
+from bench.process import cpu_s, memory_mib
+
 DRIVER = "gpu.nvidia.com"
 _MEMORY = Path("/dev/shm")  # /run may be on a disk
-_TICKS = os.sysconf("SC_CLK_TCK")
 _SECRETS = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
@@ -164,14 +165,10 @@ class Node:
         return "\n".join(self.log.read_text().splitlines()[-lines:])
 
     def cpu_s(self) -> float:
-        """User and system time of the plugin so far, in seconds."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        return cpu_s(self.pid)
 
     def rss_mib(self) -> float:
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-        return int(line.split()[1]) / 1024
+        return memory_mib(self.pid)
 
     def threads(self) -> int:
         return len(list(Path(f"/proc/{self.pid}/task").iterdir()))

@@ -58,8 +58,8 @@ class Times:
 class Floor:
     """Measured between the claims of a case, so that both see the same machine."""
 
-    def __init__(self, options: Options, token: str | None, kubelet: Kubelet, directory: Path) -> None:
-        self._api = RawApi(options.kubeconfig, token)
+    def __init__(self, options: Options, account: ServiceAccount | None, kubelet: Kubelet, directory: Path) -> None:
+        self._api = RawApi(options.kubeconfig, account.token if account else None)
         self._file = DurableFile(directory)
         self._kubelet = kubelet
 
@@ -77,19 +77,23 @@ class Floor:
         self._file.__exit__()
 
 
+async def set_up(options: Options, client: Client) -> ServiceAccount | None:
+    """A namespace without claims, a node, and who the plugin is; None: whoever we are."""
+    await make_namespace(client, NAMESPACE)
+    await make_node(client, NODE)
+    await delete_claims(client, NAMESPACE)
+    if not options.as_pod:
+        return None
+    await bind_admin(client, NAMESPACE, "plugin")
+    return ServiceAccount(await make_token(client, NAMESPACE, "plugin"), options.kubeconfig)
+
+
 async def run(options: Options) -> None:
     async with await Client.connect(str(options.kubeconfig)) as client:
-        await make_namespace(client, NAMESPACE)
-        await make_node(client, NODE)
-        token, account = None, None
-        if options.as_pod:
-            await bind_admin(client, NAMESPACE, "plugin")
-            token = await make_token(client, NAMESPACE, "plugin")
-            account = ServiceAccount(token, options.kubeconfig)
-        await delete_claims(client, NAMESPACE)
+        account = await set_up(options, client)
         if options.plugin is Node:  # NVIDIA's publishes nothing for 16 GPUs that can be partitioned
             await _measure_start(options, client, account)
-        await _measure_claims(options, client, account, token)
+        await _measure_claims(options, client, account)
         await delete_claims(client, NAMESPACE)
 
 
@@ -115,7 +119,7 @@ async def _measure_start(options: Options, client: Client, account: ServiceAccou
         await delete_slices(client, NODE)
 
 
-async def _measure_claims(options: Options, client: Client, account: ServiceAccount | None, token: str | None) -> None:
+async def _measure_claims(options: Options, client: Client, account: ServiceAccount | None) -> None:
     node = options.plugin(NODE, options.base / "partita-bench-8", "h100", options.kubeconfig, account)
     try:
         node.start(DRIVERS=ALL_DRIVERS)
@@ -130,7 +134,7 @@ async def _measure_claims(options: Options, client: Client, account: ServiceAcco
             ("mig", lambda index: [spread[index % AT_ONCE]]),
             ("8-devices", lambda index: full[:8]),
         ]
-        floor = Floor(options, token, kubelet, node.plugins)
+        floor = Floor(options, account, kubelet, node.plugins)
         for case, devices_of in cases:
             claims = await _make(client, case, options.claims, devices_of)
             times = await measure_one_at_a_time(kubelet, node, floor, claims)

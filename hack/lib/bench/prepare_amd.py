@@ -5,7 +5,7 @@ from simulator.amd import node as hardware
 from api.client import Client
 from bench.kubelet import Kubelet
 from bench.node import Node, ServiceAccount
-from bench.objects import bind_admin, delete_claims, delete_slices, make_claims, make_namespace, make_node, make_token
+from bench.objects import delete_claims, delete_slices, make_claims
 from bench.objects import wait_for_devices as wait
 from bench.prepare import (
     AT_ONCE,
@@ -15,6 +15,7 @@ from bench.prepare import (
     Options,
     measure_one_at_a_time,
     measure_together,
+    set_up,
     show_one,
     show_together,
 )
@@ -28,23 +29,14 @@ STATIC = {"AMD_PARTITIONING": "static"}
 async def run(options: Options) -> None:
     """Eight whole MI300X, then the same in 64 partitions."""
     async with await Client.connect(str(options.kubeconfig)) as client:
-        await make_namespace(client, NAMESPACE)
-        await make_node(client, NODE)
-        token, account = None, None
-        if options.as_pod:
-            await bind_admin(client, NAMESPACE, "plugin")
-            token = await make_token(client, NAMESPACE, "plugin")
-            account = ServiceAccount(token, options.kubeconfig)
-        await delete_claims(client, NAMESPACE)
+        account = await set_up(options, client)
         await delete_slices(client, NODE)
         for mode in ("full-gpu", "partition"):
-            await _measure(options, client, account, token, mode)
+            await _measure(options, client, account, mode)
             await delete_slices(client, NODE)
 
 
-async def _measure(
-    options: Options, client: Client, account: ServiceAccount | None, token: str | None, case: str
-) -> None:
+async def _measure(options: Options, client: Client, account: ServiceAccount | None, case: str) -> None:
     node = Node(NODE, options.base / f"partita-bench-{case}", "mi300x", options.kubeconfig, account, DRIVER)
     try:
         if case == "partition":
@@ -53,7 +45,7 @@ async def _measure(
         await node.wait_until_registered()
         kubelet = await Kubelet.register(node.registration_socket)
         names = [device["name"] for device in await wait(client, NODE, DRIVER)]
-        floor = Floor(options, token, kubelet, node.plugins)
+        floor = Floor(options, account, kubelet, node.plugins)
         devices = [[names[index % AT_ONCE * (len(names) // AT_ONCE)]] for index in range(options.claims)]
         claims = await make_claims(client, NAMESPACE, f"amd-{case}", NODE, devices, DRIVER)
         show_one(f"amd-{case}", await measure_one_at_a_time(kubelet, node, floor, claims))

@@ -8,6 +8,8 @@ import asyncio
 import time
 from typing import Final
 
+from paths import IMAGES
+
 from api.client import MERGE_PATCH, Client, NotFound, path
 from api.kaiwo import DCM_TAINT_KEY, ENABLED_LABEL, KAIWO_TAINT_KEY, PROFILE_LABEL
 from api.names import KAIWO_API_VERSION
@@ -29,7 +31,7 @@ def run(rounds: int) -> None:
     cluster = BenchCluster(f"bench-{BENCH}")
     try:
         cluster.up("--nodes", "1", "--profile", "mi300xx8")
-        cluster.run("load", str(cluster.state.parents[1] / "images/partita.tar"))
+        cluster.run("load", str(IMAGES / "partita.tar"))
         release = ("upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--create-namespace")
         cluster.run("helm", *release, "--wait", "--set", VALUES)
         asyncio.run(_measure(cluster, rounds))

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from paths import CACHE, ROOT
+
 from check import manifests, purity, size
 
-ROOT = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent
 PROGRAMS = ("api", "kubeletplugin", "controller")
 
@@ -65,7 +66,7 @@ def is_shell(path: Path) -> bool:
 
 def check_chart() -> list[str]:
     """`helm lint`, where helm has been built: a first check does not wait for a compiler, the chart's tests do."""
-    programs = sorted(Path(os.environ["PARTITA_CACHE"]).glob("bin/helm-*/helm"))
+    programs = sorted(CACHE.glob("bin/helm-*/helm"))
     charts = sorted(path.parent for path in (ROOT / "deployments/helm").glob("*/Chart.yaml"))
     return run(programs[-1], "lint", "--quiet", "--strict", *charts) if programs and charts else []
 

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from paths import state_dir
+
 from cluster import tools
-from cluster.paths import state_dir
 from cluster.processes import GO
 from cluster.provider import (
     COMPONENTS,

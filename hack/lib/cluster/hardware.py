@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from cluster.paths import SIMULATOR
+from paths import SIMULATOR
+
 from cluster.provider import run
 from cluster.report import ClusterError
 from cluster.shape import Shape, node_number

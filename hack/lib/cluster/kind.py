@@ -100,7 +100,7 @@ def up(state: Path, shape: Shape) -> None:
         if existing.shape != shape:
             differences = describe_difference(existing.shape, shape)
             raise ClusterError(f"cluster {state.name!r} exists with {differences}; `down` removes it")
-        _start(state, shape)
+        _start(state)
         say(f"cluster {state.name!r} was there already")
         return
     _remove(state)
@@ -121,7 +121,7 @@ def _create(state: Path, shape: Shape) -> None:
     say("kind makes the cluster (a minute; the first time it fetches its node image, too)")
     _kind("create", "cluster", "--name", state.name, "--config", "-", "--kubeconfig", state / "kubeconfig",
           *(("--image", image) if image else ()), text=json.dumps(_config(state, shape)))  # fmt: skip
-    _start(state, shape)
+    _start(state)
 
 
 def _config(state: Path, shape: Shape) -> dict[str, object]:
@@ -149,7 +149,7 @@ def _driver(state: Path, node: str) -> Path:
     return state / "nodes" / node / "driver"
 
 
-def _start(state: Path, shape: Shape) -> None:
+def _start(state: Path) -> None:
     """Start what does not run, and wait for everything that makes a cluster usable."""
     for container in _containers_that_are("exited", state):
         run(["docker", "start", container])

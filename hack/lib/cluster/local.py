@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from paths import CACHE, IMAGES, ROOT
+
 from cluster import controlplane, faults, groups, network, nodes, processes, tools
 from cluster.api import Api, ready_nodes
 from cluster.limits import raise_inotify_limit
-from cluster.paths import CACHE, IMAGES, ROOT
 from cluster.provider import COMPONENTS, SERVICES, Fault, check_known, write_provider
 from cluster.report import ClusterError, say
 from cluster.shape import Cluster, Shape, describe_difference, identity, read_cluster, write_cluster

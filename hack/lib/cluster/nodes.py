@@ -10,8 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from paths import CACHE, ROOT, SCRIPTS
+
 from cluster import groups, hardware, network, processes, tools
-from cluster.paths import CACHE, ROOT, SCRIPTS
 from cluster.report import ClusterError, say
 from cluster.shape import DEFAULT_NODE_TIMEOUT_S, Cluster
 

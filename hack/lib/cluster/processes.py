@@ -6,7 +6,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from cluster.paths import SCRIPTS
+from paths import SCRIPTS
+
 from cluster.report import ClusterError
 
 GO = {"GOGC": "400"}

@@ -62,10 +62,6 @@ class Cluster:
         return f"127.77.{self.slot}.1"
 
     @property
-    def node_network(self) -> str:
-        return f"10.77.{self.slot}.0/24"
-
-    @property
     def pod_network(self) -> str:
         return f"10.{100 + self.slot}.0.0/16"
 

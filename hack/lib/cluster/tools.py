@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.paths import CACHE, ROOT, TOOLS
+from paths import CACHE, ROOT, TOOLS
+
 from cluster.report import ClusterError, say
 
 

@@ -3,11 +3,10 @@
 import argparse
 import difflib
 import sys
-from pathlib import Path
+
+from paths import ROOT
 
 from generate import crd, protos
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def main() -> int:

@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable
 
 from cluster import tools
+from paths import IMAGES
 
 from image import debian, mpi, simulated, site, small
-from image.cache import IMAGES, one_build
+from image.cache import one_build
 from image.oci import Image, write_archive
 
 PYTHON_ENVIRONMENT = ["PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "PYTHONUNBUFFERED=1"]

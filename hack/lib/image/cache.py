@@ -2,17 +2,15 @@
 
 import fcntl
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from paths import CACHE
+
 from image.oci import Layer, read_layer
 
-ROOT = Path(__file__).resolve().parents[3]
-CACHE = Path(os.environ["PARTITA_CACHE"])
-IMAGES = CACHE / "images"
 LAYERS = CACHE / "image-layers"
 
 

@@ -1,14 +1,14 @@
 """What an MPIJob needs on a cluster without a registry: Open MPI over OpenSSH, the MPI Operator, a DNS server."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 from cluster import tools
 
-from image.cache import ROOT, cached_folder, cached_layer, key_of
+from image.cache import cached_folder, cached_layer, key_of
 from image.debian import GROUPS, USERS, read_sources, unpack_packages
 from image.oci import Layer, write_layer
+from image.simulated import build_artefacts
 
 PACKAGES = ("base-files", "coreutils", "dash", "libc-bin", "openmpi-bin", "openssh-client", "openssh-server")
 BINDINGS = "python3-mpi4py"  # the stand-in is a program of a few lines
@@ -39,8 +39,7 @@ def mpi_layer() -> Layer:
 
 
 def fabric_test() -> Path:
-    built = subprocess.run([ROOT / "hack/simulator", "build"], stdout=subprocess.PIPE, check=True, text=True)
-    return Path(built.stdout.split()[-1]) / "fabric-test"
+    return build_artefacts() / "fabric-test"
 
 
 def lay_out(tree: Path, sources: list[str]) -> None:

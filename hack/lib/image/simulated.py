@@ -4,7 +4,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from image.cache import ROOT, cached_folder, cached_layer, key_of
+from paths import ROOT, SIMULATOR
+
+from image.cache import cached_folder, cached_layer, key_of
 from image.debian import base_tree, compile_modules
 from image.oci import Layer, write_layer
 
@@ -12,9 +14,14 @@ PACKAGE = ROOT / "hack/lib/simulator"
 SOURCES = ("__pycache__", "*.pyc", "*.c", "*.h", "*.go", "go.*")
 
 
+def build_artefacts() -> Path:
+    """The folder of the simulator's programs and libraries."""
+    built = subprocess.run([SIMULATOR, "build"], stdout=subprocess.PIPE, check=True, text=True)
+    return Path(built.stdout.strip())
+
+
 def simulator_layer() -> Layer:
-    built = subprocess.run([ROOT / "hack/simulator", "build"], stdout=subprocess.PIPE, check=True, text=True)
-    artefacts = Path(built.stdout.split()[-1])
+    artefacts = build_artefacts()
     base = base_tree()
     key = key_of(PACKAGE, artefacts, base.name, Path(__file__))
     tree = cached_folder("simulation", key, lambda folder: lay_out(base, artefacts, folder))

@@ -7,8 +7,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from image.cache import ROOT, cached_folder, cached_layer, key_of
-from image.debian import base_tree, compile_modules, python_version
+from paths import ROOT
+
+from image.cache import cached_folder, cached_layer, key_of
+from image.debian import base_tree, compile_modules, python_version, remove
 from image.oci import Layer, write_layer
 
 SITE = "app/site"
@@ -47,10 +49,7 @@ def install(wanted: list[str], base: Path, folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "pip", "install", *options, *wanted], check=True)
     for pattern in USELESS:
         for path in list(folder.glob(pattern)):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            remove(path)
     compile_modules(base, folder, f"/{SITE}")
 
 

@@ -1,32 +1,22 @@
-"""`python -m simulator VERB ...`: each part of the simulator brings its verbs in a table `VERBS`."""
+"""`python -m simulator VERB ...`: the verbs for NVIDIA's hardware, and those for AMD's, which pass on to them."""
 
-import importlib
-import importlib.util
 import sys
 from collections.abc import Callable
 
-Verb = Callable[[list[str]], int]
-PARTS = ("simulator.nvidia", "simulator.imex", "simulator.amd")
-"""Modules with `VERBS: dict[str, tuple[str, Verb]]`, verb -> (one line of help, function of its arguments)."""
+from simulator import amd, nvidia
 
-
-def find_verbs() -> dict[str, tuple[str, Verb]]:
-    verbs: dict[str, tuple[str, Verb]] = {}
-    for part in PARTS:
-        if importlib.util.find_spec(part):
-            verbs |= getattr(importlib.import_module(part), "VERBS", {})
-    return verbs
+VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = nvidia.VERBS | amd.VERBS
+"""Verb -> (one line of help, function of its arguments)."""
 
 
 def main(arguments: list[str]) -> int:
-    verbs = find_verbs()
-    if not arguments or arguments[0] not in verbs:
+    if not arguments or arguments[0] not in VERBS:
         print("usage: simulator VERB [options]   (simulator VERB --help says more)\n")
-        for verb, (text, _) in sorted(verbs.items()):
+        for verb, (text, _) in sorted(VERBS.items()):
             print(f"  {verb:<14} {text}")
         return 0 if arguments in (["--help"], ["-h"]) else 2
     try:
-        return verbs[arguments[0]][1](arguments[1:])
+        return VERBS[arguments[0]][1](arguments[1:])
     except (ValueError, OSError) as error:
         print(f"simulator {arguments[0]}: {error}", file=sys.stderr)
         return 1

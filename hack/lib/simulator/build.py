@@ -52,8 +52,6 @@ def build() -> Path:
     folder = cache_folder() / digest.hexdigest()[:16]
     if folder.is_dir():
         return folder
-    if not shutil.which("gcc"):
-        raise ValueError("gcc is needed to build the simulated NVIDIA driver (Debian: apt-get install gcc libc6-dev)")
     cache_folder().mkdir(parents=True, exist_ok=True)
     with (cache_folder() / "build.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -80,17 +78,20 @@ def _compile_all(folder: Path) -> None:
         "-ldl",
         "-lpthread",
     ]
-    _gcc(aside, *FLAGS, *library)
-    _gcc(aside, *FLAGS, "-static", "-DSTATIC_TOOL", version, *core, str(NATIVE / "smi.c"), "-o", TOOL)
-    _gcc(aside, *FLAGS, "-static", "-s", str(NATIVE / "mount.c"), "-o", MOUNT)
+    gcc(aside, *FLAGS, *library)
+    gcc(aside, *FLAGS, "-static", "-DSTATIC_TOOL", version, *core, str(NATIVE / "smi.c"), "-o", TOOL)
+    gcc(aside, *FLAGS, "-static", "-s", str(NATIVE / "mount.c"), "-o", MOUNT)
     for name, soname in (STAND_INS | {STATE_STUB: f"{STATE_STUB}.{DRIVER_VERSION}"}).items():
         small = ["-shared", "-nostdlib", "-s", "-Wl,-z,noseparate-code", f"-Wl,-soname,{soname}"]
-        _gcc(aside, *FLAGS, "-fPIC", *small, str(NATIVE / "stub.c"), "-o", name)
+        gcc(aside, *FLAGS, "-fPIC", *small, str(NATIVE / "stub.c"), "-o", name)
     imex.build(aside, DRIVER_VERSION)
     aside.rename(folder)
 
 
-def _gcc(folder: Path, *arguments: str) -> None:
+def gcc(folder: Path, *arguments: str) -> None:
+    """Raises ValueError where gcc is missing or fails."""
+    if not shutil.which("gcc"):
+        raise ValueError("gcc is needed to build simulated hardware (Debian: apt-get install gcc libc6-dev)")
     result = subprocess.run(["gcc", *arguments], cwd=folder, capture_output=True, text=True, check=False)
     if result.returncode:
         raise ValueError(f"gcc failed:\n{result.stderr}")

@@ -65,7 +65,7 @@ def _install_locked(root: Path, spec: str, groups: tuple, options: argparse.Name
     tree.write_libraries(root, artefacts, DRIVER_VERSION)
     if kept:
         return f"{root}: {spec} was installed already; its instances are kept"
-    tree.remove(root)
+    tree.remove_hardware(root)
     majors = tree.choose_majors()
     wanted.install_id, wanted.root = str(uuid.uuid4()).encode(), str(root).encode()
     wanted.caps_major = majors["nvidia-caps"]

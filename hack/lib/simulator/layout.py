@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from simulator.files import write_bytes
+
 STATE_OFFSET = 16384
 MAGIC = b"nvidia-simulator"
 LAYOUT = 1
@@ -164,7 +166,4 @@ def write_new(path: Path, stub: bytes, state: State) -> None:
     """A fresh state file, in place at once: `stub` is the valid shared object that it starts with."""
     if len(stub) > STATE_OFFSET:
         raise ValueError(f"the stub of the state file is {len(stub)} bytes, more than {STATE_OFFSET}")
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_bytes(stub.ljust(STATE_OFFSET, b"\0") + bytes(state))
-    aside.chmod(0o644)
-    aside.replace(path)
+    write_bytes(path, stub.ljust(STATE_OFFSET, b"\0") + bytes(state), 0o644)

@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 from simulator.build import LIBRARY, MOUNT, STAND_INS, STATE_STUB, TOOL
+from simulator.files import remove, write_bytes
 from simulator.imex.build import PROGRAMS as IMEX_PROGRAMS
 from simulator.layout import Fixed, State
 
@@ -71,15 +72,7 @@ def write_text(path: Path, text: str, mode: int = 0o444) -> None:
     write_bytes(path, text.encode(), mode)
 
 
-def write_bytes(path: Path, content: bytes, mode: int = 0o444) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_bytes(content)
-    aside.chmod(mode)
-    aside.replace(path)
-
-
-def remove(root: Path) -> None:
+def remove_hardware(root: Path) -> None:
     """Takes what an earlier installation shows in /proc, /sys and /dev away, and nothing of other vendors."""
     (root / MARKER).unlink(missing_ok=True)
     shutil.rmtree(root / "proc/driver", ignore_errors=True)
@@ -88,10 +81,7 @@ def remove(root: Path) -> None:
         (root / "sys/bus/pci/devices" / driver_link.name).unlink(missing_ok=True)
         driver_link.unlink()
     for node in (root / "dev").glob("nvidia*"):
-        if node.is_dir():
-            shutil.rmtree(node)
-        else:
-            node.unlink()
+        remove(node)
 
 
 def write_libraries(root: Path, artefacts: Path, version: str) -> None:
@@ -100,21 +90,12 @@ def write_libraries(root: Path, artefacts: Path, version: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, soname in {LIBRARY: "libnvidia-ml.so.1", **STAND_INS}.items():
         file = f"{name}.{version}"
-        copy_file(artefacts / name, folder / file, 0o755)
+        write_bytes(folder / file, (artefacts / name).read_bytes(), 0o755)
         if soname != file:
             link(folder / soname, file)
             link(folder / name, soname)
     for program in (TOOL, MOUNT, *IMEX_PROGRAMS):
-        copy_file(artefacts / program, root / "usr/bin" / program, 0o755)
-
-
-def copy_file(source: Path, target: Path, mode: int) -> None:
-    """In place at once, so that a client that is loading the old file keeps it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.new")
-    shutil.copyfile(source, aside)
-    aside.chmod(mode)
-    aside.replace(target)
+        write_bytes(root / "usr/bin" / program, (artefacts / program).read_bytes(), 0o755)
 
 
 def link(path: Path, target: str) -> None:

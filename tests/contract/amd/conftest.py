@@ -16,8 +16,6 @@ from simulator.amd import node  # noqa: E402
 from kubeletplugin.hardware.amd_sysfs import AmdRoot  # noqa: E402
 from kubeletplugin.hardware.amdsmi import AmdSmi  # noqa: E402
 
-CACHE = Path(os.environ.get("PARTITA_CACHE", REPOSITORY / ".cache"))
-
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -32,7 +30,7 @@ def install(root: Path) -> Iterator[Callable[[str], Any]]:
     opened: list[Any] = []
 
     def make(profile: str, **options: Any) -> Any:
-        node.install(root, profile, cache=CACHE, **options)
+        node.install(root, profile, **options)
         os.environ["ROCM_PATH"] = str(root / "opt/rocm")
         import amdsmi
 
@@ -50,7 +48,7 @@ def make(root: Path) -> Callable[..., AmdSmi]:
     """`make(profile)` makes the root a fresh node of that profile and gives our back-end on it."""
 
     def build(profile: str, **options: Any) -> AmdSmi:
-        node.install(root, profile, cache=CACHE, **options)
+        node.install(root, profile, **options)
         return AmdSmi(AmdRoot("/host", root), sleep=lambda _: None)
 
     return build

@@ -64,7 +64,7 @@ def test_another_gpu_in_the_same_place_is_asked_for_its_own_modes(make: Make, ro
     """What was learnt of a GPU is not said of the one that replaces it."""
     backend = make("mi300xx1")
     assert backend.read_inventory().gpus[0].partitions_in(Mode("QPX", "NPS1")) == 4
-    node.install(root, "mi300ax1", cache=Path(os.environ.get("PARTITA_CACHE", ".cache")))
+    node.install(root, "mi300ax1")
     (gpu,) = backend.read_inventory().gpus
     assert (gpu.partitions_in(Mode("TPX", "NPS1")), gpu.partitions_in(Mode("QPX", "NPS1"))) == (3, 0)
 

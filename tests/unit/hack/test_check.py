@@ -3,26 +3,8 @@
 import ast
 from pathlib import Path
 
-import pytest
-from check import manifests, purity, size
+from check import manifests, size
 from generate import protos
-
-
-@pytest.mark.parametrize(
-    ("code", "finding"),
-    [
-        ("open('x')", "open() in a pure module"),
-        ("print(1)", "print() in a pure module"),
-        ("from datetime import datetime\ndatetime.now()", "datetime.now() in a pure module"),
-        ("async def f() -> None: ...", "async code in a pure module"),
-    ],
-)
-def test_effects_in_a_pure_module_are_found(code: str, finding: str) -> None:
-    assert [each for each in purity.find_impure("m.py", ast.parse(code)) if finding in each]
-
-
-def test_a_method_that_is_called_open_is_no_effect() -> None:
-    assert purity.find_impure("m.py", ast.parse("door.open()\nlog.now()")) == []
 
 
 def test_a_function_is_measured_without_its_docstring() -> None:

@@ -3,9 +3,10 @@
 import hashlib
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Final
+
+from simulator.build import cache_folder, gcc
 
 SOURCES: Final = Path(__file__).parent / "src"
 LIBRARY: Final = "libamd_smi.so"
@@ -17,17 +18,17 @@ _PROGRAMS: Final = {
 }
 
 
-def build(cache: Path) -> Path:
-    """The folder with both; needs a C compiler where they have not been built from these sources yet."""
+def build() -> Path:
+    """The folder with both. Raises ValueError where gcc is needed and missing, or fails."""
     digest = hashlib.sha256(repr((_FLAGS, _PROGRAMS)).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.read_bytes())
-    built = cache.resolve() / "simulator" / f"amd-{digest.hexdigest()[:16]}"
+    built = cache_folder().resolve() / f"amd-{digest.hexdigest()[:16]}"
     if not built.exists():
         fresh = built.with_name(f".{built.name}.{os.getpid()}")
         fresh.mkdir(parents=True, exist_ok=True)
         for name, words in _PROGRAMS.items():
-            subprocess.run([os.environ.get("CC", "cc"), *_FLAGS, *words, "-o", fresh / name], cwd=SOURCES, check=True)
+            gcc(SOURCES, *_FLAGS, *words, "-o", str(fresh / name))
         try:
             fresh.rename(built)
         except OSError:  # somebody else was faster

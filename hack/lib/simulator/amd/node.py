@@ -1,6 +1,5 @@
 """What `hack/simulator` does with AMD GPUs: install, show, faults, reboot."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -8,6 +7,7 @@ from typing import Any, Final, Literal
 from simulator.amd import build
 from simulator.amd import state as store
 from simulator.amd.models import BUSES, Model, parse_profile
+from simulator.files import remove, write_bytes
 
 Fault = Literal["failing_reloads", "losing_reloads", "change_pause_ms", "reload_pause_ms"]
 _SHOWN: Final = (
@@ -34,7 +34,6 @@ def install(
     root: Path,
     profile: str,
     *,
-    cache: Path | None = None,
     index: int = 0,
     driver_version: str = DRIVER_VERSION,
     dotted_xcp: bool = False,
@@ -44,11 +43,11 @@ def install(
     if parsed is None:
         raise ValueError(f"{profile!r} names no AMD model")
     model, count = parsed
-    built = build.build(cache or Path(os.environ.get("PARTITA_CACHE", ".cache")))
+    built = build.build()
     _put(built / build.LIBRARY, root / store.LIBRARY)
     _put(built / build.MODPROBE, root / MODPROBE)
     for shown in _SHOWN:
-        _remove(root / shown)
+        remove(root / shown)
     for link in (root / "sys/bus/pci/devices").glob("*"):
         if (link / "vendor").exists() and (link / "vendor").read_text() == "0x1002\n":
             shutil.rmtree(link.resolve())
@@ -59,24 +58,14 @@ def install(
 
 
 def _put(built: Path, place: Path) -> None:
-    """A process that uses the old file goes on with it."""
-    if place.exists() and place.read_bytes() == built.read_bytes():
-        return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    fresh = place.with_suffix(".fresh")
-    shutil.copy2(built, fresh)
-    fresh.rename(place)
+    """Where it is that already, a process that has loaded it shall not load another."""
+    content = built.read_bytes()
+    if not place.exists() or place.read_bytes() != content:
+        write_bytes(place, content, 0o755)
 
 
 def is_installed(root: Path) -> bool:
     return (root / store.STATE).exists()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _first_state(model: Model, count: int, index: int, driver_version: str) -> store.State:

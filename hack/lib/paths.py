@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
-ROOT = Path(os.environ.get("ROOT") or Path(__file__).resolve().parents[3])
+ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("PARTITA_CACHE") or ROOT / ".cache")
-TOOLS = Path(__file__).resolve().parent / "tools"
-SCRIPTS = Path(__file__).resolve().parent / "node"
-SIMULATOR = ROOT / "hack" / "simulator"
 IMAGES = CACHE / "images"
+SIMULATOR = ROOT / "hack" / "simulator"
+TOOLS = ROOT / "hack" / "lib" / "cluster" / "tools"
+SCRIPTS = ROOT / "hack" / "lib" / "cluster" / "node"
 
 
 def state_dir(name: str) -> Path:
