@@ -2,12 +2,13 @@
 
 import json
 import re
+from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 
-from tests.unit.chart.chart import CHART, Object, Refused, environment, of_kind, plugin_pod, render
+from tests.unit.chart.chart import CHART, Object, Refused, environment, notes, of_kind, plugin_pod, render
 
 EVERYTHING = (
     "resources.amd.enabled=true",
@@ -139,6 +140,41 @@ def test_an_upgrade_starts_the_new_plugin_before_the_old_one_ends() -> None:
     assert daemon_set["spec"]["updateStrategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     names = [entry["name"] for entry in plugin_pod(render())["containers"][0]["env"]]
     assert "POD_UID" in names  # gives each instance sockets of its own
+
+
+@pytest.mark.parametrize(
+    ("rolling", "kept"),
+    [
+        ({"maxUnavailable": "100%"}, {"maxUnavailable": "100%"}),
+        ({"maxUnavailable": 3}, {"maxUnavailable": 3}),
+        ({"maxUnavailable": "0%"}, {"maxSurge": 1, "maxUnavailable": "0%"}),
+        ({"maxSurge": "10%"}, {"maxSurge": "10%", "maxUnavailable": 0}),
+    ],
+)
+def test_who_lets_plugins_be_unavailable_gets_no_surge_which_no_daemon_set_has_beside_it(
+    rolling: Object, kept: Object
+) -> None:
+    objects = render(values={"kubeletPlugin": {"updateStrategy": {"rollingUpdate": rolling}}})
+    (daemon_set,) = of_kind(objects, "DaemonSet").values()
+    assert daemon_set["spec"]["updateStrategy"] == {"type": "RollingUpdate", "rollingUpdate": kept}
+
+
+def test_a_variable_of_the_charts_own_that_the_values_have_too_is_theirs_and_is_there_once() -> None:
+    """One that is there twice is refused by whoever applies on the server's side, as Helm 4 and Argo CD do."""
+    controller = [{"name": "IMEX_TLS", "value": "false"}, {"name": "MINE", "value": "here"}]
+    plugin = [{"name": "LOG_LEVEL", "value": "DEBUG"}, {"name": "NODE_NAME", "value": "given"}]
+    values = {
+        "controller": {"containers": {"controller": {"env": controller}}},
+        "kubeletPlugin": {"containers": {"plugin": {"env": plugin}}},
+    }
+    objects = render(values=values)
+    deployment = of_kind(objects, "Deployment")["partita-controller"]
+    pods = ((deployment["spec"]["template"]["spec"], controller), (plugin_pod(objects), plugin))
+    for pod, given in pods:
+        env = pod["containers"][0]["env"]
+        names = [each["name"] for each in env]
+        assert len(set(names)) == len(names) > len(given) + 5
+        assert env[-len(given) :] == given
 
 
 def test_the_admission_policy_names_the_account_that_the_plugin_runs_under() -> None:
