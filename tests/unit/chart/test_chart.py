@@ -209,6 +209,39 @@ def test_configs_of_drivers_that_another_chart_serves_are_not_ours_to_refuse(
     } == checked
 
 
+def test_a_plugin_that_may_patch_nodes_is_held_to_its_own_whatever_the_values_say() -> None:
+    amd = ("resources.amd.enabled=true", "controller.nodePartitioning.enabled=true")
+    for enabled in ("true", "false"):
+        policies = of_kind(
+            render(*amd, f"kubeletPlugin.admissionPolicy.enabled={enabled}"), "ValidatingAdmissionPolicyBinding"
+        )
+        assert ("partita-nodes.partita-system" in policies) is True
+        assert ("partita-resourceslices.partita-system" in policies) is (enabled == "true")
+
+
+def test_pods_of_the_controller_are_held_to_the_account_of_the_daemons() -> None:
+    objects = render("fullnameOverride=other")
+    policy = of_kind(objects, "ValidatingAdmissionPolicy")["other-daemonpods.partita-system"]
+    (deployment,) = of_kind(objects, "Deployment").values()
+    pod = deployment["spec"]["template"]["spec"]
+    (condition,) = policy["spec"]["matchConditions"]
+    assert f'"system:serviceaccount:partita-system:{pod["serviceAccountName"]}"' in condition["expression"]
+    account = environment(pod["containers"][0])["DAEMON_SERVICE_ACCOUNT"]
+    assert account in of_kind(objects, "ServiceAccount")
+    assert f'== "{account}"' in policy["spec"]["validations"][0]["expression"]
+
+
+def test_on_openshift_plugin_and_daemons_may_be_what_they_are() -> None:
+    assert not of_kind(render(), "SecurityContextConstraints")
+    objects = render(options=("--api-versions", "security.openshift.io/v1"))
+    binding = of_kind(objects, "RoleBinding")["partita-kubelet-plugin-scc"]
+    assert binding["roleRef"]["name"] == "system:openshift:scc:privileged"
+    assert [each["name"] for each in binding["subjects"]] == [plugin_pod(objects)["serviceAccountName"]]
+    (constraints,) = of_kind(objects, "SecurityContextConstraints").values()
+    assert constraints["users"] == ["system:serviceaccount:partita-system:partita-imex-daemon"]
+    assert not [name for name, value in constraints.items() if name.startswith("allow") and value]
+
+
 def test_no_role_may_read_secrets_of_other_namespaces_or_write_nodes() -> None:
     for role in of_kind(render(*EVERYTHING[:1]), "ClusterRole").values():
         for rule in role["rules"]:
