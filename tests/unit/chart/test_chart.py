@@ -421,3 +421,40 @@ def test_the_default_values_are_valid_and_every_value_has_a_type() -> None:
         return missing + [each for name, value in nested for each in unknown(known[name], value, f"{trail}{name}.")]
 
     assert unknown(schema, values, "") == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "sample"),
+    [
+        ((), "samples/gpu.yaml"),
+        (("resources.amd.enabled=true", "resources.gpus.enabled=false"), "samples/amd/gpu.yaml"),
+        (("resources.gpus.enabled=false",), None),
+    ],
+)
+def test_the_notes_name_a_sample_of_what_is_installed(
+    tmp_path: Path, settings: tuple[str, ...], sample: str | None
+) -> None:
+    told = re.findall(r"deployments/(samples/\S+)", notes(tmp_path, *settings))
+    assert told == ([sample] if sample else [])
+    assert all((CHART.parents[1] / each).exists() for each in told)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kubernetes", "warned"),
+    [
+        (("resources.gpus.extendedResourceName=nvidia.com/gpu",), "v1.35.9", True),
+        (("resources.gpus.migClasses={1g.10gb}",), "v1.34.2-eks.1", True),
+        (("resources.gpus.extendedResourceName=nvidia.com/gpu",), "v1.36.0", False),
+        ((), "v1.35.9", False),
+    ],
+)
+def test_the_notes_say_where_kubernetes_may_drop_an_extended_resource(
+    tmp_path: Path, settings: tuple[str, ...], kubernetes: str, warned: bool
+) -> None:
+    assert ("DRAExtendedResource" in notes(tmp_path, *settings, kubernetes=kubernetes)) is warned
+
+
+def test_the_notes_name_what_is_lost_without_the_admission_policies(tmp_path: Path) -> None:
+    told = notes(tmp_path, "kubeletPlugin.admissionPolicy.enabled=false")
+    for lost in ("every node's ResourceSlices", "privileged pods in partita-system", "daemon", "config"):
+        assert lost in told
