@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable
 from typing import Final
 
-from api.client import ApiError, Client, Json, Unavailable, back_off_s, path
+from api.client import ApiError, Client, Json, NotFound, Unavailable, back_off_s, path
 from api.crd import SCHEMA_ANNOTATION
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,10 @@ async def renew_crds(client: Client, definitions: Iterable[Json]) -> None:
             except Unavailable:
                 await asyncio.sleep(next(delays))
                 continue
+            except NotFound:
+                # Helm makes them when it installs, unless it is told to skip them, and at no upgrade.
+                right = "kubectl apply --server-side --force-conflicts -f deployments/helm/partita/crds"
+                log.error("crd_missing", extra={"crd": definition["metadata"]["name"], "right": right})
             except ApiError as error:
                 log.error("crd_not_renewed", extra={"crd": definition["metadata"]["name"], "error": str(error)})
             break

@@ -68,7 +68,7 @@ _OPTIONS: Final = {
     "PARTITIONING_DRAIN_TIMEOUT": ("5m", "for the pods of a node to leave"),
     "PARTITIONING_APPLY_TIMEOUT": ("5m", "for the node plugin to change the GPUs"),
     "PARTITIONING_DCM_TIMEOUT": ("35m", "for the Device Config Manager to do so; it tries for 30 minutes"),
-    "LOG_VERBOSITY": ("4", "0 to 3: warnings; 4, 5: what is done; 6 and more: everything"),
+    "LOG_VERBOSITY": ("4", "0: warnings; 1 to 5: what is done; 6 and more: everything"),
 }
 
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -139,4 +139,4 @@ def _parse_positive(name: str, values: Mapping[str, str]) -> int:
 def _log_level(verbosity: str) -> str:
     if not re.fullmatch(r"\d+", verbosity):
         raise InvalidObject(f"LOG_VERBOSITY {verbosity!r}: right would be a number from 0 to 6")
-    return "WARNING" if int(verbosity) < 4 else "INFO" if int(verbosity) < 6 else "DEBUG"
+    return "WARNING" if int(verbosity) < 1 else "INFO" if int(verbosity) < 6 else "DEBUG"

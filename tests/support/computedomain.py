@@ -37,7 +37,8 @@ def install(cluster: Cluster, namespace: str = NAMESPACE) -> None:
     """CRDs, DeviceClasses and the rights of our programs, as the chart has them; no workloads."""
     for file in sorted((CHART / "crds").glob("computedomain*.yaml")):
         cluster.apply(file.read_text())
-    names = ("controller-rbac", "controller-imexdaemon", "deviceclasses", "admission-configs", "admission-daemons")
+    policies = ("admission-configs", "admission-daemons", "admission-daemonpods")
+    names = ("controller-rbac", "controller-imexdaemon", "deviceclasses", *policies)
     shown = [word for name in names for word in ("--show-only", f"templates/{name}.yaml")]
     enabled = [
         "resources.computeDomains.enabled=true",

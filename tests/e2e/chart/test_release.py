@@ -19,14 +19,18 @@ CLASSES = path("resource.k8s.io/v1", "deviceclasses")
 SLICE_WIPE_S = 90.0  # kubelet removes the slices of a driver that has been away for 30 s
 
 
-def a_slice(name: str, node: str | None, driver: str = "gpu.nvidia.com") -> Object:
+def a_slice(name: str, node: str | None, driver: str = "gpu.nvidia.com", pool: str = "n1") -> Object:
     where: Object = {"nodeName": node} if node else {"allNodes": True}
-    pool = {"name": name, "generation": 1, "resourceSliceCount": 1}
     return {
         "apiVersion": "resource.k8s.io/v1",
         "kind": "ResourceSlice",
         "metadata": {"name": name},
-        "spec": {"driver": driver, "pool": pool, **where, "devices": []},
+        "spec": {
+            "driver": driver,
+            "pool": {"name": pool, "generation": 1, "resourceSliceCount": 1},
+            **where,
+            "devices": [],
+        },
     }
 
 
@@ -67,6 +71,7 @@ def test_a_plugin_writes_the_slices_of_its_own_node(release: Release) -> None:
     [
         (a_slice("foreign", "n2"), 'the kubelet plugin on node "n1" may write the ResourceSlices of that node only'),
         (a_slice("everywhere", None), "not those of the whole cluster"),
+        (a_slice("victim", "n1", pool="n2"), 'may write slices of the pool of that name only, not of "n2"'),
         (a_slice("other", "n1", "gpu.example.com"), 'publishes no devices of driver "gpu.example.com"'),
     ],
 )

@@ -1,9 +1,10 @@
 """Who gets nothing, and how they are told."""
 
 import pytest
+import yaml
 
 from tests.e2e.computedomain.jobs import PATIENCE_S, Job, Space, namespace
-from tests.support.cluster import ApiError, Cluster, Object, wait_until
+from tests.support.cluster import ApiError, Cluster, CommandFailed, Object, wait_until
 from tests.support.manifests import claim, config, pod, request
 
 DRIVER = "compute-domain.nvidia.com"
@@ -89,3 +90,43 @@ def test_a_second_domain_on_a_node_is_told_who_is_there_and_gets_its_turn(here: 
     second.wait_running("b")
     second.wait_ready(1)
     wait_until("the first has no daemon", lambda: not first.daemons(), PATIENCE_S)
+
+
+BEYOND_A_DAEMON = {
+    "of another account": {"serviceAccountName": "default"},
+    "in the network of a node": {"hostNetwork": True},
+    "among the processes of a node": {"hostPID": True},
+    "in the IPC namespace of a node": {"hostIPC": True},
+    "with files of a node": {"volumes": [{"name": "root", "hostPath": {"path": "/"}}]},
+    "privileged": {"containers": [{"securityContext": {"privileged": True}}]},
+    "with capabilities": {"containers": [{"securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}}]},
+    "privileged at first": {"initContainers": [{"name": "first", "securityContext": {"privileged": True}}]},
+}
+
+
+def test_who_has_the_controllers_rights_makes_daemons_and_no_pod_that_has_the_node(here: Space) -> None:
+    job = here.job("train", 2)
+    job.run(a="n1", b="n2")
+    job.wait_ready(2)
+    ours = here.driver.namespace
+    (controller,) = {each["spec"]["serviceAccountName"] for each in here.driver.controllers()}
+    (daemon,) = {each["spec"]["serviceAccountName"] for each in job.daemons().values()}
+
+    def make(spec: Object) -> str:
+        """What the API server says to such a pod; it makes none."""
+        container = {"name": "main", "image": "docker.io/library/busybox:dev"}
+        full = {"serviceAccountName": daemon, "containers": [{}], **spec}
+        for kind in ("containers", "initContainers"):
+            if kind in full:
+                full[kind] = [{**container, **each} for each in full[kind]]
+        thief = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "stolen"}, "spec": full}
+        account = f"--as=system:serviceaccount:{ours}:{controller}"
+        flags = ("--dry-run=server", "--namespace", ours, "--filename", "-")
+        try:
+            return here.cluster.kubectl("create", account, *flags, text=yaml.safe_dump(thief))
+        except CommandFailed as error:
+            return str(error)
+
+    assert "pod/stolen created" in make({})
+    for what, spec in BEYOND_A_DAEMON.items():
+        assert "denied request: the controller may make" in make(spec), what

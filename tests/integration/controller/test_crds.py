@@ -75,7 +75,7 @@ def test_a_definition_that_is_missing_is_reported_and_not_made(control_plane: Cl
     control_plane.delete(CLIQUES)
     controller = Controller(control_plane, tmp_path / "controller.log", NAMESPACE).start()
     try:
-        wait_until("it is reported", lambda: '"crd_not_renewed"' in controller.log.read_text())
+        wait_until("it is reported", lambda: '"crd_missing"' in controller.log.read_text())
         assert control_plane.find(CLIQUES) is None
     finally:
         controller.stop(signal.SIGKILL)

@@ -2,12 +2,13 @@
 
 import json
 import re
+from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 
-from tests.unit.chart.chart import CHART, Object, Refused, environment, of_kind, plugin_pod, render
+from tests.unit.chart.chart import CHART, Object, Refused, environment, notes, of_kind, plugin_pod, render
 
 EVERYTHING = (
     "resources.amd.enabled=true",
@@ -141,6 +142,41 @@ def test_an_upgrade_starts_the_new_plugin_before_the_old_one_ends() -> None:
     assert "POD_UID" in names  # gives each instance sockets of its own
 
 
+@pytest.mark.parametrize(
+    ("rolling", "kept"),
+    [
+        ({"maxUnavailable": "100%"}, {"maxUnavailable": "100%"}),
+        ({"maxUnavailable": 3}, {"maxUnavailable": 3}),
+        ({"maxUnavailable": "0%"}, {"maxSurge": 1, "maxUnavailable": "0%"}),
+        ({"maxSurge": "10%"}, {"maxSurge": "10%", "maxUnavailable": 0}),
+    ],
+)
+def test_who_lets_plugins_be_unavailable_gets_no_surge_which_no_daemon_set_has_beside_it(
+    rolling: Object, kept: Object
+) -> None:
+    objects = render(values={"kubeletPlugin": {"updateStrategy": {"rollingUpdate": rolling}}})
+    (daemon_set,) = of_kind(objects, "DaemonSet").values()
+    assert daemon_set["spec"]["updateStrategy"] == {"type": "RollingUpdate", "rollingUpdate": kept}
+
+
+def test_a_variable_of_the_charts_own_that_the_values_have_too_is_theirs_and_is_there_once() -> None:
+    """One that is there twice is refused by whoever applies on the server's side, as Helm 4 and Argo CD do."""
+    controller = [{"name": "IMEX_TLS", "value": "false"}, {"name": "MINE", "value": "here"}]
+    plugin = [{"name": "LOG_LEVEL", "value": "DEBUG"}, {"name": "NODE_NAME", "value": "given"}]
+    values = {
+        "controller": {"containers": {"controller": {"env": controller}}},
+        "kubeletPlugin": {"containers": {"plugin": {"env": plugin}}},
+    }
+    objects = render(values=values)
+    deployment = of_kind(objects, "Deployment")["partita-controller"]
+    pods = ((deployment["spec"]["template"]["spec"], controller), (plugin_pod(objects), plugin))
+    for pod, given in pods:
+        env = pod["containers"][0]["env"]
+        names = [each["name"] for each in env]
+        assert len(set(names)) == len(names) > len(given) + 5
+        assert env[-len(given) :] == given
+
+
 def test_the_admission_policy_names_the_account_that_the_plugin_runs_under() -> None:
     for settings in ((), ("serviceAccount.create=false", "serviceAccount.name=given"), ("fullnameOverride=other",)):
         objects = render(*settings)
@@ -171,6 +207,39 @@ def test_configs_of_drivers_that_another_chart_serves_are_not_ours_to_refuse(
     assert {
         driver for each in variables if each["name"] == "drivers" for driver in json.loads(each["expression"])
     } == checked
+
+
+def test_a_plugin_that_may_patch_nodes_is_held_to_its_own_whatever_the_values_say() -> None:
+    amd = ("resources.amd.enabled=true", "controller.nodePartitioning.enabled=true")
+    for enabled in ("true", "false"):
+        policies = of_kind(
+            render(*amd, f"kubeletPlugin.admissionPolicy.enabled={enabled}"), "ValidatingAdmissionPolicyBinding"
+        )
+        assert ("partita-nodes.partita-system" in policies) is True
+        assert ("partita-resourceslices.partita-system" in policies) is (enabled == "true")
+
+
+def test_pods_of_the_controller_are_held_to_the_account_of_the_daemons() -> None:
+    objects = render("fullnameOverride=other")
+    policy = of_kind(objects, "ValidatingAdmissionPolicy")["other-daemonpods.partita-system"]
+    (deployment,) = of_kind(objects, "Deployment").values()
+    pod = deployment["spec"]["template"]["spec"]
+    (condition,) = policy["spec"]["matchConditions"]
+    assert f'"system:serviceaccount:partita-system:{pod["serviceAccountName"]}"' in condition["expression"]
+    account = environment(pod["containers"][0])["DAEMON_SERVICE_ACCOUNT"]
+    assert account in of_kind(objects, "ServiceAccount")
+    assert f'== "{account}"' in policy["spec"]["validations"][0]["expression"]
+
+
+def test_on_openshift_plugin_and_daemons_may_be_what_they_are() -> None:
+    assert not of_kind(render(), "SecurityContextConstraints")
+    objects = render(options=("--api-versions", "security.openshift.io/v1"))
+    binding = of_kind(objects, "RoleBinding")["partita-kubelet-plugin-scc"]
+    assert binding["roleRef"]["name"] == "system:openshift:scc:privileged"
+    assert [each["name"] for each in binding["subjects"]] == [plugin_pod(objects)["serviceAccountName"]]
+    (constraints,) = of_kind(objects, "SecurityContextConstraints").values()
+    assert constraints["users"] == ["system:serviceaccount:partita-system:partita-imex-daemon"]
+    assert not [name for name, value in constraints.items() if name.startswith("allow") and value]
 
 
 def test_no_role_may_read_secrets_of_other_namespaces_or_write_nodes() -> None:
@@ -352,3 +421,40 @@ def test_the_default_values_are_valid_and_every_value_has_a_type() -> None:
         return missing + [each for name, value in nested for each in unknown(known[name], value, f"{trail}{name}.")]
 
     assert unknown(schema, values, "") == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "sample"),
+    [
+        ((), "samples/gpu.yaml"),
+        (("resources.amd.enabled=true", "resources.gpus.enabled=false"), "samples/amd/gpu.yaml"),
+        (("resources.gpus.enabled=false",), None),
+    ],
+)
+def test_the_notes_name_a_sample_of_what_is_installed(
+    tmp_path: Path, settings: tuple[str, ...], sample: str | None
+) -> None:
+    told = re.findall(r"deployments/(samples/\S+)", notes(tmp_path, *settings))
+    assert told == ([sample] if sample else [])
+    assert all((CHART.parents[1] / each).exists() for each in told)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kubernetes", "warned"),
+    [
+        (("resources.gpus.extendedResourceName=nvidia.com/gpu",), "v1.35.9", True),
+        (("resources.gpus.migClasses={1g.10gb}",), "v1.34.2-eks.1", True),
+        (("resources.gpus.extendedResourceName=nvidia.com/gpu",), "v1.36.0", False),
+        ((), "v1.35.9", False),
+    ],
+)
+def test_the_notes_say_where_kubernetes_may_drop_an_extended_resource(
+    tmp_path: Path, settings: tuple[str, ...], kubernetes: str, warned: bool
+) -> None:
+    assert ("DRAExtendedResource" in notes(tmp_path, *settings, kubernetes=kubernetes)) is warned
+
+
+def test_the_notes_name_what_is_lost_without_the_admission_policies(tmp_path: Path) -> None:
+    told = notes(tmp_path, "kubeletPlugin.admissionPolicy.enabled=false")
+    for lost in ("every node's ResourceSlices", "privileged pods in partita-system", "daemon", "config"):
+        assert lost in told

@@ -17,6 +17,13 @@ def test_durations_are_gos(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("verbosity", "level"), [("0", "WARNING"), ("1", "INFO"), ("3", "INFO"), ("5", "INFO"), ("6", "DEBUG")]
+)
+def test_a_verbosity_means_what_the_chart_makes_of_it_for_the_node_plugin(verbosity: str, level: str) -> None:
+    assert parse_settings([], {"LOG_VERBOSITY": verbosity}).log_level == level
+
+
+@pytest.mark.parametrize(
     "environment",
     [
         {"LEASE_DURATION": "15"},

@@ -51,6 +51,10 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "partita.fullname" . }}-controller
 {{- end }}
 
+{{- define "partita.daemonServiceAccount" -}}
+{{ include "partita.fullname" . }}-imex-daemon
+{{- end }}
+
 {{/* The drivers that one node process serves, as a comma list. */}}
 {{- define "partita.drivers" -}}
 {{- $drivers := list -}}
@@ -138,6 +142,18 @@ true
 helm.sh/hook: {{ index . 0 }}
 helm.sh/hook-weight: {{ index . 1 | quote }}
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end }}
+
+{{/*
+Environment of a container. Takes a list: the chart's own entries as YAML, those of the values. A name that the values
+have is theirs: one that is there twice cannot be applied on the server's side.
+*/}}
+{{- define "partita.env" -}}
+{{- $given := dict -}}
+{{- range index . 1 }}{{ $_ := set $given .name true }}{{ end -}}
+{{- $env := list -}}
+{{- range index . 0 | fromYamlArray }}{{ if not (hasKey $given .name) }}{{ $env = append $env . }}{{ end }}{{ end -}}
+{{- toYaml (concat $env (index . 1 | default list)) }}
 {{- end }}
 
 {{/* klog's verbosity in words: from 6 on it tells of every request. */}}
