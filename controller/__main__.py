@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 
 from api import compute_domain, kaiwo
-from api.client import Client, Json
+from api.client import Client, Json, allow_deep_objects
 from api.errors import PartitaError
 from api.logs import configure_logging
 from controller.computedomain.labels import CliqueLabels
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """`partita-controller`: exit status 0 after a clean stop, 1 when leadership was lost or something is wrong."""
     failed = False
+    allow_deep_objects()
     try:
         settings = parse_settings(sys.argv[1:], os.environ)
         configure_logging(settings.log_level)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from api.client import ApiError, Client, NotFound, path
+from api.client import ApiError, Client, NotFound, allow_deep_objects, path
 from api.errors import PartitaError
 from api.names import COMPUTE_DOMAIN_LABEL, RESOURCE_API_VERSION
 from controller.computedomain.objects import NODE_ANNOTATION
@@ -21,6 +21,7 @@ Json = dict[str, Any]
 
 def main() -> None:
     """Exit status 0, or 1 with a message."""
+    allow_deep_objects()
     options = build_parser().parse_args()
     try:
         for line in asyncio.run(run(options)):

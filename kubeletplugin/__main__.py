@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from api.client import Client
+from api.client import Client, allow_deep_objects
 from api.errors import InvalidObject, PartitaError
 from api.logs import configure_logging
 from api.names import (
@@ -232,6 +232,7 @@ async def _stop_when(stopping: asyncio.Event) -> None:
 
 
 def main() -> None:
+    allow_deep_objects()
     try:
         settings = parse_settings(sys.argv[1:], os.environ)
     except InvalidObject as error:

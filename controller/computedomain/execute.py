@@ -154,9 +154,11 @@ class Executor:
         else:
             await self._create(action.ref, body)
 
-    async def _read_authority(self, ref: Ref) -> Authority:
+    async def _read_authority(self, ref: Ref) -> Authority | None:
+        """None where somebody took it away: then a new one is made, as when the Secret itself is deleted."""
         data = (await self._client.get(object_path(ref))).get("data") or {}
-        return Authority(base64.b64decode(data["ca.crt"]), base64.b64decode(data["ca.key"]))
+        certificate, key = (base64.b64decode(data.get(name) or "") for name in ("ca.crt", "ca.key"))
+        return Authority(certificate, key) if certificate and key else None
 
 
 def _build_secret(action: MakeCertificates, made: Certificates) -> Json:

@@ -207,9 +207,17 @@ def parse_secret(raw: Json) -> TlsSecret:
         ref=_ref("Secret", raw),
         domain_uid=(metadata.get("labels") or {}).get(COMPUTE_DOMAIN_LABEL, ""),
         owner_uid=_owner_uid(metadata),
-        renew_at=parse_time(annotations.get(RENEW_ANNOTATION)),
+        renew_at=_renew_at(annotations.get(RENEW_ANNOTATION)),
         terminating=_is_terminating(metadata),
     )
+
+
+def _renew_at(text: str | None) -> float:
+    """A time that cannot be read has come: what is made anew bears one that can."""
+    try:
+        return parse_time(text)
+    except ValueError:
+        return 0.0
 
 
 def parse_fabric(raw: Json) -> NodeFabric | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from api.client import Client, Conflict
+from api.client import Client, Conflict, allow_deep_objects
 from controller.computedomain.actions import AddFinalizer
 from controller.computedomain.execute import Executor
 from controller.computedomain.state import Ref
@@ -63,6 +63,34 @@ def test_a_standby_goes_on_with_half_a_plan_within_5_s_of_a_clean_stop_and_withi
     finally:
         for each in (first, second, third):
             each.stop(signal.SIGKILL)
+
+
+def test_what_anybody_may_write_into_a_claim_holds_nobody_up(
+    world: World, prepared: Cluster, kubelets: Kubelets, tmp_path: Path
+) -> None:
+    """10 KiB of a config for whatever driver, nested as deep as that goes: listed when it starts, and watched."""
+    allow_deep_objects()  # for ourselves
+    nested: list[Object] = [{"a": 1}]
+    for _ in range(5000):
+        nested = [nested]  # type: ignore[list-item]
+    opaque = {"driver": "driver.example.com", "parameters": {"a": nested}}
+    request = {"name": "r", "exactly": {"deviceClassName": "none.example.com"}}
+    spec = {"devices": {"requests": [request], "config": [{"opaque": opaque}]}}
+    where = path("resource.k8s.io/v1", "resourceclaims", namespace=world.namespace)
+    templates = path("resource.k8s.io/v1", "resourceclaimtemplates", namespace=world.namespace)
+    world.cluster.create(where, {"metadata": {"name": "deep"}, "spec": spec})
+    controller = Controller(prepared, tmp_path / "controller.log").start()
+    try:
+        controller.wait_leading()
+        world.cluster.create(where, {"metadata": {"name": "deeper"}, "spec": spec})
+        world.cluster.create(templates, {"metadata": {"name": "deepest"}, "spec": {"spec": spec}})
+        world.form("unmoved", "cd-a")
+        assert controller.stop() == 0
+    finally:
+        controller.stop(signal.SIGKILL)
+        for name in ("deep", "deeper"):
+            world.cluster.delete(f"{where}/{name}")
+        world.cluster.delete(f"{templates}/deepest")
 
 
 def test_the_spec_cannot_be_changed(world: World, controller: Controller) -> None:
