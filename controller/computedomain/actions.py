@@ -132,6 +132,9 @@ def find_situation(seen: Observation, used: bool) -> Situation:
 
 
 def is_anything_left(seen: Observation) -> bool:
-    """Something that was made for the domain still exists, if only until its own end is done."""
+    """Something that was made for the domain still exists, if only until its own end is done.
+
+    Not `strays`: whoever has put one of those into their own namespace could hold up the domain of another.
+    """
     templates = [template for template in seen.templates if template.domain_uid == seen.uid]
     return bool(templates or seen.pods or seen.daemon_claims or seen.secrets or seen.cliques)

@@ -35,7 +35,7 @@ def plan_members(seen: Observation, settings: Settings) -> Members:
     domain = seen.domain
     if domain is None:
         return Members()
-    stored = _stored_positions(seen.cliques, settings.namespace)
+    stored = _stored_positions(seen.cliques)
     claims = _sort_claims(domain, seen, stored)
     if domain.deleted_at is not None and domain.force:
         return Members(refused=tuple(claims.refused))
@@ -75,8 +75,8 @@ def _place(
     given_up: frozenset[str],
 ) -> tuple[list[Member], dict[str, str]]:
     """The members of each clique by index; and the nodes for which a clique has no place, with words."""
-    pods = _current_pods(seen, settings)
-    limits = _stored_limits(seen.cliques, settings.namespace)
+    pods = _current_pods(seen)
+    limits = _stored_limits(seen.cliques)
     placed: list[Member] = []
     crowded: dict[str, str] = {}
     for clique, nodes in sorted(by_clique.items()):
@@ -103,23 +103,19 @@ def _sort_claims(domain: Domain, seen: Observation, stored: Mapping[str, tuple[s
     return out
 
 
-def _stored_positions(cliques: Iterable[Clique], namespace: str) -> dict[str, tuple[str, int]]:
+def _stored_positions(cliques: Iterable[Clique]) -> dict[str, tuple[str, int]]:
     """Clique and index by node, as the ComputeDomainCliques say now."""
     return {
         member.node: (clique.membership.clique_id, member.index)
         for clique in cliques
-        if clique.ref.namespace == namespace and not clique.terminating
+        if not clique.terminating
         for member in clique.membership.members
     }
 
 
-def _stored_limits(cliques: Iterable[Clique], namespace: str) -> dict[str, int]:
+def _stored_limits(cliques: Iterable[Clique]) -> dict[str, int]:
     """A clique keeps the limit that it began with: with another node list every nvidia-imex would be started anew."""
-    return {
-        clique.membership.clique_id: clique.membership.max_nodes
-        for clique in cliques
-        if clique.ref.namespace == namespace and not clique.terminating
-    }
+    return {clique.membership.clique_id: clique.membership.max_nodes for clique in cliques if not clique.terminating}
 
 
 def _assign_indexes(
@@ -138,13 +134,9 @@ def _assign_indexes(
     return indexes
 
 
-def _current_pods(seen: Observation, settings: Settings) -> dict[tuple[str, str], DaemonPod]:
+def _current_pods(seen: Observation) -> dict[tuple[str, str], DaemonPod]:
     """The daemon pods that count, by node and clique: alive, and made for the membership that there is now."""
-    owners = {
-        clique.ref.uid: clique.membership.clique_id
-        for clique in seen.cliques
-        if clique.ref.namespace == settings.namespace and not clique.terminating
-    }
+    owners = {clique.ref.uid: clique.membership.clique_id for clique in seen.cliques if not clique.terminating}
     return {
         (pod.node, pod.clique_id): pod
         for pod in seen.pods

@@ -186,13 +186,15 @@ class ComputeDomains:
         channels = tuple(claim for claim in claims if isinstance(claim, ChannelClaim))
         nodes = {claim.node for claim in channels}
         fabric = {node: found.clique_id for node in nodes for found in self.fabric.find("node", node)}
+        cliques = list(self.cliques.find("uid", uid))
         return Observation(
             now=now,
             uid=uid,
             domain=domain,
             claims=channels,
             fabric=fabric,
-            cliques=tuple(self.cliques.find("uid", uid)),
+            cliques=tuple(clique for clique in cliques if self._is_ours(clique.ref)),
+            strays=tuple(clique for clique in cliques if not self._is_ours(clique.ref)),
             pods=tuple(self.pods.find("uid", uid)),
             daemon_claims=tuple(c for c in claims if isinstance(c, DaemonClaim) and self._is_ours(c.ref)),
             templates=self._find_templates(uid, domain),

@@ -183,6 +183,9 @@ class Observation:
     fabric: Mapping[str, str] = field(default_factory=dict)
     """Clique by node; "" is a node without fabric; a node whose devices are not published is missing."""
     cliques: tuple[Clique, ...] = ()
+    """In the driver's namespace, where nobody else writes."""
+    strays: tuple[Clique, ...] = ()
+    """In other namespaces: an earlier installation's, or anybody's. They are deleted, and not waited for."""
     pods: tuple[DaemonPod, ...] = ()
     daemon_claims: tuple[DaemonClaim, ...] = ()
     templates: tuple[Template, ...] = ()

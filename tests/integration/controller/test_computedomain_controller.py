@@ -141,6 +141,25 @@ def test_what_an_earlier_installation_left_in_another_namespace_goes(
     world.cluster.wait_gone(f"{secrets}/old-imex")
 
 
+def test_a_membership_that_somebody_holds_in_a_namespace_of_theirs_does_not_hold_the_domain(
+    world: World, controller: Controller
+) -> None:
+    world.create(build_domain("held", 1))
+    theirs = {
+        "apiVersion": DOMAINS,
+        "kind": "ComputeDomainClique",
+        "metadata": {"name": f"{world.uid}.x", "labels": {UID_LABEL: world.uid}, "finalizers": ["example.com/mine"]},
+    }
+    where = path(DOMAINS, "computedomaincliques", namespace="default")
+    world.cluster.create(where, theirs)
+    try:
+        world.cluster.delete(f"{world.domains}/held")
+        world.cluster.wait_gone(f"{world.domains}/held")
+    finally:
+        world.cluster.patch(f"{where}/{world.uid}.x", {"metadata": {"finalizers": None}})
+    world.cluster.wait_gone(f"{where}/{world.uid}.x")
+
+
 def test_forming_costs_few_writes_and_the_status_goes_one_way(
     world: World, controller: Controller, kubelets: Kubelets
 ) -> None:

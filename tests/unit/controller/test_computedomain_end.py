@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from computedomain_world import SETTINGS, UID, World, condition, formed, indexes
 
-from api.clique import Moment
+from api.clique import Membership, Moment
 from controller.computedomain.actions import (
     Create,
     Delete,
@@ -174,6 +174,27 @@ def test_leftovers_of_an_installation_in_another_namespace_go() -> None:
     world.converge()
     assert "old" not in world.cliques and len(world.cliques) == 1
     assert len(world.pods) == 2
+
+
+def test_a_membership_in_a_strangers_namespace_that_does_not_go_holds_nobody_up() -> None:
+    """Whoever may make one may give it a finalizer of theirs."""
+    world = formed("n0", "n1")
+    (clique,) = world.cliques.values()
+    theirs = Ref("ComputeDomainClique", "stranger", f"{UID}.x", "theirs")
+    world.cliques["theirs"] = Clique(theirs, "v", clique.membership, terminating=True)
+    world.claims.clear()
+    world.delete_domain()
+    world.converge()
+    assert world.domain is None and list(world.cliques) == ["theirs"]
+
+
+def test_a_membership_in_another_namespace_goes_before_the_domain_does() -> None:
+    world = formed()
+    elsewhere = Ref("ComputeDomainClique", "elsewhere", f"{UID}.f.0", "old")
+    world.cliques["old"] = Clique(elsewhere, "v", Membership(f"{UID}.f.0", UID, "", "", "f.0", 18, False, ()))
+    world.delete_domain()
+    world.templates.clear()
+    assert [type(action) for action in world.plan().actions] == [Delete, DropFinalizer]
 
 
 def test_a_plan_for_something_that_ends_makes_nothing() -> None:
