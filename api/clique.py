@@ -93,6 +93,9 @@ class Member:
     absent: bool = False
     """It was connected, and Kubernetes has lost its node; or it was not, and all its pods are being deleted. It may
     come back, but nobody is to wait for it."""
+    holds_node: bool = False
+    """The node may have given its channel out; until it leaves, no other domain gets the node. Of interest to the
+    controller alone, which must know it again when the daemon is away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,4 +189,5 @@ def _parse_member(entry: Mapping[str, Any]) -> Member:
         released=bool(entry.get("released", False)),
         message=str(entry.get("message", "")),
         absent=bool(entry.get("absent", False)),
+        holds_node=bool(entry.get("holdsNode", False)),
     )

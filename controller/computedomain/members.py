@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from api.clique import Member as StoredMember
 from api.clique import is_late
 from controller.computedomain.state import (
     ABSENT_AFTER_S,
@@ -15,6 +16,7 @@ from controller.computedomain.state import (
     Observation,
     Phase,
     Settings,
+    Standing,
 )
 
 
@@ -41,13 +43,54 @@ def plan_members(seen: Observation, settings: Settings) -> Members:
         return Members(refused=tuple(claims.refused))
     by_clique, left_out = _find_cliques(seen, claims.accepted, stored)
     plain = [Member(node, "", -1, ready=True, released=True) for node in sorted(by_clique.pop("", []))]
-    placed, crowded = _place(seen, settings, by_clique, stored, _find_given_up(seen, claims.accepted))
+    indexes, crowded = _place(seen, settings, by_clique, stored)
+    standing = _find_standing(domain, seen, claims.accepted, indexes)
+    occupied = _find_occupied(seen, standing, settings)
+    placed = _build_members(seen, indexes, occupied, _find_given_up(seen, claims.accepted))
     return Members(
-        members=(*_release(domain, tuple(placed), len(plain)), *plain),
+        members=(*_hold(domain, standing, _release(domain, placed, len(plain))), *plain),
         left_out={**left_out, **crowded},
         holders=tuple(claims.accepted) if domain.deleted_at is not None else (),
         refused=tuple(claims.refused),
+        standing=standing,
+        occupied=occupied,
     )
+
+
+def _find_standing(
+    domain: Domain, seen: Observation, accepted: Iterable[ChannelClaim], indexes: Mapping[str, Mapping[str, int]]
+) -> Standing | None:
+    nodes = frozenset(node for placed in indexes.values() for node in placed)
+    if not nodes:
+        return None
+    since = min(claim.allocated.at for claim in accepted)
+    stored = [member for clique in seen.cliques if not clique.terminating for member in clique.membership.members]
+    held = frozenset(member.node for member in stored if _holds_node(domain, member))
+    return Standing(str(domain.ref), domain.ref.uid, since, nodes, held & nodes)
+
+
+def _holds_node(domain: Domain, member: StoredMember | Member) -> bool:
+    """With releasePolicy Connected a node may give its channel out as soon as its daemon's address is stored."""
+    return member.holds_node or (member.released if domain.wait_for_all else member.address != "")
+
+
+def _find_occupied(seen: Observation, own: Standing | None, settings: Settings) -> dict[str, str]:
+    """The nodes that are for another domain now, and for which."""
+    if own is None:
+        return {}
+    rivals = [plan_members(rival, settings).standing for rival in seen.rivals]
+    occupied = {}
+    for node in sorted(own.nodes):
+        there = [own, *(rival for rival in rivals if rival is not None and node in rival.nodes)]
+        first = min(there, key=lambda standing: standing.rank(node))
+        if first is not own:
+            occupied[node] = first.name
+    return occupied
+
+
+def _hold(domain: Domain, standing: Standing | None, members: Iterable[Member]) -> list[Member]:
+    held = standing.held if standing else frozenset()
+    return [replace(member, holds_node=member.node in held or _holds_node(domain, member)) for member in members]
 
 
 def _find_cliques(
@@ -72,24 +115,38 @@ def _place(
     settings: Settings,
     by_clique: Mapping[str, list[str]],
     stored: Mapping[str, tuple[str, int]],
-    given_up: frozenset[str],
-) -> tuple[list[Member], dict[str, str]]:
-    """The members of each clique by index; and the nodes for which a clique has no place, with words."""
-    pods = _current_pods(seen)
+) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
+    """The indexes in each clique by node; and the nodes for which a clique has no place, with words."""
     limits = _stored_limits(seen.cliques)
-    placed: list[Member] = []
+    indexes: dict[str, dict[str, int]] = {}
     crowded: dict[str, str] = {}
     for clique, nodes in sorted(by_clique.items()):
         limit = limits.get(clique, settings.max_nodes_per_imex_domain)
-        indexes = _assign_indexes(clique, nodes, stored, limit)
+        indexes[clique] = _assign_indexes(clique, nodes, stored, limit)
         for node in nodes:
-            if node not in indexes:
+            if node not in indexes[clique]:
                 crowded[node] = f"NVLink clique {clique} has its {limit} nodes: no place for {node}"
-        placed += [
-            _build_member(node, clique, index, pods.get((node, clique)), seen, given_up=node in given_up)
-            for node, index in sorted(indexes.items(), key=lambda item: item[1])
-        ]
-    return placed, crowded
+    return indexes, crowded
+
+
+def _build_members(
+    seen: Observation,
+    indexes: Mapping[str, Mapping[str, int]],
+    occupied: Mapping[str, str],
+    given_up: frozenset[str],
+) -> tuple[Member, ...]:
+    """By clique and index. On a node that is for another domain it has no daemon, even if there is one yet."""
+    pods = _current_pods(seen)
+    return tuple(
+        _build_member(
+            Member(node, clique, index, None if node in occupied else pods.get((node, clique))),
+            seen,
+            occupied.get(node),
+            given_up=node in given_up,
+        )
+        for clique, placed in indexes.items()
+        for node, index in sorted(placed.items(), key=lambda item: item[1])
+    )
 
 
 def _sort_claims(domain: Domain, seen: Observation, stored: Mapping[str, tuple[str, int]]) -> _Sorted:
@@ -156,13 +213,13 @@ def _find_given_up(seen: Observation, claims: Iterable[ChannelClaim]) -> frozens
     return frozenset(claim.node for claim in claims) - awaited
 
 
-def _build_member(
-    node: str, clique: str, index: int, pod: DaemonPod | None, seen: Observation, *, given_up: bool
-) -> Member:
+def _build_member(member: Member, seen: Observation, occupant: str | None, *, given_up: bool) -> Member:
+    pod = member.pod
     ready = pod is not None and pod.phase is Phase.READY and pod.address != ""
     lost = pod is not None and pod.lost_at is not None and seen.now - pod.lost_at >= ABSENT_AFTER_S
-    message = "" if ready else _explain(node, pod, seen.occupied.get(node), given_up=given_up)
-    return Member(node, clique, index, pod, ready, ready, message, absent=lost or (given_up and not ready))
+    message = "" if ready else _explain(member.node, pod, occupant, given_up=given_up)
+    absent = lost or (given_up and not ready)
+    return replace(member, ready=ready, released=ready, message=message, absent=absent)
 
 
 def _explain(node: str, pod: DaemonPod | None, occupant: str | None, *, given_up: bool) -> str:

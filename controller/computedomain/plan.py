@@ -247,7 +247,7 @@ def _plan_daemons(
     pods: list[Action] = []
     for member in members.members:
         clique = alive.get(member.clique_id)
-        if clique is None or member.index < 0:
+        if clique is None or member.index < 0 or member.node in members.occupied:
             continue
         name = daemon_name(domain, member.node)
         claim = stored.get(name)
@@ -265,8 +265,9 @@ def _plan_daemons(
 def _plan_surplus(
     seen: Observation, members: Members, alive: Mapping[str, Clique]
 ) -> tuple[list[list[Action]], float | None]:
-    """What must go: daemons that ended, or whose node left or moved; cliques that are empty or of another namespace."""
-    clique_of = {member.node: member.clique_id for member in members.members if member.index >= 0}
+    """What must go: daemons that ended, or whose node left, moved or is for another domain; cliques that are empty."""
+    served = [m for m in members.members if m.index >= 0 and m.node not in members.occupied]
+    clique_of = {member.node: member.clique_id for member in served}
     owner_of = {node: alive[clique].ref.uid for node, clique in clique_of.items() if clique in alive}
     pods: list[DaemonPod] = []
     retry_s: list[float] = []

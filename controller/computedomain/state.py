@@ -190,8 +190,8 @@ class Observation:
     daemon_claims: tuple[DaemonClaim, ...] = ()
     templates: tuple[Template, ...] = ()
     secrets: tuple[TlsSecret, ...] = ()
-    occupied: Mapping[str, str] = field(default_factory=dict)
-    """Of the nodes of this domain: which other ComputeDomain (`namespace/name`) has a daemon there."""
+    rivals: "tuple[Observation, ...]" = ()
+    """The other domains with claims on this one's nodes: as much of them as their `Standing` depends on."""
     held_since: Mapping[str, float] = field(default_factory=dict)
     """Since when an earlier plan has held a write back, by what it holds (`Plan.held`)."""
     leaving: frozenset[str] = frozenset()
@@ -213,10 +213,37 @@ class Member:
     message: str = ""
     absent: bool = False
     """Its node is lost, or its pods are being deleted: those that are there do not wait for it."""
+    holds_node: bool = False
+    """Its channel may have been given out: see `Standing`."""
 
     @property
     def address(self) -> str:
         return self.pod.address if self.pod else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A domain among those that want the same nodes. A node has one daemon device, and so serves one domain at a time.
+
+    A domain keeps a node where its channel may have been given out, also while its daemon there is away. Every other
+    node is for the domain whose first claim was allocated before those of the others. That is one order for all nodes:
+    of two domains that want the same nodes one gets them all, and the other waits. It is made from what is stored, so
+    that the next controller knows it again.
+    """
+
+    name: str
+    """`namespace/name`"""
+    uid: str
+    since: float
+    """When the first of its claims was allocated."""
+    nodes: frozenset[str]
+    """Where it has a daemon, or wants one."""
+    held: frozenset[str]
+    """Those of its nodes that it keeps."""
+
+    def rank(self, node: str) -> tuple[bool, float, str]:
+        """The least of all domains gets the node."""
+        return node not in self.held, self.since, self.uid
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +258,10 @@ class Members:
     """The claims that keep a domain from going away."""
     refused: tuple[ChannelClaim, ...] = ()
     """Claims that came after the domain began to end, or from another namespace."""
+    standing: Standing | None = None
+    """None: it has no members, and wants no node."""
+    occupied: Mapping[str, str] = field(default_factory=dict)
+    """Of its nodes: which other ComputeDomain (`namespace/name`) each is for now."""
 
 
 GATHER_ADDRESSES_S: Final = 2.0

@@ -100,7 +100,7 @@ def find_trouble(seen: Observation, members: Members, domain: Domain) -> Trouble
         return Trouble("ActionFailed", seen.failures[0])
     if members.left_out:
         return Trouble("NodesLeftOut", _some(list(members.left_out.values())))
-    occupied = [member.message for member in members.members if member.node in seen.occupied and not member.ready]
+    occupied = [member.message for member in members.members if member.node in members.occupied]
     if occupied:
         return Trouble("NodeOccupied", _some(occupied))
     lost = [member.message for member in members.members if not member.ready]
