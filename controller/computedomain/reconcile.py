@@ -235,7 +235,9 @@ class ComputeDomains:
                 self._metrics.reconciled(time.monotonic() - started)
                 return plan.wake_after_s
             if plan.actions == done:
-                raise PartlyApplied(f"ComputeDomain {uid}: {_describe(done[0])} was done, and is still to be done")
+                message = f"{_describe(done[0])} was done, and is still to be done"
+                self._note_failures(uid, (message,))
+                raise PartlyApplied(f"ComputeDomain {uid}: {message}")
             await self._carry_out(uid, plan)
             done = plan.actions
         return 0.0
@@ -285,9 +287,12 @@ class ComputeDomains:
         if not refused:
             self._failures.pop(uid, None)
             return
+        self._note_failures(uid, refused)
+        raise PartlyApplied(refused[0])
+
+    def _note_failures(self, uid: str, refused: tuple[str, ...]) -> None:
         since = self._failures[uid][0] if uid in self._failures else time.time()
         self._failures[uid] = (since, refused)
-        raise PartlyApplied(refused[0])
 
     async def _execute(self, action: Any) -> None:
         await self._executor.execute(action)

@@ -2,9 +2,12 @@
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
+
+import pytest
 
 from api.client import Conflict
+from controller.apply import PartlyApplied
 from controller.computedomain.actions import Delete
 from controller.computedomain.execute import Executor
 from controller.computedomain.members import plan_members
@@ -185,3 +188,45 @@ def test_a_node_that_publishes_another_clique_wakes_the_domains_that_use_it() ->
     _put_fabric(domains, "n1", "f.3")
     assert domains.observe(uid, 0.0).fabric == {"n1": "f.3"}
     assert len(domains.queue) == 1
+
+
+class OneWhoseDeletesChangeNothing:
+    """An API server that answers a delete with the object, which somebody's finalizer holds."""
+
+    def __init__(self, pod: dict[str, Any], domain: dict[str, Any]) -> None:
+        self.pod, self.domain = pod, domain
+
+    async def delete(self, *_: Any, **__: Any) -> dict[str, Any]:
+        return self.pod
+
+    async def patch(self, path: str, body: dict[str, Any], *_: Any) -> dict[str, Any]:
+        assert path.endswith("/computedomains/train/status")
+        metadata = {**self.domain["metadata"], "resourceVersion": "2"}
+        self.domain = {**self.domain, "metadata": metadata, "status": body["status"]}
+        return self.domain
+
+
+def test_a_daemon_pod_that_somebody_holds_is_told_in_the_status_instead_of_stopping_it() -> None:
+    metadata = _metadata("train", "team", generation=1, finalizers=[LABEL])
+    spec = {"channel": {"resourceClaimTemplate": {"name": "channel"}}}
+    theirs = _metadata("p", "driver", labels={LABEL: "team-train"}, annotations={"resource.nvidia.com/node": "n"})
+    pod = {"metadata": {**theirs, "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["example.com/x"]}}
+    server: Any = OneWhoseDeletesChangeNothing(pod, {"metadata": metadata, "spec": spec})
+    domains = ComputeDomains(server, SETTINGS, cast(Any, _Nothing()), Metrics())
+    _put(domains, "ComputeDomain", server.domain)
+    _put(domains, "Pod", pod)
+    labels, owners = {LABEL: "team-train"}, [{"uid": "team-train"}]
+    _put(
+        domains,
+        "ResourceClaimTemplate",
+        {"metadata": _metadata("channel", "team", labels=labels, ownerReferences=owners)},
+    )
+    for _ in range(2):
+        with pytest.raises(PartlyApplied, match="is still to be done"):
+            asyncio.run(domains.reconcile("team-train"))
+        # Time passes.
+        domains._failures = {uid: (0.0, refused) for uid, (_, refused) in domains._failures.items()}
+        domains._held = {uid: dict.fromkeys(held, 0.0) for uid, held in domains._held.items()}
+    (degraded,) = [each for each in server.domain["status"]["conditions"] if each["type"] == "Degraded"]
+    assert degraded["reason"] == "ActionFailed"
+    assert "Pod driver/p" in degraded["message"]
