@@ -18,6 +18,7 @@ from controller.computedomain.state import (
     Settings,
     Standing,
 )
+from controller.computedomain.waiting import is_left
 
 
 @dataclass(slots=True)
@@ -209,7 +210,7 @@ def _find_given_up(seen: Observation, claims: Iterable[ChannelClaim]) -> frozens
     """
     if not seen.leaving:
         return frozenset()
-    awaited = {claim.node for claim in claims if not all(pod.uid in seen.leaving for pod in claim.pods)}
+    awaited = {claim.node for claim in claims if not is_left(claim, seen.leaving)}
     return frozenset(claim.node for claim in claims) - awaited
 
 

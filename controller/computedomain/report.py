@@ -70,5 +70,5 @@ def _waiting_pods(seen: Observation, domain: Domain, members: Members) -> tuple[
             wakes.append(SLOW_S - age)
             continue
         note = f"waits for ComputeDomain {domain.ref}: {reason}"
-        reports += [Report(pod, "Warning", "WaitingForComputeDomain", note) for pod in claim.pods[:1]]
+        reports.append(Report(claim.pods[0] if claim.pods else claim.ref, "Warning", "WaitingForComputeDomain", note))
     return reports, min(wakes) if wakes else None

@@ -56,7 +56,7 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class ChannelClaim:
-    """A ResourceClaim that is allocated, reserved for pods, and whose config names the domain."""
+    """A ResourceClaim that is allocated, reserved for somebody, and whose config names the domain."""
 
     ref: Ref
     domain_uid: str
@@ -64,7 +64,7 @@ class ChannelClaim:
     """The pool of the allocated channel: a node's pool bears the node's name."""
     allocated: Moment
     pods: tuple[Ref, ...] = ()
-    """The pods that hold it (`status.reservedFor`); never empty."""
+    """The pods that hold it (`status.reservedFor`). None are told where it is reserved for a PodGroup."""
     binding: Binding | None = None
 
 

@@ -150,3 +150,21 @@ def test_pods_that_are_deleted_and_gone_at_once_leave_no_word_in_the_status() ->
     assert condition(world, "Degraded") == ("False", "AsExpected")
     told = [find_condition(each.status, "Degraded")["reason"] for each in world.writes if isinstance(each, WriteStatus)]
     assert "MemberLost" not in told
+
+
+def test_a_node_whose_claim_is_of_pods_that_nobody_names_is_waited_for_and_the_claim_is_told_why() -> None:
+    """It is reserved for a PodGroup; other pods of the namespace are being deleted."""
+    world = _waiting("n0", "n1")
+    claim = world.claims["claim-n0"]
+    world.claims["claim-n0"] = replace(claim, pods=())
+    world.leaving = {"somebody"}
+    world.now += 10.0
+    plan = world.plan()
+    assert {report.regarding.kind for report in plan.reports if report.reason == "WaitingForComputeDomain"} == {
+        "Pod",
+        "ResourceClaim",
+    }
+    _act(world)
+    assert _abandoned(world) == [] and _absent(world) == set()
+    world.converge()
+    assert condition(world, "Ready") == ("True", "Connected")
