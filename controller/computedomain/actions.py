@@ -98,7 +98,7 @@ class Plan:
     reports: tuple[Report, ...] = ()
     """Events for people; losing one harms nothing."""
     held: tuple[str, ...] = ()
-    """Writes that wait for others to come with them, by name; `Observation.held_since` gives the time back."""
+    """What has to wait, by name; `Observation.held_since` gives the time back: since when it has been in every plan."""
     wake_after_s: float | None = None
     """Look again after this time, even if nothing changes."""
     members: Members = field(default_factory=Members)

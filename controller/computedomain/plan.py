@@ -51,7 +51,7 @@ from controller.computedomain.state import (
     Template,
 )
 from controller.computedomain.status import build_status, find_condition, same_status
-from controller.computedomain.waiting import plan_following
+from controller.computedomain.waiting import plan_clocks, plan_following
 
 Json = dict[str, Any]
 
@@ -185,7 +185,7 @@ def _plan_upkeep(seen: Observation, domain: Domain, members: Members, situation:
         situation,
         _order(seen, structure, status),
         reports,
-        (*held, *status_held),
+        (*held, *status_held, *plan_clocks(seen, members)),
         min(delays) if delays else None,
         members,
         follow_pods,

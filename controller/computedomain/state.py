@@ -193,7 +193,7 @@ class Observation:
     rivals: "tuple[Observation, ...]" = ()
     """The other domains with claims on this one's nodes: as much of them as their `Standing` depends on."""
     held_since: Mapping[str, float] = field(default_factory=dict)
-    """Since when an earlier plan has held a write back, by what it holds (`Plan.held`)."""
+    """Since when earlier plans have said that something has to wait, by what it is (`Plan.held`)."""
     leaving: frozenset[str] = frozenset()
     """UIDs of pods that have not started and are being deleted; known where `Plan.follow_pods` was said."""
     failures: tuple[str, ...] = ()

@@ -41,9 +41,24 @@ def find_abandoned(seen: Observation, members: Members) -> dict[str, tuple[str, 
     return {clique: tuple(sorted(uids)) for clique, uids in found.items()}
 
 
+def find_waited_s(seen: Observation, claim: ChannelClaim) -> float:
+    """For how many seconds a claim has waited for its channel: since its allocation, or since we know of it."""
+    since = claim.allocated.at if claim.allocated.is_known else seen.held_since.get(_clock(claim), seen.now)
+    return seen.now - since
+
+
+def plan_clocks(seen: Observation, members: Members) -> list[str]:
+    """Of claims that wait since nobody knows when: a pod may have been Pending for hours before. See `Plan.held`."""
+    return [_clock(claim) for claim in find_waiting(seen, members) if not claim.allocated.is_known]
+
+
+def _clock(claim: ChannelClaim) -> str:
+    return f"claim {claim.ref.uid}"
+
+
 def plan_following(seen: Observation, members: Members) -> tuple[bool, float | None]:
     """Whether pods are to be looked at now, and in how many seconds that may change without any other news."""
-    waited_s = [seen.now - claim.allocated.at for claim in find_waiting(seen, members)]
+    waited_s = [find_waited_s(seen, claim) for claim in find_waiting(seen, members)]
     if not waited_s:
         return False, None
     longest_s = max(waited_s)
