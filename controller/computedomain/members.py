@@ -39,7 +39,7 @@ def plan_members(seen: Observation, settings: Settings) -> Members:
     if domain is None:
         return Members()
     stored = _stored_positions(seen.cliques)
-    claims = _sort_claims(domain, seen, stored)
+    claims = _sort_claims(domain, seen)
     if domain.deleted_at is not None and domain.force:
         return Members(refused=tuple(claims.refused))
     by_clique, left_out = _find_cliques(seen, claims.accepted, stored)
@@ -150,15 +150,26 @@ def _build_members(
     )
 
 
-def _sort_claims(domain: Domain, seen: Observation, stored: Mapping[str, tuple[str, int]]) -> _Sorted:
+def _sort_claims(domain: Domain, seen: Observation) -> _Sorted:
     """A claim counts when its namespace is the domain's and the domain did not begin to end before it came."""
     out = _Sorted()
+    known = _known_nodes(seen)
     for claim in sorted(seen.claims, key=lambda claim: (claim.allocated.at, claim.node, claim.ref.name)):
         foreign = claim.ref.namespace != domain.ref.namespace
-        on_member = claim.node in stored or seen.fabric.get(claim.node) == ""
+        on_member = claim.node in known or seen.fabric.get(claim.node) == ""
         late = domain.deleted_at is not None and is_late(claim.allocated, domain.deleted_at, on_member=on_member)
         (out.refused if foreign or late else out.accepted).append(claim)
     return out
+
+
+def _known_nodes(seen: Observation) -> set[str]:
+    """Where the domain has been, whatever has become of its membership since.
+
+    An earlier installation's is in another namespace. It may as well be a stranger's: all that it can do is to let a
+    claim of the domain's own namespace in. Of a membership that somebody deleted the daemons' claims are left.
+    """
+    members = {member.node for clique in (*seen.cliques, *seen.strays) for member in clique.membership.members}
+    return members | {claim.node for claim in seen.daemon_claims if not claim.terminating}
 
 
 def _stored_positions(cliques: Iterable[Clique]) -> dict[str, tuple[str, int]]:

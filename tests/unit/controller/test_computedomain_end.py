@@ -82,6 +82,44 @@ def test_where_nobody_says_when_a_claim_was_allocated_it_counts_on_a_node_that_i
     assert [claim.ref.name for claim in members.refused] == ([] if holds else ["undated"])
 
 
+def _drain_undated() -> World:
+    """Its jobs run on; the API server does not say when their claims were allocated."""
+    world = formed("n0", "n1")
+    undated = Moment(world.now, is_known=False)
+    world.claims = {name: replace(claim, allocated=undated) for name, claim in world.claims.items()}
+    world.delete_domain()
+    world.converge()
+    assert condition(world, "Draining") == ("True", "ClaimsInUse")
+    return world
+
+
+@pytest.mark.parametrize("all_at_once", [True, False])
+def test_jobs_keep_a_deleted_domain_whose_driver_is_installed_anew_in_another_namespace(all_at_once: bool) -> None:
+    world = _drain_undated()
+    world.settings = replace(world.settings, namespace="anew")
+    world.cliques = {f"old {name}": clique for name, clique in world.cliques.items()}
+    world.pods.clear()
+    world.secrets.clear()
+    world.daemon_claims.clear()
+    if not all_at_once:
+        for action in world.plan().actions[:1]:
+            world.apply(action)
+    world.converge()
+    assert world.domain is not None
+    assert condition(world, "Draining") == ("True", "ClaimsInUse")
+    assert {clique.ref.namespace for clique in world.cliques.values()} == {"anew"}
+    assert {pod.node for pod in world.pods.values()} == {"n0", "n1"}
+
+
+def test_jobs_keep_a_deleted_domain_whose_membership_somebody_deletes() -> None:
+    world = _drain_undated()
+    world.cliques.clear()
+    world.converge()
+    assert world.domain is not None
+    assert condition(world, "Draining") == ("True", "ClaimsInUse")
+    assert indexes(world).keys() == {"n0", "n1"}
+
+
 def test_nodes_are_told_when_the_domain_was_deleted() -> None:
     world = formed("n0", "n1")
     assert [clique.membership.deleted_at for clique in world.cliques.values()] == [None]
