@@ -24,7 +24,6 @@ from typing import Any, Final
 from api.errors import InvalidObject
 
 CLIQUE_PLURAL: Final = "computedomaincliques"
-DOMAIN_PLURAL: Final = "computedomains"
 
 TLS_DIRECTORY: Final = "/etc/imex/tls"
 """Where a daemon pod has `ca.crt`, `tls.crt` and `tls.key` of its IMEX domain; absent when encryption is off."""
@@ -77,6 +76,11 @@ IMEX_PORT: Final = 50000
 def clique_object_name(domain_uid: str, clique_id: str) -> str:
     """`<domain uid>.<clique id>`, as in NVIDIA's DRA driver; a clique id is `<cluster uuid>.<number>`."""
     return f"{domain_uid}.{clique_id}"
+
+
+def node_name(index: int) -> str:
+    """What the daemons of an IMEX domain call the member of this index, as in NVIDIA's DRA driver."""
+    return f"compute-domain-daemon-{index:04d}"
 
 
 @dataclass(frozen=True, slots=True)
