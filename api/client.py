@@ -8,7 +8,6 @@ import json
 import logging
 import random
 import re
-import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Final, Literal, Self
 
@@ -31,9 +30,6 @@ REQUEST_TIMEOUT_S: Final = 30.0
 SILENCE_S: Final = 90.0  # bookmarks come every minute (kube-apiserver), so a longer silence is a dead connection
 PAGE_SIZE: Final = 500  # what client-go asks for
 BACK_OFF_S: Final = (0.5, 30.0)
-NESTING: Final = 6_500
-"""So deep may Python look into what the API server sends: 10 KiB of opaque parameters (resource/v1
-OpaqueParametersMaxLength) are anybody's to write, and can be nested 5,120 levels deep. It needs 1.5 MiB of stack."""
 APPLY_PATCH: Final = "application/apply-patch+yaml"
 MERGE_PATCH: Final = "application/merge-patch+json"
 _JSON: Final = "application/json"
@@ -123,11 +119,6 @@ _ERRORS: Final[Mapping[int, type[ApiError]]] = {
     422: Invalid,
     429: TooManyRequests,
 }
-
-
-def allow_deep_objects() -> None:
-    """For the whole process, from its `main`: Python's own limit is 1,000 levels, for its calls and its JSON alike."""
-    sys.setrecursionlimit(max(NESTING, sys.getrecursionlimit()))
 
 
 def path(

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 
 from api import compute_domain, kaiwo
-from api.client import Client, Json, allow_deep_objects
+from api.client import Client, Json
 from api.errors import PartitaError
 from api.logs import configure_logging
+from api.nesting import allow_deep_objects
 from controller.computedomain.labels import CliqueLabels
 from controller.computedomain.reconcile import ComputeDomains
 from controller.computedomain.state import Settings

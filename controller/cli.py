@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from api.client import ApiError, Client, NotFound, allow_deep_objects, path
+from api.client import ApiError, Client, NotFound, path
 from api.errors import PartitaError
 from api.names import COMPUTE_DOMAIN_LABEL, RESOURCE_API_VERSION
+from api.nesting import allow_deep_objects
 from controller.computedomain.objects import NODE_ANNOTATION
 from controller.computedomain.parse import parse_claim
 from controller.computedomain.state import ChannelClaim

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from api.client import Client, allow_deep_objects
+from api.client import Client
 from api.errors import InvalidObject, PartitaError
 from api.logs import configure_logging
 from api.names import (
@@ -23,6 +23,7 @@ from api.names import (
     NVIDIA_CDI_VENDOR,
     NVIDIA_GPU_DRIVER,
 )
+from api.nesting import allow_deep_objects
 from kubeletplugin.compute_domain import ComputeDomainDriver
 from kubeletplugin.driver import ClaimService, NodeDriver
 from kubeletplugin.driver_files import DriverFiles

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from api.client import Client, Conflict, allow_deep_objects
+from api.client import Client, Conflict
+from api.nesting import allow_deep_objects
 from controller.computedomain.actions import AddFinalizer
 from controller.computedomain.execute import Executor
 from controller.computedomain.state import Ref

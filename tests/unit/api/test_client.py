@@ -22,11 +22,11 @@ from api.client import (
     TooManyRequests,
     Unauthorized,
     Unavailable,
-    allow_deep_objects,
     path,
 )
 from api.connection import ConnectionUnknown
 from api.errors import Retryable
+from api.nesting import allow_deep_objects
 
 PODS = "/api/v1/pods"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
