@@ -229,17 +229,19 @@ def _build_member(member: Member, seen: Observation, occupant: str | None, *, gi
     pod = member.pod
     ready = pod is not None and pod.phase is Phase.READY and pod.address != ""
     lost = pod is not None and pod.lost_at is not None and seen.now - pod.lost_at >= ABSENT_AFTER_S
-    message = "" if ready else _explain(member.node, pod, occupant, given_up=given_up)
+    message = "" if ready else _explain(member.node, pod, occupant, seen.taken.get(member.node), given_up=given_up)
     absent = lost or (given_up and not ready)
     return replace(member, ready=ready, released=ready, message=message, absent=absent)
 
 
-def _explain(node: str, pod: DaemonPod | None, occupant: str | None, *, given_up: bool) -> str:
+def _explain(node: str, pod: DaemonPod | None, occupant: str | None, taken: str | None, *, given_up: bool) -> str:
     """What a member still lacks, in words."""
     if given_up:
         return f"node {node} is not waited for: all its pods are being deleted, and have not started"
     if occupant is not None:
         return f"node {node} is used by ComputeDomain {occupant} until its pods end"
+    if pod is None and taken is not None:
+        return f"node {node} is being left by the daemon of another ComputeDomain, {taken}"
     if pod is None:
         return f"the daemon pod on {node} is being made"
     if pod.lost_at is not None:

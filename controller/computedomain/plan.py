@@ -251,6 +251,10 @@ def _plan_daemons(
             continue
         name = daemon_name(domain, member.node)
         claim = stored.get(name)
+        if claim is None and member.node in seen.taken:
+            # A pod that came now would find the node taken, and the scheduler does not always look again when an
+            # allocation is given up that it had not stored yet.
+            continue
         if claim is None:
             body = build_daemon_claim(domain, member, clique, settings)
             claims.append(Create(Ref("ResourceClaim", settings.namespace, name), body))

@@ -89,7 +89,11 @@ class ComputeDomains:
         self.claims: Cache[ChannelClaim | DaemonClaim] = Cache(
             path("resource.k8s.io/v1", "resourceclaims"),
             parse_claim,
-            {"uid": lambda c: [c.domain_uid], "node": lambda c: [c.node] if isinstance(c, ChannelClaim) else []},
+            {
+                "uid": lambda c: [c.domain_uid],
+                "node": lambda c: [c.node] if isinstance(c, ChannelClaim) else [],
+                "daemon": lambda c: [c.node] if isinstance(c, DaemonClaim) else [],
+            },
         )
         self.templates: Cache[Template] = Cache(
             path("resource.k8s.io/v1", "resourceclaimtemplates"),
@@ -124,12 +128,19 @@ class ComputeDomains:
         return {
             "ComputeDomain": (self.domains, lambda d: self.queue.add(d.ref.uid)),
             "ComputeDomainClique": (self.cliques, lambda c: self.queue.add(c.membership.domain_uid)),
-            "ResourceClaim": (self.claims, lambda c: self.queue.add(c.domain_uid)),
+            "ResourceClaim": (self.claims, self._claim_changed),
             "ResourceClaimTemplate": (self.templates, self._template_changed),
             "Pod": (self.pods, lambda p: self.queue.add(p.domain_uid)),
             "Secret": (self.secrets, lambda s: self.queue.add(s.domain_uid)),
             "ResourceSlice": (self.fabric, self._fabric_changed),
         }
+
+    def _claim_changed(self, claim: ChannelClaim | DaemonClaim) -> None:
+        """Whoever waits for the node looks at it when a daemon leaves."""
+        self.queue.add(claim.domain_uid)
+        if isinstance(claim, DaemonClaim):
+            for there in self.claims.find("node", claim.node):
+                self.queue.add(there.domain_uid)
 
     def _template_changed(self, template: Template) -> None:
         if template.domain_uid:
@@ -183,6 +194,7 @@ class ComputeDomains:
             rivals=tuple(self._observe_members(other, now) for other in sorted(neighbours - {uid})),
             pods=tuple(self.pods.find("uid", uid)),
             daemon_claims=tuple(claim for claim in claims if self._is_ours(claim.ref)),
+            taken={each.node: str(other) for each in seen.claims for other in self._find_daemons(each.node, uid)},
             templates=self._find_templates(uid, seen.domain),
             secrets=tuple(self.secrets.find("uid", uid)),
             held_since=self._held.get(uid, {}),
@@ -209,6 +221,11 @@ class ComputeDomains:
         """What passes by itself (an API server that has just started knows no roles yet) is not worth a word."""
         since, refused = self._failures.get(uid, (now, ()))
         return refused if now - since >= TOLERATED_S else ()
+
+    def _find_daemons(self, node: str, but_of: str) -> list[Ref]:
+        """The claims of the daemons of other domains on a node."""
+        found = [claim for claim in self.claims.find("daemon", node) if claim.domain_uid != but_of]
+        return [claim.ref for claim in found if self._is_ours(claim.ref)]
 
     def _is_ours(self, ref: Ref) -> bool:
         """Labels are anybody's to write; the driver's namespace is not."""

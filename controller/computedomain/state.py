@@ -192,6 +192,8 @@ class Observation:
     secrets: tuple[TlsSecret, ...] = ()
     rivals: "tuple[Observation, ...]" = ()
     """The other domains with claims on this one's nodes: as much of them as their `Standing` depends on."""
+    taken: Mapping[str, str] = field(default_factory=dict)
+    """Of its nodes: the claim of another domain's daemon that is still there (`namespace/name`)."""
     held_since: Mapping[str, float] = field(default_factory=dict)
     """Since when earlier plans have said that something has to wait, by what it is (`Plan.held`)."""
     leaving: frozenset[str] = frozenset()

@@ -75,7 +75,9 @@ class World:
     # -- what the controller does
 
     def observe(self) -> Observation:
-        return replace(self.observe_alone(), rivals=tuple(rival.observe_members() for rival in self.rivals))
+        rivals = tuple(rival.observe_members() for rival in self.rivals)
+        taken = {claim.node: str(claim.ref) for rival in self.rivals for claim in rival.daemon_claims.values()}
+        return replace(self.observe_alone(), rivals=rivals, taken=taken)
 
     def observe_alone(self) -> Observation:
         return Observation(

@@ -128,6 +128,21 @@ def test_a_node_is_for_the_domain_whose_claim_came_first_unless_the_other_is_the
     assert [each.occupied for each in members] == [{}, {"n1": "team/train"}]
 
 
+def test_a_daemon_that_leaves_a_node_is_waited_for_and_wakes_those_who_wait() -> None:
+    domains = _domains()
+    train, _ = _put_two_on_one_node(domains)
+    for namespace in ("driver", "stranger"):
+        labels, node = {LABEL: "gone"}, {"resource.nvidia.com/node": "n1"}
+        claim = {"metadata": _metadata("left", namespace, labels=labels, annotations=node)}
+        _put(domains, "ResourceClaim", claim)
+    assert domains.observe(train, 0.0).taken == {"n1": "driver/left"}
+    domains.queue = WorkQueue()
+    claims, changed = domains.caches["ResourceClaim"]
+    claims.drop("driver", "left", changed)
+    assert len(domains.queue) == 3, "both that want the node, and its own"
+    assert domains.observe(train, 0.0).taken == {}
+
+
 def test_a_membership_that_somebody_forges_keeps_nobody_from_a_node() -> None:
     domains = _domains()
     train, other = _put_two_on_one_node(domains)

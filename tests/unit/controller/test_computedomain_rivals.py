@@ -102,6 +102,24 @@ def test_a_domain_in_use_keeps_a_node_whose_daemon_it_loses_while_an_older_one_w
     assert daemons(older) == {"n0", "n2"}
 
 
+def test_a_domain_makes_its_daemon_when_that_of_another_has_left_and_says_so_meanwhile() -> None:
+    """Its pod would be looked at too early by the scheduler, and perhaps not again for minutes."""
+    first, second = worlds = make_worlds(2)
+    first.add_claim("n0")
+    settle(worlds)
+    second.add_claim("n0")
+    first.claims.clear()
+    for world in worlds:
+        for action in world.plan().actions:
+            world.apply(action)
+    assert daemons(first) == {"n0"} and not second.daemon_claims
+    assert [member.message for member in second.plan().members.members] == [
+        f"node n0 is being left by the daemon of another ComputeDomain, driver/{name}" for name in first.daemon_claims
+    ]
+    settle(worlds)
+    assert not first.pods and daemons(second) == {"n0"}
+
+
 def test_a_node_for_which_a_clique_has_no_place_is_not_kept_from_another_domain() -> None:
     first, second = worlds = make_worlds(2)
     for node in ("n0", "n1", "n2", "n3"):
