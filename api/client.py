@@ -33,8 +33,6 @@ REQUESTS_AT_ONCE: Final = 256
 BACK_OFF_S: Final = (0.5, 30.0)
 APPLY_PATCH: Final = "application/apply-patch+yaml"
 MERGE_PATCH: Final = "application/merge-patch+json"
-JSON_PATCH: Final = "application/json-patch+json"
-STRATEGIC_PATCH: Final = "application/strategic-merge-patch+json"
 _JSON: Final = "application/json"
 # Of a list and of a watch, KEP-2334.
 _METADATA_ONLY: Final = (

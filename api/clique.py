@@ -24,7 +24,6 @@ from typing import Any, Final
 from api.errors import InvalidObject
 
 CLIQUE_PLURAL: Final = "computedomaincliques"
-DOMAIN_PLURAL: Final = "computedomains"
 
 TLS_DIRECTORY: Final = "/etc/imex/tls"
 """Where a daemon pod has `ca.crt`, `tls.crt` and `tls.key` of its IMEX domain; absent when encryption is off."""
@@ -79,6 +78,11 @@ def clique_object_name(domain_uid: str, clique_id: str) -> str:
     return f"{domain_uid}.{clique_id}"
 
 
+def node_name(index: int) -> str:
+    """What the daemons of an IMEX domain call the member of this index, as in NVIDIA's DRA driver."""
+    return f"compute-domain-daemon-{index:04d}"
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """One node of an IMEX domain. `address` is "" until its daemon's pod has one."""
@@ -93,6 +97,9 @@ class Member:
     absent: bool = False
     """It was connected, and Kubernetes has lost its node; or it was not, and all its pods are being deleted. It may
     come back, but nobody is to wait for it."""
+    holds_node: bool = False
+    """The node may have given its channel out; until it leaves, no other domain gets the node. Of interest to the
+    controller alone, which must know it again when the daemon is away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,4 +193,5 @@ def _parse_member(entry: Mapping[str, Any]) -> Member:
         released=bool(entry.get("released", False)),
         message=str(entry.get("message", "")),
         absent=bool(entry.get("absent", False)),
+        holds_node=bool(entry.get("holdsNode", False)),
     )

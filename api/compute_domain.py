@@ -129,9 +129,12 @@ class CliqueDaemon(_Model):
     """*Added.*"""
     absent: bool = Field(default=False, description="Its node is lost or given up: the others do not wait for it.")
     """*Added.*"""
-
-
-CONDITION_TYPES: Final = ("Ready", "MembersKnown", "DaemonsReady", "PeersConnected", "Draining", "Degraded")
+    holds_node: bool = Field(
+        default=False,
+        alias="holdsNode",
+        description="Its channel may have been given out: no other domain gets the node.",
+    )
+    """*Added.*"""
 
 
 COMPUTE_DOMAIN: Final = CustomResource(

@@ -120,16 +120,16 @@ def _parse_json(text: str) -> DeviceConfig:
     if not isinstance(parameters, dict):
         raise InvalidObject("must be an object with apiVersion and kind")
     version, kind = parameters.get("apiVersion"), parameters.get("kind")
-    if version not in _KINDS:
-        raise InvalidObject(f"apiVersion: {version!r} is not known; right would be one of {', '.join(_KINDS)}")
+    if not isinstance(version, str) or version not in _KINDS:
+        raise InvalidObject(f"apiVersion: {_show(version)} is not known; right would be one of {', '.join(_KINDS)}")
     if (version, kind) == (RESOURCE_API_VERSION, "VfioDeviceConfig"):
         raise InvalidObject(
             "VfioDeviceConfig: passthrough of GPUs to virtual machines is not offered by this driver; "
             "request a GPU or MIG device"
         )
-    if kind not in _KINDS[version]:
+    if not isinstance(kind, str) or kind not in _KINDS[version]:
         raise InvalidObject(
-            f"kind: {kind!r} is not known in {version}; right would be one of {', '.join(_KINDS[version])}"
+            f"kind: {_show(kind)} is not known in {version}; right would be one of {', '.join(_KINDS[version])}"
         )
     try:
         return _KINDS[version][kind].model_validate(parameters)
@@ -143,5 +143,10 @@ def _explain(kind: str, detail: ErrorDetails) -> str:
         return f"{path}: unknown field"
     if detail["type"] == "missing":
         return f"{path}: required, but missing"
-    got = "" if isinstance(detail["input"], dict) else f" (got {detail['input']!r})"
+    got = "" if isinstance(detail["input"], dict) else f" (got {_show(detail['input'])})"
     return f"{path}: {detail['msg'].removeprefix('Value error, ')}{got}"
+
+
+def _show(value: Any) -> str:
+    """Of what people wrote, in a message: a value, but no whole structure."""
+    return repr(value) if value is None or isinstance(value, (str, int, float, bool)) else f"a {type(value).__name__}"

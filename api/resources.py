@@ -1,6 +1,6 @@
 """Narrow views of Kubernetes objects, over plain dicts as the API server returned them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +37,6 @@ def allocated_devices(raw: Object, driver: str, pool: str | None = None) -> tupl
     allocation = (raw.get("status") or {}).get("allocation") or {}
     results = (allocation.get("devices") or {}).get("results") or ()
     return tuple(r for r in results if r["driver"] == driver and pool in (None, r["pool"]))
-
-
-def claims_on_pool(claims: Iterable[Object], driver: str, pool: str) -> tuple[Object, ...]:
-    """The claims that are allocated at least one device of this driver and pool."""
-    return tuple(claim for claim in claims if allocated_devices(claim, driver, pool))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from api import compute_domain, kaiwo
 from api.client import Client, Json
 from api.errors import PartitaError
 from api.logs import configure_logging
+from api.nesting import allow_deep_objects
 from controller.computedomain.labels import CliqueLabels
 from controller.computedomain.reconcile import ComputeDomains
 from controller.computedomain.state import Settings
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """`partita-controller`: exit status 0 after a clean stop, 1 when leadership was lost or something is wrong."""
     failed = False
+    allow_deep_objects()
     try:
         settings = parse_settings(sys.argv[1:], os.environ)
         configure_logging(settings.log_level)

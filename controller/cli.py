@@ -11,6 +11,7 @@ from typing import Any
 from api.client import ApiError, Client, NotFound, path
 from api.errors import PartitaError
 from api.names import COMPUTE_DOMAIN_LABEL, RESOURCE_API_VERSION
+from api.nesting import allow_deep_objects
 from controller.computedomain.objects import NODE_ANNOTATION
 from controller.computedomain.parse import parse_claim
 from controller.computedomain.state import ChannelClaim
@@ -21,6 +22,7 @@ Json = dict[str, Any]
 
 def main() -> None:
     """Exit status 0, or 1 with a message."""
+    allow_deep_objects()
     options = build_parser().parse_args()
     try:
         for line in asyncio.run(run(options)):

@@ -138,7 +138,9 @@ class Elector:
 
     async def _renew(self) -> None:
         """For ever. Raises LeadershipLost, at the latest when the deadline after the last renewal has come."""
-        pause_s = min(self._settings.retry_period_s * 2, self._settings.renew_deadline_s / 2)
+        # A request that hangs for a third of the deadline leaves time for another.
+        most_s = self._settings.renew_deadline_s / 4
+        pause_s = min(self._settings.retry_period_s * 2, most_s)
         while True:
             left_s = self._renewed_at + self._settings.renew_deadline_s - time.monotonic()
             try:
@@ -148,7 +150,7 @@ class Elector:
             except TimeoutError as error:
                 raise LeadershipLost(f"lease {self._settings.name} could not be renewed in time") from error
             if renewed:
-                pause_s = min(pause_s * 2, self._settings.renew_deadline_s / 2)
+                pause_s = min(pause_s * 2, most_s)
             elif self._lease.holder != self._settings.identity:
                 raise LeadershipLost(f"lease {self._settings.name} is held by {self._lease.holder}")
             else:
@@ -158,7 +160,7 @@ class Elector:
         """Take or renew the lease; False when it is another's, or when nothing can be said."""
         begun_at = time.monotonic()
         try:
-            async with asyncio.timeout(self._settings.renew_deadline_s / 2):
+            async with asyncio.timeout(self._settings.renew_deadline_s / 3):
                 if self._lease.version is None or self._lease.holder != self._settings.identity:
                     await self._look()
                 if not is_free(self._lease, self._settings, time.monotonic()):

@@ -66,7 +66,7 @@ class WorkQueue:
         self._timers[key] = loop.call_later(delay_s, self.add, key)
 
     async def run(self, reconcile: Reconcile, workers: int) -> None:
-        """Work until cancelled. Raises what is no PartitaError: that is a bug, and a restart is better than a guess."""
+        """Work until cancelled. A defect of ours, which raises what is no PartitaError, costs its key and no other."""
         async with asyncio.TaskGroup() as group:
             for _ in range(workers):
                 group.create_task(self._work(reconcile))
@@ -83,12 +83,14 @@ class WorkQueue:
                 delay_s = await reconcile(key)
                 self._failures.pop(key, None)
             except PartitaError as error:
-                failures = self._failures[key] = self._failures.get(key, 0) + 1
-                delay_s = max(back_off_s(failures, random.random()), self._note_wish(error))
+                delay_s = max(self._count_failure(key), self._note_wish(error))
                 log.warning(
                     "reconcile_failed",
                     extra={"key": key, "error": str(error), "reason": error.reason, "retry_in_s": round(delay_s, 2)},
                 )
+            except Exception:
+                delay_s = self._count_failure(key)
+                log.exception("defect", extra={"key": key, "retry_in_s": round(delay_s, 2)})
             finally:
                 self._working.discard(key)
             log.debug("reconciled", extra={"key": key, "took_s": round(time.monotonic() - started, 4)})
@@ -97,6 +99,11 @@ class WorkQueue:
                 self.add(key)
             elif delay_s is not None:
                 self.add_after(key, delay_s)
+
+    def _count_failure(self, key: str) -> float:
+        """After how many seconds to look at it again."""
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        return back_off_s(failures, random.random())
 
     def _note_wish(self, error: PartitaError) -> float:
         """For how many seconds the API server wants to be left alone."""

@@ -116,7 +116,7 @@ class Cache(Generic[T]):
         entry = self._entries.get(name)
         if (entry is not None and entry.version >= version) or self._gone.get(name, -1) >= version:
             return
-        value = self._parse(obj)
+        value = self._read(obj)
         if value is None:
             self._remove(name, changed)
             return
@@ -129,6 +129,14 @@ class Cache(Generic[T]):
             for key in function(value):
                 self._indexes[index].setdefault(key, {})[name] = None
         changed(value)
+
+    def _read(self, obj: Json) -> T | None:
+        """What is in an object may be anybody's to write: one that `parse` fails on is of no interest, and logged."""
+        try:
+            return self._parse(obj)
+        except Exception:
+            log.exception("object_not_read", extra={"path": self.path, "object": "/".join(_name(obj))})
+            return None
 
     def forget(self, obj: Json, changed: Callable[[T], None]) -> None:
         """The object is gone; what a late event says of this incarnation is ignored."""

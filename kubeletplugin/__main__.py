@@ -23,6 +23,7 @@ from api.names import (
     NVIDIA_CDI_VENDOR,
     NVIDIA_GPU_DRIVER,
 )
+from api.nesting import allow_deep_objects
 from kubeletplugin.compute_domain import ComputeDomainDriver
 from kubeletplugin.driver import ClaimService, NodeDriver
 from kubeletplugin.driver_files import DriverFiles
@@ -233,6 +234,7 @@ async def _stop_when(stopping: asyncio.Event) -> None:
 
 
 def main() -> None:
+    allow_deep_objects()
     try:
         settings = parse_settings(sys.argv[1:], os.environ)
     except InvalidObject as error:

@@ -98,7 +98,7 @@ class Plan:
     reports: tuple[Report, ...] = ()
     """Events for people; losing one harms nothing."""
     held: tuple[str, ...] = ()
-    """Writes that wait for others to come with them, by name; `Observation.held_since` gives the time back."""
+    """What has to wait, by name; `Observation.held_since` gives the time back: since when it has been in every plan."""
     wake_after_s: float | None = None
     """Look again after this time, even if nothing changes."""
     members: Members = field(default_factory=Members)
@@ -132,6 +132,9 @@ def find_situation(seen: Observation, used: bool) -> Situation:
 
 
 def is_anything_left(seen: Observation) -> bool:
-    """Something that was made for the domain still exists, if only until its own end is done."""
+    """Something that was made for the domain still exists, if only until its own end is done.
+
+    Not `strays`: whoever has put one of those into their own namespace could hold up the domain of another.
+    """
     templates = [template for template in seen.templates if template.domain_uid == seen.uid]
     return bool(templates or seen.pods or seen.daemon_claims or seen.secrets or seen.cliques)

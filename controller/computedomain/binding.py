@@ -25,7 +25,7 @@ def plan_bindings(seen: Observation, domain: Domain, members: Members) -> list[W
         if binding is None or binding.formed or claim.ref in refused:
             continue
         member = by_node.get(claim.node)
-        failure = _find_failure(seen, members, member, claim.node)
+        failure = _find_failure(members, member, claim.node)
         formed = connected and member is not None and member.released
         if formed or (failure != "") != binding.failed:
             conditions = (
@@ -36,11 +36,11 @@ def plan_bindings(seen: Observation, domain: Domain, members: Members) -> list[W
     return actions
 
 
-def _find_failure(seen: Observation, members: Members, member: Member | None, node: str) -> str:
+def _find_failure(members: Members, member: Member | None, node: str) -> str:
     """Why the pod had better go to another node; "" while waiting is right."""
     if node in members.left_out:
         return members.left_out[node]
-    if member is not None and not member.ready and node in seen.occupied:
+    if member is not None and node in members.occupied:
         return member.message
     return ""
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from api.errors import PartitaError
 from controller.computedomain.actions import Create, Delete, DropFinalizer, Plan, Situation, is_anything_left
+from controller.computedomain.objects import NODE_ANNOTATION
 from controller.computedomain.state import Observation, Settings
 
 
@@ -29,7 +30,9 @@ def _find_problems(plan: Plan, seen: Observation, settings: Settings) -> Iterato
     home = seen.domain.ref.namespace if seen.domain else ""
     for action in plan.actions:
         match action:
-            case Create(ref=ref):
+            case Create(ref=ref, body=body):
+                if (body.get("metadata") or {}).get("annotations", {}).get(NODE_ANNOTATION) in plan.members.occupied:
+                    yield f"{ref.kind} {ref} is made on a node that is for another domain"
                 if ref.namespace != (home if ref.kind == "ResourceClaimTemplate" else settings.namespace):
                     yield f"{ref.kind} {ref} is made outside its namespace"
                 if plan.situation in (Situation.ENDING, Situation.GONE):

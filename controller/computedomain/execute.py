@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, assert_never
 
 from api.client import MERGE_PATCH, Client, Conflict, NotFound, path
+from api.clique import node_name
 from api.names import COMPUTE_DOMAIN_DRIVER, COMPUTE_DOMAIN_FINALIZER, COMPUTE_DOMAIN_LABEL, RESOURCE_API_VERSION
 from controller.computedomain.actions import (
     Action,
@@ -144,7 +145,7 @@ class Executor:
 
     async def _make_certificates(self, action: MakeCertificates) -> None:
         authority = await self._read_authority(action.ref) if action.renew else None
-        names = [f"compute-domain-daemon-{index:04d}" for index in range(action.max_nodes)]
+        names = [node_name(index) for index in range(action.max_nodes)]
         made = await asyncio.to_thread(
             make_certificates, action.clique.name, [*names, "localhost"], datetime.now(UTC), authority
         )
@@ -154,9 +155,11 @@ class Executor:
         else:
             await self._create(action.ref, body)
 
-    async def _read_authority(self, ref: Ref) -> Authority:
+    async def _read_authority(self, ref: Ref) -> Authority | None:
+        """None where somebody took it away: then a new one is made, as when the Secret itself is deleted."""
         data = (await self._client.get(object_path(ref))).get("data") or {}
-        return Authority(base64.b64decode(data["ca.crt"]), base64.b64decode(data["ca.key"]))
+        certificate, key = (base64.b64decode(data.get(name) or "") for name in ("ca.crt", "ca.key"))
+        return Authority(certificate, key) if certificate and key else None
 
 
 def _build_secret(action: MakeCertificates, made: Certificates) -> Json:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from api.clique import Member as StoredMember
 from api.clique import is_late
 from controller.computedomain.state import (
     ABSENT_AFTER_S,
@@ -15,7 +16,9 @@ from controller.computedomain.state import (
     Observation,
     Phase,
     Settings,
+    Standing,
 )
+from controller.computedomain.waiting import is_left
 
 
 @dataclass(slots=True)
@@ -35,19 +38,60 @@ def plan_members(seen: Observation, settings: Settings) -> Members:
     domain = seen.domain
     if domain is None:
         return Members()
-    stored = _stored_positions(seen.cliques, settings.namespace)
-    claims = _sort_claims(domain, seen, stored)
+    stored = _stored_positions(seen.cliques)
+    claims = _sort_claims(domain, seen)
     if domain.deleted_at is not None and domain.force:
         return Members(refused=tuple(claims.refused))
     by_clique, left_out = _find_cliques(seen, claims.accepted, stored)
     plain = [Member(node, "", -1, ready=True, released=True) for node in sorted(by_clique.pop("", []))]
-    placed, crowded = _place(seen, settings, by_clique, stored, _find_given_up(seen, claims.accepted))
+    indexes, crowded = _place(seen, settings, by_clique, stored)
+    standing = _find_standing(domain, seen, claims.accepted, indexes)
+    occupied = _find_occupied(seen, standing, settings)
+    placed = _build_members(seen, indexes, occupied, _find_given_up(seen, claims.accepted))
     return Members(
-        members=(*_release(domain, tuple(placed), len(plain)), *plain),
+        members=(*_hold(domain, standing, _release(domain, placed, len(plain))), *plain),
         left_out={**left_out, **crowded},
         holders=tuple(claims.accepted) if domain.deleted_at is not None else (),
         refused=tuple(claims.refused),
+        standing=standing,
+        occupied=occupied,
     )
+
+
+def _find_standing(
+    domain: Domain, seen: Observation, accepted: Iterable[ChannelClaim], indexes: Mapping[str, Mapping[str, int]]
+) -> Standing | None:
+    nodes = frozenset(node for placed in indexes.values() for node in placed)
+    if not nodes:
+        return None
+    since = min(claim.allocated.at for claim in accepted)
+    stored = [member for clique in seen.cliques if not clique.terminating for member in clique.membership.members]
+    held = frozenset(member.node for member in stored if _holds_node(domain, member))
+    return Standing(str(domain.ref), domain.ref.uid, since, nodes, held & nodes)
+
+
+def _holds_node(domain: Domain, member: StoredMember | Member) -> bool:
+    """With releasePolicy Connected a node may give its channel out as soon as its daemon's address is stored."""
+    return member.holds_node or (member.released if domain.wait_for_all else member.address != "")
+
+
+def _find_occupied(seen: Observation, own: Standing | None, settings: Settings) -> dict[str, str]:
+    """The nodes that are for another domain now, and for which."""
+    if own is None:
+        return {}
+    rivals = [plan_members(rival, settings).standing for rival in seen.rivals]
+    occupied = {}
+    for node in sorted(own.nodes):
+        there = [own, *(rival for rival in rivals if rival is not None and node in rival.nodes)]
+        first = min(there, key=lambda standing: standing.rank(node))
+        if first is not own:
+            occupied[node] = first.name
+    return occupied
+
+
+def _hold(domain: Domain, standing: Standing | None, members: Iterable[Member]) -> list[Member]:
+    held = standing.held if standing else frozenset()
+    return [replace(member, holds_node=member.node in held or _holds_node(domain, member)) for member in members]
 
 
 def _find_cliques(
@@ -72,54 +116,75 @@ def _place(
     settings: Settings,
     by_clique: Mapping[str, list[str]],
     stored: Mapping[str, tuple[str, int]],
-    given_up: frozenset[str],
-) -> tuple[list[Member], dict[str, str]]:
-    """The members of each clique by index; and the nodes for which a clique has no place, with words."""
-    pods = _current_pods(seen, settings)
-    limits = _stored_limits(seen.cliques, settings.namespace)
-    placed: list[Member] = []
+) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
+    """The indexes in each clique by node; and the nodes for which a clique has no place, with words."""
+    limits = _stored_limits(seen.cliques)
+    indexes: dict[str, dict[str, int]] = {}
     crowded: dict[str, str] = {}
     for clique, nodes in sorted(by_clique.items()):
         limit = limits.get(clique, settings.max_nodes_per_imex_domain)
-        indexes = _assign_indexes(clique, nodes, stored, limit)
+        indexes[clique] = _assign_indexes(clique, nodes, stored, limit)
         for node in nodes:
-            if node not in indexes:
+            if node not in indexes[clique]:
                 crowded[node] = f"NVLink clique {clique} has its {limit} nodes: no place for {node}"
-        placed += [
-            _build_member(node, clique, index, pods.get((node, clique)), seen, given_up=node in given_up)
-            for node, index in sorted(indexes.items(), key=lambda item: item[1])
-        ]
-    return placed, crowded
+    return indexes, crowded
 
 
-def _sort_claims(domain: Domain, seen: Observation, stored: Mapping[str, tuple[str, int]]) -> _Sorted:
+def _build_members(
+    seen: Observation,
+    indexes: Mapping[str, Mapping[str, int]],
+    occupied: Mapping[str, str],
+    given_up: frozenset[str],
+) -> tuple[Member, ...]:
+    """By clique and index. On a node that is for another domain it has no daemon, even if there is one yet."""
+    pods = _current_pods(seen)
+    return tuple(
+        _build_member(
+            Member(node, clique, index, None if node in occupied else pods.get((node, clique))),
+            seen,
+            occupied.get(node),
+            given_up=node in given_up,
+        )
+        for clique, placed in indexes.items()
+        for node, index in sorted(placed.items(), key=lambda item: item[1])
+    )
+
+
+def _sort_claims(domain: Domain, seen: Observation) -> _Sorted:
     """A claim counts when its namespace is the domain's and the domain did not begin to end before it came."""
     out = _Sorted()
+    known = _known_nodes(seen)
     for claim in sorted(seen.claims, key=lambda claim: (claim.allocated.at, claim.node, claim.ref.name)):
         foreign = claim.ref.namespace != domain.ref.namespace
-        on_member = claim.node in stored or seen.fabric.get(claim.node) == ""
+        on_member = claim.node in known or seen.fabric.get(claim.node) == ""
         late = domain.deleted_at is not None and is_late(claim.allocated, domain.deleted_at, on_member=on_member)
         (out.refused if foreign or late else out.accepted).append(claim)
     return out
 
 
-def _stored_positions(cliques: Iterable[Clique], namespace: str) -> dict[str, tuple[str, int]]:
+def _known_nodes(seen: Observation) -> set[str]:
+    """Where the domain has been, whatever has become of its membership since.
+
+    An earlier installation's is in another namespace. It may as well be a stranger's: all that it can do is to let a
+    claim of the domain's own namespace in. Of a membership that somebody deleted the daemons' claims are left.
+    """
+    members = {member.node for clique in (*seen.cliques, *seen.strays) for member in clique.membership.members}
+    return members | {claim.node for claim in seen.daemon_claims if not claim.terminating}
+
+
+def _stored_positions(cliques: Iterable[Clique]) -> dict[str, tuple[str, int]]:
     """Clique and index by node, as the ComputeDomainCliques say now."""
     return {
         member.node: (clique.membership.clique_id, member.index)
         for clique in cliques
-        if clique.ref.namespace == namespace and not clique.terminating
+        if not clique.terminating
         for member in clique.membership.members
     }
 
 
-def _stored_limits(cliques: Iterable[Clique], namespace: str) -> dict[str, int]:
+def _stored_limits(cliques: Iterable[Clique]) -> dict[str, int]:
     """A clique keeps the limit that it began with: with another node list every nvidia-imex would be started anew."""
-    return {
-        clique.membership.clique_id: clique.membership.max_nodes
-        for clique in cliques
-        if clique.ref.namespace == namespace and not clique.terminating
-    }
+    return {clique.membership.clique_id: clique.membership.max_nodes for clique in cliques if not clique.terminating}
 
 
 def _assign_indexes(
@@ -138,13 +203,9 @@ def _assign_indexes(
     return indexes
 
 
-def _current_pods(seen: Observation, settings: Settings) -> dict[tuple[str, str], DaemonPod]:
+def _current_pods(seen: Observation) -> dict[tuple[str, str], DaemonPod]:
     """The daemon pods that count, by node and clique: alive, and made for the membership that there is now."""
-    owners = {
-        clique.ref.uid: clique.membership.clique_id
-        for clique in seen.cliques
-        if clique.ref.namespace == settings.namespace and not clique.terminating
-    }
+    owners = {clique.ref.uid: clique.membership.clique_id for clique in seen.cliques if not clique.terminating}
     return {
         (pod.node, pod.clique_id): pod
         for pod in seen.pods
@@ -160,25 +221,27 @@ def _find_given_up(seen: Observation, claims: Iterable[ChannelClaim]) -> frozens
     """
     if not seen.leaving:
         return frozenset()
-    awaited = {claim.node for claim in claims if not all(pod.uid in seen.leaving for pod in claim.pods)}
+    awaited = {claim.node for claim in claims if not is_left(claim, seen.leaving)}
     return frozenset(claim.node for claim in claims) - awaited
 
 
-def _build_member(
-    node: str, clique: str, index: int, pod: DaemonPod | None, seen: Observation, *, given_up: bool
-) -> Member:
+def _build_member(member: Member, seen: Observation, occupant: str | None, *, given_up: bool) -> Member:
+    pod = member.pod
     ready = pod is not None and pod.phase is Phase.READY and pod.address != ""
     lost = pod is not None and pod.lost_at is not None and seen.now - pod.lost_at >= ABSENT_AFTER_S
-    message = "" if ready else _explain(node, pod, seen.occupied.get(node), given_up=given_up)
-    return Member(node, clique, index, pod, ready, ready, message, absent=lost or (given_up and not ready))
+    message = "" if ready else _explain(member.node, pod, occupant, seen.taken.get(member.node), given_up=given_up)
+    absent = lost or (given_up and not ready)
+    return replace(member, ready=ready, released=ready, message=message, absent=absent)
 
 
-def _explain(node: str, pod: DaemonPod | None, occupant: str | None, *, given_up: bool) -> str:
+def _explain(node: str, pod: DaemonPod | None, occupant: str | None, taken: str | None, *, given_up: bool) -> str:
     """What a member still lacks, in words."""
     if given_up:
         return f"node {node} is not waited for: all its pods are being deleted, and have not started"
     if occupant is not None:
         return f"node {node} is used by ComputeDomain {occupant} until its pods end"
+    if pod is None and taken is not None:
+        return f"node {node} is being left by the daemon of another ComputeDomain, {taken}"
     if pod is None:
         return f"the daemon pod on {node} is being made"
     if pod.lost_at is not None:

@@ -88,7 +88,7 @@ def _find_change(stored: Membership, members: list[Member], domain: Domain, want
         return NOW
     if any(new is not None and new.absent != old.absent for old, new in pairs):
         return NOW
-    changed = [(old, new) for old, new in pairs if new is not None and _entry(old) != _wanted_entry(new)]
+    changed = [(old, new) for old, new in pairs if new is not None and _entry(old) != _entry(new)]
     known = {old.node: old.address for old in stored.members}
     if any(member.address != known.get(member.node, "") for member in members):
         return NOW if all(member.address for member in members) else ("addresses", GATHER_ADDRESSES_S)
@@ -98,9 +98,5 @@ def _find_change(stored: Membership, members: list[Member], domain: Domain, want
     return ("words", GATHER_WORDS_S) if other else None
 
 
-def _entry(member: StoredMember) -> tuple[str, bool, bool, str]:
-    return member.address, member.ready, member.released, member.message
-
-
-def _wanted_entry(member: Member) -> tuple[str, bool, bool, str]:
-    return member.address, member.ready, member.released, member.message
+def _entry(member: StoredMember | Member) -> tuple[str, bool, bool, str, bool]:
+    return member.address, member.ready, member.released, member.message, member.holds_node

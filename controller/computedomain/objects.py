@@ -125,6 +125,7 @@ def _build_entry(member: Member) -> Json:
         "released": member.released,
         "message": member.message,
         "absent": member.absent,
+        "holdsNode": member.holds_node,
     }
     return entry
 

@@ -66,15 +66,16 @@ def parse_claim(raw: Json) -> ChannelClaim | DaemonClaim | None:
     if node and own_uid:
         return DaemonClaim(_ref("ResourceClaim", raw), own_uid, node, _owner_uid(metadata), _is_terminating(metadata))
     status = raw.get("status") or {}
+    consumers = status.get("reservedFor") or []
     pods = tuple(
         Ref("Pod", metadata["namespace"], consumer["name"], consumer.get("uid", ""))
-        for consumer in status.get("reservedFor") or []
+        for consumer in consumers
         if consumer.get("resource") == "pods"
     )
     allocation = status.get("allocation") or {}
     results = (allocation.get("devices") or {}).get("results") or []
     channel = next((result for result in results if _is_channel(result)), None)
-    if channel is None or not pods:
+    if channel is None or not consumers:
         return None
     uid = _find_domain(allocation, channel["request"])
     if uid is None:
@@ -207,9 +208,17 @@ def parse_secret(raw: Json) -> TlsSecret:
         ref=_ref("Secret", raw),
         domain_uid=(metadata.get("labels") or {}).get(COMPUTE_DOMAIN_LABEL, ""),
         owner_uid=_owner_uid(metadata),
-        renew_at=parse_time(annotations.get(RENEW_ANNOTATION)),
+        renew_at=_renew_at(annotations.get(RENEW_ANNOTATION)),
         terminating=_is_terminating(metadata),
     )
+
+
+def _renew_at(text: str | None) -> float:
+    """A time that cannot be read has come: what is made anew bears one that can."""
+    try:
+        return parse_time(text)
+    except ValueError:
+        return 0.0
 
 
 def parse_fabric(raw: Json) -> NodeFabric | None:

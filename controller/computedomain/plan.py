@@ -51,7 +51,7 @@ from controller.computedomain.state import (
     Template,
 )
 from controller.computedomain.status import build_status, find_condition, same_status
-from controller.computedomain.waiting import plan_following
+from controller.computedomain.waiting import plan_clocks, plan_following
 
 Json = dict[str, Any]
 
@@ -83,9 +83,9 @@ ORPHAN_S = 3.0
 
 def _plan_end(seen: Observation, domain: Domain, members: Members) -> Plan:
     """Nobody uses it any more; what takes its time to go is named in the status."""
-    if not is_anything_left(seen):
-        return Plan(Situation.ENDING, ((DropFinalizer(domain.ref),),) if domain.has_finalizer else ())
     removal = _plan_removal(seen)
+    if not is_anything_left(seen):
+        return Plan(Situation.ENDING, _stages([*removal, [DropFinalizer(domain.ref)] if domain.has_finalizer else []]))
     status, held, wake = _plan_status(seen, domain, members, busy=any(removal))
     delays = [*_plan_wakes(seen), *([] if wake is None else [wake])]
     return Plan(
@@ -116,7 +116,7 @@ def _plan_removal(seen: Observation) -> list[list[Action]]:
     templates = [template for template in seen.templates if template.domain_uid == seen.uid]
     claims = [claim.ref for claim in seen.daemon_claims if not claim.terminating]
     secrets = [secret.ref for secret in seen.secrets if not secret.terminating]
-    cliques = [clique.ref for clique in seen.cliques if not clique.terminating]
+    cliques = [clique.ref for clique in (*seen.cliques, *seen.strays) if not clique.terminating]
     return [
         _remove_templates(templates),
         _delete_pods(seen, seen.pods),
@@ -157,7 +157,7 @@ def _overdue_at(seen: Observation, pod: DaemonPod) -> float:
 
 def _plan_upkeep(seen: Observation, domain: Domain, members: Members, situation: Situation, settings: Settings) -> Plan:
     inhabited = {member.clique_id for member in members.members if member.index >= 0}
-    current = {clique.ref.name: clique for clique in seen.cliques if clique.ref.namespace == settings.namespace}
+    current = {clique.ref.name: clique for clique in seen.cliques}
     memberships, held, wakes = plan_memberships(seen, domain, members, current, settings)
     alive = {
         clique.membership.clique_id: clique
@@ -165,7 +165,7 @@ def _plan_upkeep(seen: Observation, domain: Domain, members: Members, situation:
         if not clique.terminating and clique.membership.clique_id in inhabited
     }
     claims, pods = _plan_daemons(seen, domain, members, alive, settings)
-    surplus, retry_s = _plan_surplus(seen, members, alive, settings)
+    surplus, retry_s = _plan_surplus(seen, members, alive)
     structure: list[list[Action]] = [
         [AddFinalizer(domain.ref)] if situation is Situation.LIVING and not domain.has_finalizer else [],
         _plan_template(seen, domain, situation),
@@ -185,7 +185,7 @@ def _plan_upkeep(seen: Observation, domain: Domain, members: Members, situation:
         situation,
         _order(seen, structure, status),
         reports,
-        (*held, *status_held),
+        (*held, *status_held, *plan_clocks(seen, members)),
         min(delays) if delays else None,
         members,
         follow_pods,
@@ -247,10 +247,14 @@ def _plan_daemons(
     pods: list[Action] = []
     for member in members.members:
         clique = alive.get(member.clique_id)
-        if clique is None or member.index < 0:
+        if clique is None or member.index < 0 or member.node in members.occupied:
             continue
         name = daemon_name(domain, member.node)
         claim = stored.get(name)
+        if claim is None and member.node in seen.taken:
+            # A pod that came now would find the node taken, and the scheduler does not always look again when an
+            # allocation is given up that it had not stored yet.
+            continue
         if claim is None:
             body = build_daemon_claim(domain, member, clique, settings)
             claims.append(Create(Ref("ResourceClaim", settings.namespace, name), body))
@@ -263,10 +267,11 @@ def _plan_daemons(
 
 
 def _plan_surplus(
-    seen: Observation, members: Members, alive: Mapping[str, Clique], settings: Settings
+    seen: Observation, members: Members, alive: Mapping[str, Clique]
 ) -> tuple[list[list[Action]], float | None]:
-    """What must go: daemons that ended, or whose node left or moved; cliques that are empty or of another namespace."""
-    clique_of = {member.node: member.clique_id for member in members.members if member.index >= 0}
+    """What must go: daemons that ended, or whose node left, moved or is for another domain; cliques that are empty."""
+    served = [m for m in members.members if m.index >= 0 and m.node not in members.occupied]
+    clique_of = {member.node: member.clique_id for member in served}
     owner_of = {node: alive[clique].ref.uid for node, clique in clique_of.items() if clique in alive}
     pods: list[DaemonPod] = []
     retry_s: list[float] = []
@@ -285,15 +290,13 @@ def _plan_surplus(
         for claim in seen.daemon_claims
         if not claim.terminating and (claim.node not in clique_of or _is_stale(claim, owner_of))
     ]
-    cliques = [clique for clique in seen.cliques if not clique.terminating]
-    empty = [
-        clique.ref
-        for clique in cliques
-        if clique.ref.namespace != settings.namespace or clique.membership.clique_id not in alive
-    ]
+    empty = [clique for clique in seen.cliques if clique.membership.clique_id not in alive]
+    cliques = [clique.ref for clique in (*empty, *seen.strays) if not clique.terminating]
     owners = {clique.ref.uid for clique in seen.cliques}
     secrets = [secret.ref for secret in seen.secrets if not secret.terminating and secret.owner_uid not in owners]
-    return [_delete_pods(seen, pods), _deletes(claims), _deletes([*empty, *secrets])], min(retry_s) if retry_s else None
+    return [_delete_pods(seen, pods), _deletes(claims), _deletes([*cliques, *secrets])], min(
+        retry_s
+    ) if retry_s else None
 
 
 def _is_stale(made: Any, owner_of: Mapping[str, str]) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from api.client import Client, path
@@ -33,6 +34,7 @@ from controller.computedomain.state import (
     Observation,
     Ref,
     Settings,
+    Standing,
     Template,
     TlsSecret,
 )
@@ -66,6 +68,8 @@ class ComputeDomains:
         """Called with each node that publishes another clique, or none."""
         self._held: dict[str, dict[str, float]] = {}
         self._failures: dict[str, tuple[float, tuple[str, ...]]] = {}
+        self._told: dict[str, tuple[Standing, frozenset[str]]] = {}
+        """Of each domain with members: how it stood when its rivals (by UID) were told last."""
         self._make_caches()
         self._make_own_caches(settings.namespace)
         self._leaving = LeavingPods(client, self.queue.add)
@@ -80,15 +84,16 @@ class ComputeDomains:
         self.cliques: Cache[Clique] = Cache(
             path(RESOURCE_API_VERSION, "computedomaincliques"),
             parse_clique,
-            {
-                "uid": lambda c: [c.membership.domain_uid],
-                "node": lambda c: [member.node for member in c.membership.members],
-            },
+            {"uid": lambda c: [c.membership.domain_uid]},
         )
         self.claims: Cache[ChannelClaim | DaemonClaim] = Cache(
             path("resource.k8s.io/v1", "resourceclaims"),
             parse_claim,
-            {"uid": lambda c: [c.domain_uid], "node": lambda c: [c.node] if isinstance(c, ChannelClaim) else []},
+            {
+                "uid": lambda c: [c.domain_uid],
+                "node": lambda c: [c.node] if isinstance(c, ChannelClaim) else [],
+                "daemon": lambda c: [c.node] if isinstance(c, DaemonClaim) else [],
+            },
         )
         self.templates: Cache[Template] = Cache(
             path("resource.k8s.io/v1", "resourceclaimtemplates"),
@@ -122,20 +127,20 @@ class ComputeDomains:
         """Each cache by the kind it holds, and what a change in it concerns."""
         return {
             "ComputeDomain": (self.domains, lambda d: self.queue.add(d.ref.uid)),
-            "ComputeDomainClique": (self.cliques, self._clique_changed),
-            "ResourceClaim": (self.claims, lambda c: self.queue.add(c.domain_uid)),
+            "ComputeDomainClique": (self.cliques, lambda c: self.queue.add(c.membership.domain_uid)),
+            "ResourceClaim": (self.claims, self._claim_changed),
             "ResourceClaimTemplate": (self.templates, self._template_changed),
             "Pod": (self.pods, lambda p: self.queue.add(p.domain_uid)),
             "Secret": (self.secrets, lambda s: self.queue.add(s.domain_uid)),
             "ResourceSlice": (self.fabric, self._fabric_changed),
         }
 
-    def _clique_changed(self, clique: Clique) -> None:
-        """Also of concern to other domains on its nodes: a node has one daemon at a time (`_find_occupied`)."""
-        self.queue.add(clique.membership.domain_uid)
-        for member in clique.membership.members:
-            for claim in self.claims.find("node", member.node):
-                self.queue.add(claim.domain_uid)
+    def _claim_changed(self, claim: ChannelClaim | DaemonClaim) -> None:
+        """Whoever waits for the node looks at it when a daemon leaves."""
+        self.queue.add(claim.domain_uid)
+        if isinstance(claim, DaemonClaim):
+            for there in self.claims.find("node", claim.node):
+                self.queue.add(there.domain_uid)
 
     def _template_changed(self, template: Template) -> None:
         if template.domain_uid:
@@ -181,32 +186,46 @@ class ComputeDomains:
 
     def observe(self, uid: str, now: float) -> Observation:
         """The caches as they are now, for one domain."""
-        domain = next(self.domains.find("uid", uid), None)
-        claims = list(self.claims.find("uid", uid))
-        channels = tuple(claim for claim in claims if isinstance(claim, ChannelClaim))
-        nodes = {claim.node for claim in channels}
-        fabric = {node: found.clique_id for node in nodes for found in self.fabric.find("node", node)}
-        return Observation(
-            now=now,
-            uid=uid,
-            domain=domain,
-            claims=channels,
-            fabric=fabric,
-            cliques=tuple(self.cliques.find("uid", uid)),
+        seen = self._observe_members(uid, now)
+        claims = [claim for claim in self.claims.find("uid", uid) if isinstance(claim, DaemonClaim)]
+        neighbours = {there.domain_uid for each in seen.claims for there in self.claims.find("node", each.node)}
+        return replace(
+            seen,
+            rivals=tuple(self._observe_members(other, now) for other in sorted(neighbours - {uid})),
             pods=tuple(self.pods.find("uid", uid)),
-            daemon_claims=tuple(c for c in claims if isinstance(c, DaemonClaim) and self._is_ours(c.ref)),
-            templates=self._find_templates(uid, domain),
+            daemon_claims=tuple(claim for claim in claims if self._is_ours(claim.ref)),
+            taken={each.node: str(other) for each in seen.claims for other in self._find_daemons(each.node, uid)},
+            templates=self._find_templates(uid, seen.domain),
             secrets=tuple(self.secrets.find("uid", uid)),
-            occupied=self._find_occupied(uid, nodes),
             held_since=self._held.get(uid, {}),
             leaving=self._leaving.known(uid),
             failures=self._lasting_failures(uid, now),
+        )
+
+    def _observe_members(self, uid: str, now: float) -> Observation:
+        """What decides who belongs to the domain, and how it stands among others."""
+        claims = tuple(claim for claim in self.claims.find("uid", uid) if isinstance(claim, ChannelClaim))
+        nodes = {claim.node for claim in claims}
+        cliques = list(self.cliques.find("uid", uid))
+        return Observation(
+            now=now,
+            uid=uid,
+            domain=next(self.domains.find("uid", uid), None),
+            claims=claims,
+            fabric={node: found.clique_id for node in nodes for found in self.fabric.find("node", node)},
+            cliques=tuple(clique for clique in cliques if self._is_ours(clique.ref)),
+            strays=tuple(clique for clique in cliques if not self._is_ours(clique.ref)),
         )
 
     def _lasting_failures(self, uid: str, now: float) -> tuple[str, ...]:
         """What passes by itself (an API server that has just started knows no roles yet) is not worth a word."""
         since, refused = self._failures.get(uid, (now, ()))
         return refused if now - since >= TOLERATED_S else ()
+
+    def _find_daemons(self, node: str, but_of: str) -> list[Ref]:
+        """The claims of the daemons of other domains on a node."""
+        found = [claim for claim in self.claims.find("daemon", node) if claim.domain_uid != but_of]
+        return [claim.ref for claim in found if self._is_ours(claim.ref)]
 
     def _is_ours(self, ref: Ref) -> bool:
         """Labels are anybody's to write; the driver's namespace is not."""
@@ -221,18 +240,6 @@ class ComputeDomains:
         near = [template for template in made if template.ref.namespace == domain.ref.namespace]
         return tuple(near if wanted is None or wanted in near else [*near, wanted])
 
-    def _find_occupied(self, uid: str, nodes: set[str]) -> dict[str, str]:
-        """Nodes where another domain has a daemon that runs: the node has one daemon device."""
-        occupied = {}
-        for node in nodes:
-            for clique in self.cliques.find("node", node):
-                member = clique.membership.member(node)
-                if not self._is_ours(clique.ref) or clique.membership.domain_uid == uid:
-                    continue
-                if member is not None and member.address:
-                    occupied[node] = f"{clique.membership.domain_namespace}/{clique.membership.domain_name}"
-        return occupied
-
     async def reconcile(self, uid: str) -> float | None:
         """Bring one domain in order; answers when to look again. Raises PartitaError for the queue's back-off."""
         started = time.monotonic()
@@ -245,7 +252,9 @@ class ComputeDomains:
                 self._metrics.reconciled(time.monotonic() - started)
                 return plan.wake_after_s
             if plan.actions == done:
-                raise PartlyApplied(f"ComputeDomain {uid}: {_describe(done[0])} was done, and is still to be done")
+                message = f"{_describe(done[0])} was done, and is still to be done"
+                self._note_failures(uid, (message,))
+                raise PartlyApplied(f"ComputeDomain {uid}: {message}")
             await self._carry_out(uid, plan)
             done = plan.actions
         return 0.0
@@ -255,6 +264,7 @@ class ComputeDomains:
         seen = self.observe(uid, now)
         plan = plan_domain(seen, self._settings)
         check_plan(plan, seen, self._settings)
+        self._tell_rivals(seen, plan.members.standing)
         held = {name: seen.held_since.get(name, now) for name in plan.held}
         if held:
             self._held[uid] = held
@@ -264,6 +274,18 @@ class ComputeDomains:
         for report in plan.reports:
             self._events.report(report.regarding, report.kind, report.reason, report.note)
         return plan
+
+    def _tell_rivals(self, seen: Observation, standing: Standing | None) -> None:
+        """Where a domain stands decides what the others on its nodes may do."""
+        before, others = self._told.get(seen.uid, (None, frozenset[str]()))
+        rivals = frozenset(rival.uid for rival in seen.rivals)
+        if standing is None:
+            self._told.pop(seen.uid, None)
+        else:
+            self._told[seen.uid] = (standing, rivals)
+        if standing != before:
+            for uid in sorted(rivals | others):
+                self.queue.add(uid)
 
     async def _carry_out(self, uid: str, plan: Plan) -> None:
         started = time.monotonic()
@@ -282,9 +304,12 @@ class ComputeDomains:
         if not refused:
             self._failures.pop(uid, None)
             return
+        self._note_failures(uid, refused)
+        raise PartlyApplied(refused[0])
+
+    def _note_failures(self, uid: str, refused: tuple[str, ...]) -> None:
         since = self._failures[uid][0] if uid in self._failures else time.time()
         self._failures[uid] = (since, refused)
-        raise PartlyApplied(refused[0])
 
     async def _execute(self, action: Any) -> None:
         await self._executor.execute(action)

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 from controller.computedomain.state import ChannelClaim, Domain, Member, Members, Observation, Ref
 from controller.computedomain.status import find_condition, find_trouble
-from controller.computedomain.waiting import find_waiting
+from controller.computedomain.waiting import find_waited_s, find_waiting
 
 SLOW_S: Final = 5.0
 """A pod that has waited this long for its channel is told why."""
@@ -65,10 +65,10 @@ def _waiting_pods(seen: Observation, domain: Domain, members: Members) -> tuple[
         reason = members.left_out.get(claim.node, "") if member is None else member.message
         if not reason:
             continue
-        age = seen.now - claim.allocated.at
-        if age < SLOW_S:
-            wakes.append(SLOW_S - age)
+        waited_s = find_waited_s(seen, claim)
+        if waited_s < SLOW_S:
+            wakes.append(SLOW_S - waited_s)
             continue
         note = f"waits for ComputeDomain {domain.ref}: {reason}"
-        reports += [Report(pod, "Warning", "WaitingForComputeDomain", note) for pod in claim.pods[:1]]
+        reports.append(Report(claim.pods[0] if claim.pods else claim.ref, "Warning", "WaitingForComputeDomain", note))
     return reports, min(wakes) if wakes else None

@@ -56,7 +56,7 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class ChannelClaim:
-    """A ResourceClaim that is allocated, reserved for pods, and whose config names the domain."""
+    """A ResourceClaim that is allocated, reserved for somebody, and whose config names the domain."""
 
     ref: Ref
     domain_uid: str
@@ -64,7 +64,7 @@ class ChannelClaim:
     """The pool of the allocated channel: a node's pool bears the node's name."""
     allocated: Moment
     pods: tuple[Ref, ...] = ()
-    """The pods that hold it (`status.reservedFor`); never empty."""
+    """The pods that hold it (`status.reservedFor`). None are told where it is reserved for a PodGroup."""
     binding: Binding | None = None
 
 
@@ -183,14 +183,19 @@ class Observation:
     fabric: Mapping[str, str] = field(default_factory=dict)
     """Clique by node; "" is a node without fabric; a node whose devices are not published is missing."""
     cliques: tuple[Clique, ...] = ()
+    """In the driver's namespace, where nobody else writes."""
+    strays: tuple[Clique, ...] = ()
+    """In other namespaces: an earlier installation's, or anybody's. They are deleted, and not waited for."""
     pods: tuple[DaemonPod, ...] = ()
     daemon_claims: tuple[DaemonClaim, ...] = ()
     templates: tuple[Template, ...] = ()
     secrets: tuple[TlsSecret, ...] = ()
-    occupied: Mapping[str, str] = field(default_factory=dict)
-    """Of the nodes of this domain: which other ComputeDomain (`namespace/name`) has a daemon there."""
+    rivals: "tuple[Observation, ...]" = ()
+    """The other domains with claims on this one's nodes: as much of them as their `Standing` depends on."""
+    taken: Mapping[str, str] = field(default_factory=dict)
+    """Of its nodes: the claim of another domain's daemon that is still there (`namespace/name`)."""
     held_since: Mapping[str, float] = field(default_factory=dict)
-    """Since when an earlier plan has held a write back, by what it holds (`Plan.held`)."""
+    """Since when earlier plans have said that something has to wait, by what it is (`Plan.held`)."""
     leaving: frozenset[str] = frozenset()
     """UIDs of pods that have not started and are being deleted; known where `Plan.follow_pods` was said."""
     failures: tuple[str, ...] = ()
@@ -210,10 +215,37 @@ class Member:
     message: str = ""
     absent: bool = False
     """Its node is lost, or its pods are being deleted: those that are there do not wait for it."""
+    holds_node: bool = False
+    """Its channel may have been given out: see `Standing`."""
 
     @property
     def address(self) -> str:
         return self.pod.address if self.pod else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A domain among those that want the same nodes. A node has one daemon device, and so serves one domain at a time.
+
+    A domain keeps a node where its channel may have been given out, also while its daemon there is away. Every other
+    node is for the domain whose first claim was allocated before those of the others. That is one order for all nodes:
+    of two domains that want the same nodes one gets them all, and the other waits. It is made from what is stored, so
+    that the next controller knows it again.
+    """
+
+    name: str
+    """`namespace/name`"""
+    uid: str
+    since: float
+    """When the first of its claims was allocated."""
+    nodes: frozenset[str]
+    """Where it has a daemon, or wants one."""
+    held: frozenset[str]
+    """Those of its nodes that it keeps."""
+
+    def rank(self, node: str) -> tuple[bool, float, str]:
+        """The least of all domains gets the node."""
+        return node not in self.held, self.since, self.uid
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +260,10 @@ class Members:
     """The claims that keep a domain from going away."""
     refused: tuple[ChannelClaim, ...] = ()
     """Claims that came after the domain began to end, or from another namespace."""
+    standing: Standing | None = None
+    """None: it has no members, and wants no node."""
+    occupied: Mapping[str, str] = field(default_factory=dict)
+    """Of its nodes: which other ComputeDomain (`namespace/name`) each is for now."""
 
 
 GATHER_ADDRESSES_S: Final = 2.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from controller.computedomain.objects import format_time
-from controller.computedomain.state import Domain, Member, Members, Observation, Phase
+from controller.computedomain.state import ChannelClaim, Domain, Member, Members, Observation, Phase
 
 NAMES_SHOWN = 3
 
@@ -100,7 +100,7 @@ def find_trouble(seen: Observation, members: Members, domain: Domain) -> Trouble
         return Trouble("ActionFailed", seen.failures[0])
     if members.left_out:
         return Trouble("NodesLeftOut", _some(list(members.left_out.values())))
-    occupied = [member.message for member in members.members if member.node in seen.occupied and not member.ready]
+    occupied = [member.message for member in members.members if member.node in members.occupied]
     if occupied:
         return Trouble("NodeOccupied", _some(occupied))
     lost = [member.message for member in members.members if not member.ready]
@@ -177,8 +177,11 @@ def _draining_fact(seen: Observation, members: Members, domain: Domain) -> Fact:
         return Fact("Draining", False, "NotDeleted")
     if not members.holders:
         return Fact("Draining", True, "CleaningUp", "waits for the end of " + _some(_name_leftovers(seen), ", "))
-    held = [f"claim {claim.ref} (pod {claim.pods[0].name if claim.pods else '?'})" for claim in members.holders]
-    return Fact("Draining", True, "ClaimsInUse", "in use by " + _some(held, ", "))
+    return Fact("Draining", True, "ClaimsInUse", "in use by " + _some([_name_holder(c) for c in members.holders], ", "))
+
+
+def _name_holder(claim: ChannelClaim) -> str:
+    return f"claim {claim.ref}" + (f" (pod {claim.pods[0].name})" if claim.pods else "")
 
 
 def _name_leftovers(seen: Observation) -> list[str]:

@@ -4,6 +4,7 @@ A kubelet ends a pod only after its call for the pod's claim has been answered, 
 deleted. So the controller looks at pods that have waited for a while, and tells their nodes through the membership.
 """
 
+from collections.abc import Set
 from typing import Final
 
 from controller.computedomain.state import ChannelClaim, Member, Members, Observation
@@ -23,6 +24,11 @@ def _is_released(claim: ChannelClaim, by_node: dict[str, Member]) -> bool:
     return member is not None and member.released
 
 
+def is_left(claim: ChannelClaim, leaving: Set[str]) -> bool:
+    """All the pods that it is for are leaving; of pods that nobody names that is not known."""
+    return bool(claim.pods) and all(pod.uid in leaving for pod in claim.pods)
+
+
 def find_abandoned(seen: Observation, members: Members) -> dict[str, tuple[str, ...]]:
     """By clique: the UIDs of claims that wait, and that no pod will use any more."""
     if not seen.leaving:
@@ -30,14 +36,29 @@ def find_abandoned(seen: Observation, members: Members) -> dict[str, tuple[str, 
     cliques = {**seen.fabric, **{member.node: member.clique_id for member in members.members}}
     found: dict[str, list[str]] = {}
     for claim in find_waiting(seen, members):
-        if claim.pods and all(pod.uid in seen.leaving for pod in claim.pods):
+        if is_left(claim, seen.leaving):
             found.setdefault(cliques.get(claim.node, ""), []).append(claim.ref.uid)
     return {clique: tuple(sorted(uids)) for clique, uids in found.items()}
 
 
+def find_waited_s(seen: Observation, claim: ChannelClaim) -> float:
+    """For how many seconds a claim has waited for its channel: since its allocation, or since we know of it."""
+    since = claim.allocated.at if claim.allocated.is_known else seen.held_since.get(_clock(claim), seen.now)
+    return seen.now - since
+
+
+def plan_clocks(seen: Observation, members: Members) -> list[str]:
+    """Of claims that wait since nobody knows when: a pod may have been Pending for hours before. See `Plan.held`."""
+    return [_clock(claim) for claim in find_waiting(seen, members) if not claim.allocated.is_known]
+
+
+def _clock(claim: ChannelClaim) -> str:
+    return f"claim {claim.ref.uid}"
+
+
 def plan_following(seen: Observation, members: Members) -> tuple[bool, float | None]:
     """Whether pods are to be looked at now, and in how many seconds that may change without any other news."""
-    waited_s = [seen.now - claim.allocated.at for claim in find_waiting(seen, members)]
+    waited_s = [find_waited_s(seen, claim) for claim in find_waiting(seen, members)]
     if not waited_s:
         return False, None
     longest_s = max(waited_s)

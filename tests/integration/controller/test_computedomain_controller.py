@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from api.client import Client, Conflict
+from api.nesting import allow_deep_objects
 from controller.computedomain.actions import AddFinalizer
 from controller.computedomain.execute import Executor
 from controller.computedomain.state import Ref
@@ -65,6 +66,34 @@ def test_a_standby_goes_on_with_half_a_plan_within_5_s_of_a_clean_stop_and_withi
             each.stop(signal.SIGKILL)
 
 
+def test_what_anybody_may_write_into_a_claim_holds_nobody_up(
+    world: World, prepared: Cluster, kubelets: Kubelets, tmp_path: Path
+) -> None:
+    """10 KiB of a config for whatever driver, nested as deep as that goes: listed when it starts, and watched."""
+    allow_deep_objects()  # for ourselves
+    nested: list[Object] = [{"a": 1}]
+    for _ in range(5000):
+        nested = [nested]  # type: ignore[list-item]
+    opaque = {"driver": "driver.example.com", "parameters": {"a": nested}}
+    request = {"name": "r", "exactly": {"deviceClassName": "none.example.com"}}
+    spec = {"devices": {"requests": [request], "config": [{"opaque": opaque}]}}
+    where = path("resource.k8s.io/v1", "resourceclaims", namespace=world.namespace)
+    templates = path("resource.k8s.io/v1", "resourceclaimtemplates", namespace=world.namespace)
+    world.cluster.create(where, {"metadata": {"name": "deep"}, "spec": spec})
+    controller = Controller(prepared, tmp_path / "controller.log").start()
+    try:
+        controller.wait_leading()
+        world.cluster.create(where, {"metadata": {"name": "deeper"}, "spec": spec})
+        world.cluster.create(templates, {"metadata": {"name": "deepest"}, "spec": {"spec": spec}})
+        world.form("unmoved", "cd-a")
+        assert controller.stop() == 0
+    finally:
+        controller.stop(signal.SIGKILL)
+        for name in ("deep", "deeper"):
+            world.cluster.delete(f"{where}/{name}")
+        world.cluster.delete(f"{templates}/deepest")
+
+
 def test_the_spec_cannot_be_changed(world: World, controller: Controller) -> None:
     world.create(build_domain("fixed", 2))
     with pytest.raises(ApiError, match=r"A computeDomain\.spec is immutable"):
@@ -111,6 +140,25 @@ def test_what_an_earlier_installation_left_in_another_namespace_goes(
     world.cluster.create(secrets, {"metadata": {"name": "old-imex", "ownerReferences": [owner]}})
     world.cluster.wait_gone(f"{where}/gone-uid.fabric.0")
     world.cluster.wait_gone(f"{secrets}/old-imex")
+
+
+def test_a_membership_that_somebody_holds_in_a_namespace_of_theirs_does_not_hold_the_domain(
+    world: World, controller: Controller
+) -> None:
+    world.create(build_domain("held", 1))
+    theirs = {
+        "apiVersion": DOMAINS,
+        "kind": "ComputeDomainClique",
+        "metadata": {"name": f"{world.uid}.x", "labels": {UID_LABEL: world.uid}, "finalizers": ["example.com/mine"]},
+    }
+    where = path(DOMAINS, "computedomaincliques", namespace="default")
+    world.cluster.create(where, theirs)
+    try:
+        world.cluster.delete(f"{world.domains}/held")
+        world.cluster.wait_gone(f"{world.domains}/held")
+    finally:
+        world.cluster.patch(f"{where}/{world.uid}.x", {"metadata": {"finalizers": None}})
+    world.cluster.wait_gone(f"{where}/{world.uid}.x")
 
 
 def test_forming_costs_few_writes_and_the_status_goes_one_way(

@@ -87,6 +87,35 @@ def test_a_domain_over_two_cliques_and_a_node_without_fabric(
     assert len(world.daemons()) == 2
 
 
+def test_of_two_domains_on_the_same_nodes_one_gets_them_all_keeps_them_and_then_the_other_has_its_turn(
+    world: World, controller: Controller, kubelets: Kubelets
+) -> None:
+    """Each of them has a node first, and neither lets a pod start before it has both."""
+    both = [world, World(world.cluster, world.namespace)]
+    for number, each in enumerate(both):
+        each.create(build_domain(f"rival-{number}", 2, releasePolicy="AllNodes"))
+    for nodes in (("cd-a", "cd-b"), ("cd-b", "cd-a")):
+        for each, node in zip(both, nodes, strict=True):
+            each.start_workers(node)
+
+    def reason(each: World) -> str:
+        return str(condition(each.cluster.get(f"{each.domains}/{each.name}"), "Ready")["reason"])
+
+    wait_until("one has both", lambda: sorted(map(reason, both)) == ["Connected", "NodeOccupied"])
+    first, second = sorted(both, key=reason)
+    told = condition(world.cluster.get(f"{second.domains}/{second.name}"), "Degraded")["message"]
+    assert f"used by ComputeDomain {world.namespace}/{first.name}" in told
+    before = {pod["metadata"]["uid"] for pod in first.daemons()}
+    for pod in first.daemons():
+        world.cluster.delete(path("v1", "pods", namespace=NAMESPACE, name=pod["metadata"]["name"]))
+    wait_until("it has new daemons", lambda: before.isdisjoint(pod["metadata"]["uid"] for pod in first.daemons()))
+    first.wait_ready(2)
+    assert not second.daemons() and not second.mine("resource.k8s.io/v1", "resourceclaims"), "nothing competes"
+    for node in ("cd-a", "cd-b"):
+        world.cluster.delete(f"{world.pods}/{first.name}-{node}")
+    second.wait_ready(2)
+
+
 def test_with_binding_conditions_a_pod_is_bound_when_its_domain_is_formed(
     world: World, controller: Controller, kubelets: Kubelets
 ) -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from api.client import (
 )
 from api.connection import ConnectionUnknown
 from api.errors import Retryable
+from api.nesting import allow_deep_objects
 
 PODS = "/api/v1/pods"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -311,3 +313,38 @@ def test_an_event_of_any_length_is_one_event(tmp_path: Path) -> None:
         assert len(found[1][1]) == 3_000_000
 
     talk(tmp_path, handler, scenario)
+
+
+@pytest.fixture
+def deep_objects() -> Iterator[None]:
+    before = sys.getrecursionlimit()
+    allow_deep_objects()
+    yield
+    sys.setrecursionlimit(before)
+
+
+@pytest.mark.usefixtures("deep_objects")
+@pytest.mark.parametrize(
+    "nested", ["[" * 5119 + "]" * 5119, '{"":' * 2047 + "1" + "}" * 2047], ids=["lists", "objects"]
+)
+def test_an_object_that_is_nested_as_deep_as_kubernetes_lets_it_is_read(tmp_path: Path, nested: str) -> None:
+    """In a list, and in a watch. 10 KiB of a claim are anybody's to write."""
+    claim = f'{{"metadata": {{"name": "c", "resourceVersion": "2"}}, "spec": {{"x": {nested}}}}}'
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if "watch" not in request.query:
+            text = f'{{"metadata": {{"resourceVersion": "1"}}, "items": [{claim}]}}'
+            return web.Response(text=text, content_type="application/json")
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(f'{{"type": "ADDED", "object": {claim}}}'.encode() + b"\n")
+        return response
+
+    async def scenario(client: Client) -> None:
+        events = client.list_watch(PODS)
+        kind, listed = await anext(events)
+        assert kind == "SYNC" and listed[0]["spec"]["x"]
+        kind, watched = await anext(events)
+        assert kind == "ADDED" and watched["spec"]["x"]
+
+    talk(tmp_path, handle, scenario)

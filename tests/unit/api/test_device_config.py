@@ -113,3 +113,11 @@ def test_a_kind_applies_to_its_own_devices_only(kind: str, fits: str, does_not: 
 def test_configs_that_differ_in_the_order_of_keys_are_one() -> None:
     one = config("GpuConfig", sharing={"strategy": "TimeSlicing"})
     assert parse_device_config(one) is parse_device_config(dict(reversed(one.items())))
+
+
+@pytest.mark.parametrize("wrong", [[], {}, [["deep"]], 1, None])
+def test_a_version_or_kind_that_is_no_text_is_refused_like_any_other(wrong: Any) -> None:
+    with pytest.raises(InvalidObject, match=r"apiVersion: .* is not known"):
+        parse_device_config({"apiVersion": wrong, "kind": "GpuConfig"})
+    with pytest.raises(InvalidObject, match=r"kind: .* is not known"):
+        parse_device_config({"apiVersion": "resource.nvidia.com/v1beta1", "kind": wrong})

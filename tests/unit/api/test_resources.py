@@ -1,6 +1,6 @@
 """Views show what the programs need of Kubernetes objects, whatever else these hold."""
 
-from api.resources import allocated_devices, claims_on_pool, view_claim, view_node, view_slice
+from api.resources import allocated_devices, view_claim, view_node, view_slice
 
 
 def test_a_claim_without_status_is_neither_allocated_nor_reserved() -> None:
@@ -15,11 +15,10 @@ def test_only_results_of_the_driver_and_pool_asked_for_are_seen() -> None:
         {"driver": "nic.example.com", "pool": "node-1", "device": "nic-0", "request": "r"},
     ]
     claim = {"metadata": {"uid": "u"}, "status": {"allocation": {"devices": {"results": results}}}}
-    empty = {"metadata": {"uid": "v"}, "status": {"allocation": None}}
     assert [r["device"] for r in allocated_devices(claim, "gpu.nvidia.com", "node-1")] == ["gpu-0"]
     assert [r["device"] for r in allocated_devices(claim, "gpu.nvidia.com")] == ["gpu-0", "gpu-1"]
-    assert claims_on_pool([claim, empty], "gpu.nvidia.com", "node-1") == (claim,)
-    assert claims_on_pool([claim, empty], "gpu.nvidia.com", "node-3") == ()
+    assert allocated_devices(claim, "gpu.nvidia.com", "node-3") == ()
+    assert allocated_devices({"status": {"allocation": None}}, "gpu.nvidia.com") == ()
 
 
 def test_a_slice_knows_its_owner_node_and_generation() -> None:

@@ -52,6 +52,7 @@ class World:
     """`domain` is None once it is gone. Everything else is keyed by name."""
 
     domain: Domain | None = field(default_factory=make_domain)
+    uid: str = UID
     settings: Settings = SETTINGS
     fabric: dict[str, str] = field(default_factory=lambda: dict(FABRIC))
     claims: dict[str, ChannelClaim] = field(default_factory=dict)
@@ -66,19 +67,27 @@ class World:
     held: dict[str, float] = field(default_factory=dict)
     now: float = 1_000_000.0
     serial: int = 0
+    rivals: "list[World]" = field(default_factory=list)
+    """Other domains in the same cluster."""
     writes: list[Action] = field(default_factory=list)
     statuses: list[str] = field(default_factory=list)
 
     # -- what the controller does
 
     def observe(self) -> Observation:
+        rivals = tuple(rival.observe_members() for rival in self.rivals)
+        taken = {claim.node: str(claim.ref) for rival in self.rivals for claim in rival.daemon_claims.values()}
+        return replace(self.observe_alone(), rivals=rivals, taken=taken)
+
+    def observe_alone(self) -> Observation:
         return Observation(
             now=self.now,
-            uid=UID,
+            uid=self.uid,
             domain=self.domain,
             claims=tuple(self.claims.values()),
             fabric=dict(self.fabric),
-            cliques=tuple(self.cliques.values()),
+            cliques=tuple(c for c in self.cliques.values() if c.ref.namespace == self.settings.namespace),
+            strays=tuple(c for c in self.cliques.values() if c.ref.namespace != self.settings.namespace),
             pods=tuple(self.pods.values()),
             daemon_claims=tuple(self.daemon_claims.values()),
             templates=tuple(self.templates.values()),
@@ -86,6 +95,9 @@ class World:
             held_since=dict(self.held),
             leaving=frozenset(self.leaving),
         )
+
+    def observe_members(self) -> Observation:
+        return replace(self.observe_alone(), pods=(), daemon_claims=(), templates=(), secrets=())
 
     def plan(self) -> Plan:
         seen = self.observe()
@@ -115,7 +127,7 @@ class World:
                     self._store_clique(clique.ref, {**self.bodies[clique.ref.uid], **fields})
             case MakeCertificates(ref=ref, clique=clique_ref):
                 made = Ref("Secret", ref.namespace, ref.name, self._uid())
-                self.secrets[ref.name] = TlsSecret(made, UID, clique_ref.uid, renew_at=self.now + 1e6)
+                self.secrets[ref.name] = TlsSecret(made, self.uid, clique_ref.uid, renew_at=self.now + 1e6)
             case WriteBinding(ref=ref, conditions=conditions):
                 formed, failed = (condition["status"] == "True" for condition in conditions)
                 claim = self.claims[ref.name]
@@ -139,13 +151,13 @@ class World:
                 if ref.name not in self.cliques:
                     self._store_clique(made, body)
             case "ResourceClaim":
-                self.daemon_claims.setdefault(ref.name, DaemonClaim(made, UID, node, owner))
+                self.daemon_claims.setdefault(ref.name, DaemonClaim(made, self.uid, node, owner))
             case "Pod":
                 clique = body["metadata"]["labels"]["resource.nvidia.com/computeDomain.cliqueID"]
-                pod = DaemonPod(made, UID, node, clique, owner, created_at=self.now)
+                pod = DaemonPod(made, self.uid, node, clique, owner, created_at=self.now)
                 self.pods.setdefault(ref.name, pod)
             case "ResourceClaimTemplate":
-                self.templates.setdefault(ref.name, Template(made, UID))
+                self.templates.setdefault(ref.name, Template(made, self.uid))
 
     def _store_clique(self, ref: Ref, body: dict[str, Any]) -> None:
         self.serial += 1
@@ -178,7 +190,7 @@ class World:
         name = name or f"{node}-{self.serial}"
         ref = Ref("ResourceClaim", namespace, name, self._uid())
         pod = Ref("Pod", namespace, f"pod-{name}", f"uid-of-pod-{name}")
-        self.claims[name] = ChannelClaim(ref, UID, node, Moment(self.now, is_known=True), (pod,))
+        self.claims[name] = ChannelClaim(ref, self.uid, node, Moment(self.now, is_known=True), (pod,))
 
     def end_claims(self, node: str) -> None:
         self.claims = {name: claim for name, claim in self.claims.items() if claim.node != node}
@@ -196,6 +208,12 @@ class World:
     def lose_pod(self, name: str) -> None:
         """Force-deleted, or its node is gone."""
         self.pods.pop(name, None)
+
+    def finish_pods(self, node: str) -> None:
+        """They end by themselves."""
+        for name, pod in self.pods.items():
+            if pod.node == node:
+                self.pods[name] = replace(pod, phase=Phase.FINISHED)
 
     def lose_node(self, node: str) -> None:
         """Kubernetes hears nothing of it any more, and says so of its pods."""
@@ -230,12 +248,17 @@ class World:
             return self._terminate(pod)
         if pod.lost_at is not None:
             return pod
-        if pod.phase is Phase.PENDING and pod.ref.name in self.daemon_claims:
+        if pod.phase is Phase.PENDING and pod.ref.name in self.daemon_claims and not self._is_taken(pod.node):
             self.serial += 1
             return replace(pod, phase=Phase.RUNNING, address=f"10.0.0.{self.serial}")
         if pod.phase is Phase.RUNNING:
             return replace(pod, phase=Phase.READY)
         return pod
+
+    def _is_taken(self, node: str) -> bool:
+        """A node has one daemon device, and whose pod has it keeps it until that is gone."""
+        pods = [pod for rival in self.rivals for pod in rival.pods.values()]
+        return any(pod.node == node and pod.phase is not Phase.PENDING for pod in pods)
 
     def converge(self, limit: int = 200) -> Plan:
         """Plan, act and let time pass until nothing changes any more; the last plan is empty."""

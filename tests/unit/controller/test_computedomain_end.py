@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from computedomain_world import SETTINGS, UID, World, condition, formed, indexes
 
-from api.clique import Moment
+from api.clique import Membership, Moment
 from controller.computedomain.actions import (
     Create,
     Delete,
@@ -80,6 +80,44 @@ def test_where_nobody_says_when_a_claim_was_allocated_it_counts_on_a_node_that_i
     members = world.plan().members
     assert [claim.ref.name for claim in members.holders] == (["undated"] if holds else [])
     assert [claim.ref.name for claim in members.refused] == ([] if holds else ["undated"])
+
+
+def _drain_undated() -> World:
+    """Its jobs run on; the API server does not say when their claims were allocated."""
+    world = formed("n0", "n1")
+    undated = Moment(world.now, is_known=False)
+    world.claims = {name: replace(claim, allocated=undated) for name, claim in world.claims.items()}
+    world.delete_domain()
+    world.converge()
+    assert condition(world, "Draining") == ("True", "ClaimsInUse")
+    return world
+
+
+@pytest.mark.parametrize("all_at_once", [True, False])
+def test_jobs_keep_a_deleted_domain_whose_driver_is_installed_anew_in_another_namespace(all_at_once: bool) -> None:
+    world = _drain_undated()
+    world.settings = replace(world.settings, namespace="anew")
+    world.cliques = {f"old {name}": clique for name, clique in world.cliques.items()}
+    world.pods.clear()
+    world.secrets.clear()
+    world.daemon_claims.clear()
+    if not all_at_once:
+        for action in world.plan().actions[:1]:
+            world.apply(action)
+    world.converge()
+    assert world.domain is not None
+    assert condition(world, "Draining") == ("True", "ClaimsInUse")
+    assert {clique.ref.namespace for clique in world.cliques.values()} == {"anew"}
+    assert {pod.node for pod in world.pods.values()} == {"n0", "n1"}
+
+
+def test_jobs_keep_a_deleted_domain_whose_membership_somebody_deletes() -> None:
+    world = _drain_undated()
+    world.cliques.clear()
+    world.converge()
+    assert world.domain is not None
+    assert condition(world, "Draining") == ("True", "ClaimsInUse")
+    assert indexes(world).keys() == {"n0", "n1"}
 
 
 def test_nodes_are_told_when_the_domain_was_deleted() -> None:
@@ -174,6 +212,27 @@ def test_leftovers_of_an_installation_in_another_namespace_go() -> None:
     world.converge()
     assert "old" not in world.cliques and len(world.cliques) == 1
     assert len(world.pods) == 2
+
+
+def test_a_membership_in_a_strangers_namespace_that_does_not_go_holds_nobody_up() -> None:
+    """Whoever may make one may give it a finalizer of theirs."""
+    world = formed("n0", "n1")
+    (clique,) = world.cliques.values()
+    theirs = Ref("ComputeDomainClique", "stranger", f"{UID}.x", "theirs")
+    world.cliques["theirs"] = Clique(theirs, "v", clique.membership, terminating=True)
+    world.claims.clear()
+    world.delete_domain()
+    world.converge()
+    assert world.domain is None and list(world.cliques) == ["theirs"]
+
+
+def test_a_membership_in_another_namespace_goes_before_the_domain_does() -> None:
+    world = formed()
+    elsewhere = Ref("ComputeDomainClique", "elsewhere", f"{UID}.f.0", "old")
+    world.cliques["old"] = Clique(elsewhere, "v", Membership(f"{UID}.f.0", UID, "", "", "f.0", 18, False, ()))
+    world.delete_domain()
+    world.templates.clear()
+    assert [type(action) for action in world.plan().actions] == [Delete, DropFinalizer]
 
 
 def test_a_plan_for_something_that_ends_makes_nothing() -> None:

@@ -2,27 +2,35 @@
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
+
+import pytest
 
 from api.client import Conflict
+from controller.apply import PartlyApplied
 from controller.computedomain.actions import Delete
 from controller.computedomain.execute import Executor
+from controller.computedomain.members import plan_members
 from controller.computedomain.reconcile import ComputeDomains
 from controller.computedomain.state import Ref, Settings
 from controller.loop import WorkQueue
 from controller.metrics import Metrics
 
 LABEL = "resource.nvidia.com/computeDomain"
+SETTINGS = Settings("driver", "image")
 
 
 @dataclass
 class _Nothing:
-    """Neither client nor Events are used while only looking."""
+    """The client is not used while only looking, and nobody reads the Events."""
+
+    def report(self, *_: Any) -> None:
+        pass
 
 
 def _domains() -> ComputeDomains:
     nothing: Any = _Nothing()
-    return ComputeDomains(nothing, Settings("driver", "image"), nothing, Metrics())
+    return ComputeDomains(nothing, SETTINGS, nothing, Metrics())
 
 
 async def _delete(domains: ComputeDomains, ref: Ref) -> None:
@@ -62,7 +70,13 @@ def _put_clique(domains: ComputeDomains, uid: str, namespace: str, node: str) ->
     _put(domains, "ComputeDomainClique", obj)
 
 
-def _put_claim(domains: ComputeDomains, uid: str, node: str) -> None:
+def _put_fabric(domains: ComputeDomains, node: str, clique: str) -> None:
+    device = {"name": "channel-0", "attributes": {"cliqueID": {"string": clique}}}
+    spec = {"nodeName": node, "devices": [device]}
+    _put(domains, "ResourceSlice", {"metadata": {"name": f"s-{node}", "resourceVersion": "4"}, "spec": spec})
+
+
+def _put_claim(domains: ComputeDomains, uid: str, node: str, second: int = 0) -> None:
     parameters = {
         "apiVersion": "resource.nvidia.com/v1beta1",
         "kind": "ComputeDomainChannelConfig",
@@ -70,9 +84,10 @@ def _put_claim(domains: ComputeDomains, uid: str, node: str) -> None:
     }
     opaque = {"driver": "compute-domain.nvidia.com", "parameters": parameters}
     result = {"request": "r", "driver": "compute-domain.nvidia.com", "pool": node, "device": "channel-0"}
-    allocation = {"devices": {"results": [result], "config": [{"source": "FromClaim", "opaque": opaque}]}}
+    devices = {"results": [result], "config": [{"source": "FromClaim", "opaque": opaque}]}
+    allocation = {"devices": devices, "allocationTimestamp": f"2026-01-01T00:00:{second:02}Z"}
     status = {"allocation": allocation, "reservedFor": [{"resource": "pods", "name": "p", "uid": "p"}]}
-    _put(domains, "ResourceClaim", {"metadata": _metadata("c", "team"), "status": status})
+    _put(domains, "ResourceClaim", {"metadata": _metadata(f"c-{uid}", "team"), "status": status})
 
 
 def test_a_label_in_a_strangers_namespace_makes_nothing_ours() -> None:
@@ -94,22 +109,62 @@ def test_the_template_of_the_wanted_name_is_seen_whoever_made_it() -> None:
     assert len(domains.queue) == 1
 
 
-def test_another_domain_with_a_daemon_on_the_node_is_seen_by_name() -> None:
-    domains = _domains()
-    uid = _put_domain(domains)
-    _put_claim(domains, uid, "n1")
-    _put_clique(domains, "other", "driver", "n1")
-    _put_clique(domains, "forged", "stranger", "n1")
-    assert domains.observe(uid, 0.0).occupied == {"n1": "elsewhere/other"}
+def _put_two_on_one_node(domains: ComputeDomains) -> tuple[str, str]:
+    """The claim of the second has been allocated first."""
+    uids = _put_domain(domains), _put_domain(domains, "other")
+    for uid, second in zip(uids, (2, 1), strict=True):
+        _put_claim(domains, uid, "n1", second)
+    _put_fabric(domains, "n1", "f.0")
+    return uids
 
 
-def test_a_domain_on_whose_node_anothers_daemon_comes_or_goes_is_looked_at() -> None:
+def test_a_node_is_for_the_domain_whose_claim_came_first_unless_the_other_is_there_already() -> None:
     domains = _domains()
-    uid = _put_domain(domains)
-    _put_claim(domains, uid, "n1")
+    train, other = _put_two_on_one_node(domains)
+    members = [plan_members(domains.observe(uid, 0.0), SETTINGS) for uid in (train, other)]
+    assert [each.occupied for each in members] == [{"n1": "team/other"}, {}]
+    _put_clique(domains, train, "driver", "n1")
+    members = [plan_members(domains.observe(uid, 0.0), SETTINGS) for uid in (train, other)]
+    assert [each.occupied for each in members] == [{}, {"n1": "team/train"}]
+
+
+def test_a_daemon_that_leaves_a_node_is_waited_for_and_wakes_those_who_wait() -> None:
+    domains = _domains()
+    train, _ = _put_two_on_one_node(domains)
+    for namespace in ("driver", "stranger"):
+        labels, node = {LABEL: "gone"}, {"resource.nvidia.com/node": "n1"}
+        claim = {"metadata": _metadata("left", namespace, labels=labels, annotations=node)}
+        _put(domains, "ResourceClaim", claim)
+    assert domains.observe(train, 0.0).taken == {"n1": "driver/left"}
     domains.queue = WorkQueue()
-    _put_clique(domains, "other", "driver", "n1")
-    assert len(domains.queue) == 2, "its own domain, and ours"
+    claims, changed = domains.caches["ResourceClaim"]
+    claims.drop("driver", "left", changed)
+    assert len(domains.queue) == 3, "both that want the node, and its own"
+    assert domains.observe(train, 0.0).taken == {}
+
+
+def test_a_membership_that_somebody_forges_keeps_nobody_from_a_node() -> None:
+    domains = _domains()
+    train, other = _put_two_on_one_node(domains)
+    _put_clique(domains, train, "stranger", "n1")
+    assert plan_members(domains.observe(other, 0.0), SETTINGS).occupied == {}
+
+
+def test_a_domain_on_whose_nodes_another_stands_otherwise_is_looked_at() -> None:
+    domains = _domains()
+    train, other = _put_two_on_one_node(domains)
+    domains.queue = WorkQueue()
+    domains._plan(other)
+    assert len(domains.queue) == 1, "it has come"
+    domains.queue = WorkQueue()
+    domains._plan(other)
+    assert len(domains.queue) == 0, "nothing is new"
+    claim, changed = domains.caches["ResourceClaim"]
+    claim.drop("team", f"c-{other}", changed)
+    domains.queue = WorkQueue()
+    domains._plan(other)
+    assert len(domains.queue) == 1, "it has left"
+    assert plan_members(domains.observe(train, 0.0), SETTINGS).occupied == {}
 
 
 def test_a_template_with_the_label_of_a_domain_that_is_gone_is_ours_only_if_that_owns_it() -> None:
@@ -145,8 +200,48 @@ def test_a_node_that_publishes_another_clique_wakes_the_domains_that_use_it() ->
     uid = _put_domain(domains)
     _put_claim(domains, uid, "n1")
     domains.queue = WorkQueue()
-    device = {"name": "channel-0", "attributes": {"cliqueID": {"string": "f.3"}}}
-    spec = {"nodeName": "n1", "devices": [device]}
-    _put(domains, "ResourceSlice", {"metadata": {"name": "s", "resourceVersion": "4"}, "spec": spec})
+    _put_fabric(domains, "n1", "f.3")
     assert domains.observe(uid, 0.0).fabric == {"n1": "f.3"}
     assert len(domains.queue) == 1
+
+
+class OneWhoseDeletesChangeNothing:
+    """An API server that answers a delete with the object, which somebody's finalizer holds."""
+
+    def __init__(self, pod: dict[str, Any], domain: dict[str, Any]) -> None:
+        self.pod, self.domain = pod, domain
+
+    async def delete(self, *_: Any, **__: Any) -> dict[str, Any]:
+        return self.pod
+
+    async def patch(self, path: str, body: dict[str, Any], *_: Any) -> dict[str, Any]:
+        assert path.endswith("/computedomains/train/status")
+        metadata = {**self.domain["metadata"], "resourceVersion": "2"}
+        self.domain = {**self.domain, "metadata": metadata, "status": body["status"]}
+        return self.domain
+
+
+def test_a_daemon_pod_that_somebody_holds_is_told_in_the_status_instead_of_stopping_it() -> None:
+    metadata = _metadata("train", "team", generation=1, finalizers=[LABEL])
+    spec = {"channel": {"resourceClaimTemplate": {"name": "channel"}}}
+    theirs = _metadata("p", "driver", labels={LABEL: "team-train"}, annotations={"resource.nvidia.com/node": "n"})
+    pod = {"metadata": {**theirs, "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["example.com/x"]}}
+    server: Any = OneWhoseDeletesChangeNothing(pod, {"metadata": metadata, "spec": spec})
+    domains = ComputeDomains(server, SETTINGS, cast(Any, _Nothing()), Metrics())
+    _put(domains, "ComputeDomain", server.domain)
+    _put(domains, "Pod", pod)
+    labels, owners = {LABEL: "team-train"}, [{"uid": "team-train"}]
+    _put(
+        domains,
+        "ResourceClaimTemplate",
+        {"metadata": _metadata("channel", "team", labels=labels, ownerReferences=owners)},
+    )
+    for _ in range(2):
+        with pytest.raises(PartlyApplied, match="is still to be done"):
+            asyncio.run(domains.reconcile("team-train"))
+        # Time passes.
+        domains._failures = {uid: (0.0, refused) for uid, (_, refused) in domains._failures.items()}
+        domains._held = {uid: dict.fromkeys(held, 0.0) for uid, held in domains._held.items()}
+    (degraded,) = [each for each in server.domain["status"]["conditions"] if each["type"] == "Degraded"]
+    assert degraded["reason"] == "ActionFailed"
+    assert "Pod driver/p" in degraded["message"]

@@ -38,6 +38,15 @@ def test_an_allocated_and_reserved_channel_is_a_member_of_its_domain() -> None:
     assert [pod.name for pod in parsed.pods] == ["worker-0"]
 
 
+def test_a_channel_that_is_reserved_for_a_group_of_pods_is_a_member_too() -> None:
+    """With DRAWorkloadResourceClaims `reservedFor` names the PodGroup, and none of its pods."""
+    raw = claim(channel_config("d1"))
+    group = {"apiGroup": "scheduling.k8s.io", "resource": "podgroups", "name": "workers", "uid": "g"}
+    raw["status"]["reservedFor"] = [group]
+    parsed = parse_claim(raw)
+    assert isinstance(parsed, ChannelClaim) and (parsed.domain_uid, parsed.pods) == ("d1", ())
+
+
 def test_the_claims_own_config_beats_that_of_its_class_and_a_later_one_an_earlier_one() -> None:
     parsed = parse_claim(claim(channel_config("d2"), channel_config("d3"), channel_config("d1", "FromClass")))
     assert parsed is not None and parsed.domain_uid == "d3"

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 from computedomain_world import World, condition, indexes, make_domain
 
+from api.clique import Moment
 from controller.computedomain.actions import WriteStatus
+from controller.computedomain.report import SLOW_S
 from controller.computedomain.state import ABSENT_AFTER_S, Phase, Ref
 from controller.computedomain.status import find_condition
 from controller.computedomain.waiting import FOLLOW_AFTER_S
@@ -150,3 +152,36 @@ def test_pods_that_are_deleted_and_gone_at_once_leave_no_word_in_the_status() ->
     assert condition(world, "Degraded") == ("False", "AsExpected")
     told = [find_condition(each.status, "Degraded")["reason"] for each in world.writes if isinstance(each, WriteStatus)]
     assert "MemberLost" not in told
+
+
+def test_a_node_whose_claim_is_of_pods_that_nobody_names_is_waited_for_and_the_claim_is_told_why() -> None:
+    """It is reserved for a PodGroup; other pods of the namespace are being deleted."""
+    world = _waiting("n0", "n1")
+    claim = world.claims["claim-n0"]
+    world.claims["claim-n0"] = replace(claim, pods=())
+    world.leaving = {"somebody"}
+    world.now += 10.0
+    plan = world.plan()
+    assert {report.regarding.kind for report in plan.reports if report.reason == "WaitingForComputeDomain"} == {
+        "Pod",
+        "ResourceClaim",
+    }
+    _act(world)
+    assert _abandoned(world) == [] and _absent(world) == set()
+    world.converge()
+    assert condition(world, "Ready") == ("True", "Connected")
+
+
+def test_where_nobody_says_when_a_claim_was_allocated_its_pod_has_waited_since_we_know_of_it() -> None:
+    """Kubernetes 1.35 and older: the claim of a pod that was Pending for an hour is an hour old."""
+    world = World()
+    world.add_claim("n0", "claim-n0")
+    claim = world.claims["claim-n0"]
+    world.claims["claim-n0"] = replace(claim, allocated=Moment(world.now - 3600, is_known=False))
+    plan = world.plan()
+    assert not plan.reports and not plan.follow_pods
+    assert plan.wake_after_s is not None and plan.wake_after_s <= FOLLOW_AFTER_S
+    world.now += FOLLOW_AFTER_S
+    assert world.plan().follow_pods
+    world.now += SLOW_S
+    assert [report.reason for report in world.plan().reports] == ["WaitingForComputeDomain"]

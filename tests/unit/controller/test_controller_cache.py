@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from controller.observe import Cache
 
 
@@ -43,3 +45,13 @@ def test_an_object_that_stops_being_of_interest_leaves_the_indexes() -> None:
     cache.record(_object("a", 1, "x"), changed.append)
     cache.record(_object("a", 2, None), changed.append)
     assert len(cache) == 0 and cache.keys("value") == []
+
+
+def test_an_object_that_cannot_be_read_is_of_no_interest_and_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    cache: Cache[str] = Cache("/x", lambda obj: obj["value"].strip(), {"value": lambda value: [value]})
+    bad = {"metadata": {"name": "bad", "namespace": "theirs", "resourceVersion": "7"}, "value": {}}
+    cache._replace([bad, _object("a", 5)], lambda _: None)
+    assert list(cache.values()) == ["x"]
+    cache.record({**bad, "metadata": {**bad["metadata"], "resourceVersion": "8"}, "value": "good"}, lambda _: None)
+    assert sorted(cache.values()) == ["good", "x"]
+    assert [vars(record)["object"] for record in caplog.records] == ["theirs/bad"]

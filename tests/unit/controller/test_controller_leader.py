@@ -55,10 +55,15 @@ class LeaseServer:
         self.stored: dict[str, Any] = {}
         self.written_at: list[float] = []
         self.renewing = asyncio.Event()
+        self._written = asyncio.Condition()
         self._slow = slow
 
     async def service_account(self) -> None:
         return None
+
+    async def wait_written(self, times: int) -> None:
+        async with self._written:
+            await self._written.wait_for(lambda: len(self.written_at) >= times)
 
     async def get(self, path: str) -> dict[str, Any]:
         if not self.stored:
@@ -77,6 +82,8 @@ class LeaseServer:
         self.written_at.append(asyncio.get_running_loop().time())
         if len(self.written_at) == 2:
             self.renewing.set()
+        async with self._written:
+            self._written.notify_all()
         await asyncio.sleep(self._slow(len(self.written_at) - 1))
         return {**body, "metadata": metadata}
 
@@ -106,6 +113,22 @@ def test_a_leader_whose_renewals_are_answered_late_has_stopped_before_another_ma
         return stopped_at - server.written_at[1]
 
     assert run_limited(scenario()) < settings.duration_s
+
+
+@pytest.mark.parametrize("hangs", [1, 2, 5])
+def test_one_renewal_that_is_never_answered_costs_no_leadership(hangs: int) -> None:
+    settings = LeaseSettings("ns", "lease", "me", duration_s=1.5, renew_deadline_s=1.0, retry_period_s=0.1)
+    server = LeaseServer(lambda number: 60.0 if number == hangs else 0.0)
+
+    async def scenario() -> None:
+        leading = asyncio.ensure_future(_elect(server, settings).run(asyncio.Event().wait))
+        waited = asyncio.ensure_future(server.wait_written(hangs + 3))
+        await asyncio.wait({leading, waited}, return_when=asyncio.FIRST_COMPLETED)
+        assert not leading.done()
+        leading.cancel()
+        await asyncio.gather(leading, return_exceptions=True)
+
+    run_limited(scenario())
 
 
 def test_a_stop_during_a_renewal_gives_the_lease_up_all_the_same() -> None:

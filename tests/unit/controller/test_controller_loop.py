@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from limited import run_limited
@@ -79,6 +80,28 @@ def test_a_key_that_fails_comes_back_and_others_are_not_held_up() -> None:
         return seen
 
     assert run_limited(scenario())[:2] == ["bad", "good"]
+
+
+def test_a_defect_costs_its_key_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> list[str]:
+        queue, seen, done = WorkQueue(), [], asyncio.Event()
+
+        async def reconcile(key: str) -> None:
+            seen.append(key)
+            if key == "bad" and seen.count("bad") < 3:
+                raise KeyError("ca.key")
+            if seen.count("bad") == 3:
+                done.set()
+
+        queue.add("bad")
+        queue.add("good")
+        worker = asyncio.ensure_future(queue.run(reconcile, workers=1))
+        await done.wait()
+        worker.cancel()
+        return seen
+
+    assert sorted(run_limited(scenario())) == ["bad", "bad", "bad", "good"]
+    assert [record.message for record in caplog.records] == ["defect", "defect"], "whoever mends it is told"
 
 
 def test_a_key_can_ask_to_be_looked_at_later_without_a_change() -> None:
