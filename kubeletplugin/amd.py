@@ -143,7 +143,7 @@ class AmdDriver:
     # Claims
 
     async def prepare(self, claim: Json, ref: ClaimRef) -> tuple[ReadyDevice, ...]:
-        request = parse_claim(claim, self.name, ref.uid, parse_config)
+        request = parse_claim(claim, self.name, self._node, ref.uid, parse_config)
 
         def plan() -> AmdPreparePlan:
             return plan_amd_prepare(

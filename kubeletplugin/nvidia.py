@@ -159,7 +159,7 @@ class NvidiaDriver:
     # Claims
 
     async def prepare(self, claim: Json, ref: ClaimRef) -> tuple[ReadyDevice, ...]:
-        request = parse_claim(claim, self.name, ref.uid, parse_config)
+        request = parse_claim(claim, self.name, self._node, ref.uid, parse_config)
         async with self._store.lease():
             try:
                 plan = self._plan(request)

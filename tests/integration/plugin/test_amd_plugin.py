@@ -45,6 +45,16 @@ async def test_a_container_is_told_its_node_and_its_driver(it: AmdWorld) -> None
     assert len(device["containerEdits"]["deviceNodes"]) == 2
 
 
+@in_amd_world()
+async def test_a_partition_of_another_node_is_not_given_out_here(it: AmdWorld) -> None:
+    kubelet = await it.start()
+    claim = await it.claim("elsewhere", CHANGED, pool="another")
+    with pytest.raises(PrepareFailed, match=rf"elsewhere: request r0: .* pool another, .* node {it.node.name};"):
+        await kubelet.prepare(claim)
+    it.assert_released()
+    assert it.modes() == ["spx_nps1"] * 2
+
+
 @pytest.mark.parametrize("device", [CHANGED, RELOADED])
 @pytest.mark.parametrize("step", ["intent", "hardware", "cdi", "done"])
 @in_amd_world()

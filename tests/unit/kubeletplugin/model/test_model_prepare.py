@@ -26,7 +26,7 @@ from kubeletplugin.model.steps import (
     SetTimeSlice,
 )
 from tests.scenarios.hardware import Hardware, a100, h100, inventory, l40s
-from tests.scenarios.node import DRIVER, Node, claim
+from tests.scenarios.node import DRIVER, POOL, Node, claim
 
 GPU = h100(0).uuid
 SLICE = "gpu-0-mig-1g10gb-19-5"
@@ -35,7 +35,7 @@ SLICE = "gpu-0-mig-1g10gb-19-5"
 def plan(
     raw: dict[str, Any], hardware: Inventory, checkpoint: Checkpoint | None = None, boot: str = "b"
 ) -> PreparePlan:
-    request = parse_claim(raw, DRIVER, raw["metadata"]["uid"], parse_device_config)
+    request = parse_claim(raw, DRIVER, POOL, raw["metadata"]["uid"], parse_device_config)
     return plan_prepare(request, hardware, checkpoint or Checkpoint(), boot)
 
 
