@@ -6,12 +6,16 @@ has had time to do so, and has forgotten.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import Final
 
 from api.client import Client, NotFound, path
 from api.resources import allocated_devices
 from kubeletplugin.driver import CLAIM_API
 from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState
+
+FAILED_AGAIN_S: Final = 30.0  # what refused may refuse for long, and whoever waits for a device asks himself
+_LEAST_PAUSE_S: Final = 1.0
 
 
 class StaleClaims:
@@ -27,13 +31,18 @@ class StaleClaims:
         """Those to be given back: gone for as long as the grace, or never completed. Raises ApiError."""
         return [record for record in tuple(records) if await self._is_stale(record)]
 
-    def next_due_s(self, otherwise_s: float) -> float:
-        """Seconds until the next may be given back, at most `otherwise_s`."""
+    def next_due_s(self, recorded: Collection[str], otherwise_s: float) -> float:
+        """Seconds until the next may be given back, at most `otherwise_s`.
+
+        `recorded`: UIDs of all claims that have a record; another instance may have removed that of one known here.
+        """
+        self._gone_since = {uid: since for uid, since in self._gone_since.items() if uid in recorded}
         now = self._clock()
-        return min([otherwise_s, *(max(0.0, since + self._grace_s - now) for since in self._gone_since.values())])
+        due_s = min([otherwise_s, *(since + self._grace_s - now for since in self._gone_since.values())])
+        return max(_LEAST_PAUSE_S, due_s)
 
     def postpone(self, uid: str, for_s: float) -> None:
-        """It is in use all the same: due again after that, at most after the grace."""
+        """It is in use all the same, or cannot be given back: due again after that, at most after the grace."""
         self._gone_since[uid] = self._clock() - max(0.0, self._grace_s - for_s)
 
     def forget(self, uid: str) -> None:
@@ -46,10 +55,7 @@ class StaleClaims:
             return False
         now = self._clock()
         since = self._gone_since.setdefault(record.uid, now)
-        is_due = record.state is ClaimState.STARTED or now >= since + self._grace_s
-        if is_due:
-            self._gone_since[record.uid] = now  # where giving it back fails, the next attempt has its time
-        return is_due
+        return record.state is ClaimState.STARTED or now >= since + self._grace_s
 
     async def _still_holds(self, record: ClaimRecord) -> bool:
         """Whether the claim is there, and has these devices."""
