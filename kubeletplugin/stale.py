@@ -66,5 +66,5 @@ class StaleClaims:
             return False
         if claim["metadata"]["uid"] != record.uid:
             return False
-        allocated = {result["device"] for result in allocated_devices(claim, record.driver)}
-        return all(device.device in allocated for device in record.devices)
+        allocated = {(result["pool"], result["device"]) for result in allocated_devices(claim, record.driver)}
+        return all((device.pool, device.device) in allocated for device in record.devices)

@@ -162,7 +162,7 @@ def plan_unprepare(record: ClaimRecord, inventory: Inventory, checkpoint: Checkp
                 steps.append(SetTimeSlice(gpu.uuid, 0))
         elif isinstance(holding, MigHolding) and holding.owned:
             instance = find_instance(gpu, holding.profile_id, holding.placement)
-            if instance is not None and not instance.foreign and is_of(holding, instance):
+            if instance is not None and is_of(holding, instance):
                 steps.append(DeleteMigInstance(gpu.uuid, holding.profile_id, holding.placement))
             touched[gpu.uuid] = gpu
     steps.extend(DisableMig(uuid) for uuid, gpu in touched.items() if _may_leave_mig_mode(record, gpu, checkpoint))

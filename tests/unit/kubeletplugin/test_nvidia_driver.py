@@ -247,6 +247,23 @@ def test_one_that_cannot_be_given_back_keeps_no_other(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
+def test_one_that_is_allocated_on_another_node_by_now_has_nothing_here(tmp_path: Path) -> None:
+    """Its devices there have the same names."""
+
+    async def scenario(node: Node) -> None:
+        plugin = node.plugin(grace_s=0.0)
+        await plugin.driver.recover()
+        await plugin.prepare("a", "gpu-1")
+        (result,) = node.api.claims["claim-a"]["status"]["allocation"]["devices"]["results"]
+        await plugin.sweep()
+        assert set(plugin.store.checkpoint.records) == {"a"}
+        result["pool"] = "another"
+        await plugin.sweep()
+        assert not plugin.store.checkpoint.records
+
+    run(tmp_path, scenario)
+
+
 def test_who_waits_for_what_cannot_be_given_back_is_told_of_its_holder(tmp_path: Path) -> None:
     async def scenario(node: Node) -> None:
         plugin = node.plugin(grace_s=0.0)

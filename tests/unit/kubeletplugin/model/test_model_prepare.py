@@ -281,6 +281,19 @@ def test_an_instance_that_replaced_ours_is_not_deleted() -> None:
     assert plan_unprepare(node.checkpoint.records["a"], inventory(theirs), node.checkpoint) == ()
 
 
+def test_a_layout_that_is_not_ours_is_not_deleted_where_we_meant_to_make_an_instance() -> None:
+    started = plan(claim("a", SLICE), inventory(h100(0))).record
+    theirs = with_instances(h100(0), MigInstance(1, 19, Placement(5, 1), 0, "MIG-admin", foreign=True))
+    assert plan_unprepare(started, inventory(theirs), Checkpoint().with_record(started)) == ()
+
+
+def test_where_nothing_is_there_is_nothing_to_delete() -> None:
+    """What an admin makes there in the next moment is not ours."""
+    node = prepared(claim("a", SLICE), h100(0))
+    gone = inventory(h100(0, enabled=True))
+    assert plan_unprepare(node.checkpoint.records["a"], gone, node.checkpoint) == (DisableMig(GPU),)
+
+
 def test_a_creation_without_result_is_an_error_and_no_record() -> None:
     planned = plan(claim("c", SLICE), inventory(h100(0)))
     for result in (None, MigInstance(1, 19, Placement(5, 1))):
