@@ -39,13 +39,12 @@ from kubeletplugin.model.claims import parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
 from kubeletplugin.settings import RELOAD_MARK
-from kubeletplugin.stale import FAILED_AGAIN_S, StaleClaims
+from kubeletplugin.stale import SWEEP_INTERVAL_S, StaleClaims
 from kubeletplugin.threads import call_in
 
 log = logging.getLogger(__name__)
 
 _MISSING_RETRY_S: Final = 5.0
-_SWEEP_INTERVAL_S: Final = 600.0
 _IDLE_S: Final = 15.0  # pods of one application that is being replaced come within that
 _MOST_PATIENCE_S: Final = 3600.0
 _HEALTHY: Final = 1
@@ -238,15 +237,12 @@ class AmdDriver:
 
     async def _sweep(self) -> int:
         """Give back what stale claims hold. Raises ApiError."""
-        swept = 0
-        for record in await self._stale.find(self._store.checkpoint.records.values()):
-            log.warning("stale_claim", extra={"claim": record.claim, "claim_uid": record.uid})
-            try:
-                self._forget(record.uid)
-                swept += 1
-            except PartitaError as error:  # one that cannot be given back must not keep the others waiting
-                log.error("stale_claim_stays", extra={"claim": record.claim, "error": str(error)})
-                self._stale.postpone(record.uid, FAILED_AGAIN_S)
+
+        async def give_back(record: ClaimRecord) -> bool:
+            self._forget(record.uid)
+            return True
+
+        swept = await self._stale.sweep(self._store.checkpoint.records.values(), give_back)
         if swept:
             self._store.sync_soon()
             self._changed()
@@ -292,7 +288,7 @@ class AmdDriver:
         self._changed = changed
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._rescan())
-            tasks.create_task(self._sweep_regularly())
+            tasks.create_task(self._stale.run(self.name, self._sweep_all, lambda: self._store.checkpoint.records))
             tasks.create_task(self._target.run(self._reach_target))
 
     async def _reach_target(self) -> None:
@@ -330,17 +326,10 @@ class AmdDriver:
             log.info("returning_home", extra={"driver": self.name, "modes": list(target)})
             await self._run_steps(plan_target(self._inventory, self._store.checkpoint, target))
 
-    async def _sweep_regularly(self) -> None:
-        while True:
-            at_least_s = 0.0
-            try:
-                async with self._one_at_a_time, self._store.lease():
-                    await self._sweep()
-            except PartitaError as error:
-                log.warning("sweep_failed", extra={"driver": self.name, "error": str(error)})
-                at_least_s = FAILED_AGAIN_S
-            due_s = self._stale.next_due_s(self._store.checkpoint.records, _SWEEP_INTERVAL_S)
-            await asyncio.sleep(max(at_least_s, due_s))
+    async def _sweep_all(self) -> float:
+        async with self._one_at_a_time, self._store.lease():
+            await self._sweep()
+        return SWEEP_INTERVAL_S
 
     async def _rescan_once(self, *, is_ours: bool = False) -> None:
         """Under the lease. What cannot be read is not offered, whatever was read before.

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -10,7 +10,9 @@ from typing import TypeVar
 
 from api.errors import HardwareError
 from kubeletplugin.hardware.backend import DeviceLost, NvidiaBackend
+from kubeletplugin.model.checkpoint import Checkpoint, ClaimRecord
 from kubeletplugin.model.inventory import Gpu, Inventory, MigInstance
+from kubeletplugin.model.prepare import gpus_with_instances, plan_unprepare
 from kubeletplugin.model.steps import DisableMig, EnableMig, HardwareStep, after_step
 from kubeletplugin.threads import call_in
 
@@ -38,7 +40,7 @@ class Executor:
         wanted = set(gpu_uuids)
         await self._call(lambda: self._refresh(wanted))
 
-    def _refresh(self, wanted: set[str]) -> None:
+    def _refresh(self, wanted: Collection[str]) -> None:
         gpus = tuple(self._read_again(gpu) if gpu.uuid in wanted else gpu for gpu in self.inventory.gpus)
         self.inventory = replace(self.inventory, gpus=gpus)
 
@@ -61,13 +63,14 @@ class Executor:
         results = await self._call(lambda: self._run(steps))
         return tuple(results)
 
-    async def run_back(
-        self, plan: Callable[[Inventory], Sequence[HardwareStep]], look_at: Iterable[str]
-    ) -> tuple[tuple[str, HardwareError], ...]:
-        """Read the GPUs `look_at` anew, and do what `plan` then says to give something back, as `run`: all that in one
-        hand-over to the thread. UUID of each GPU that could not leave MIG mode, and why. Raises what `plan` does, too.
+    async def give_back(self, record: ClaimRecord, checkpoint: Checkpoint) -> None:
+        """What a claim holds, where it is now; call while holding its GPUs. Raises HardwareError, Retryable.
+
+        Its instances are not looked for in what was read a while ago: an admin may have made others in their places.
         """
-        return await self._call(lambda: tuple(self._run_back(plan, set(look_at))))
+        made_on = gpus_with_instances(record)
+        if made_on or plan_unprepare(record, self.inventory, checkpoint):
+            await self._call(lambda: self._give_back(record, checkpoint, made_on))
 
     async def read_processes(self, device_uuid: str) -> tuple[int, ...]:
         """Ids of the processes on a GPU or MIG device. Raises HardwareError."""
@@ -89,17 +92,16 @@ class Executor:
             results.append(result)
         return results
 
-    def _run_back(
-        self, plan: Callable[[Inventory], Sequence[HardwareStep]], look_at: set[str]
-    ) -> Iterator[tuple[str, HardwareError]]:
-        self._refresh(look_at)
-        for step in plan(self.inventory):
+    def _give_back(self, record: ClaimRecord, checkpoint: Checkpoint, made_on: Collection[str]) -> None:
+        self._refresh(made_on)
+        for step in plan_unprepare(record, self.inventory, checkpoint):
             try:
                 self._run((step,))
             except HardwareError as error:
                 if not isinstance(step, DisableMig):
                     raise
-                yield step.gpu_uuid, error
+                # It is in nobody's way: whoever wants the GPU whole plans to leave MIG mode again.
+                log.info("mig_mode_stays", extra={"gpu": step.gpu_uuid, "why": str(error)})
 
     async def _call(self, function: Callable[[], T]) -> T:
         return await call_in(self._worker, function)

@@ -26,21 +26,17 @@ from kubeletplugin.model.mig import gpu_device_name
 from kubeletplugin.model.prepare import (
     PreparePlan,
     complete,
-    gpus_with_instances,
     plan_prepare,
     plan_recovery,
-    plan_unprepare,
 )
 from kubeletplugin.model.rebuild import rebuild_checkpoint, unrecorded_claims
-from kubeletplugin.model.steps import HardwareStep
 from kubeletplugin.occupants import ASK_AGAIN_S, Occupants
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
-from kubeletplugin.stale import FAILED_AGAIN_S, StaleClaims
+from kubeletplugin.stale import SWEEP_INTERVAL_S, StaleClaims
 
 log = logging.getLogger(__name__)
 
 _MISSING_RETRY_S: Final = 5.0
-_SWEEP_INTERVAL_S: Final = 600.0
 _UNDO_AGAIN_S: Final = 30.0
 
 
@@ -138,7 +134,7 @@ class NvidiaDriver:
             log.info("undoing", extra={"claim": undo.record.claim, "claim_uid": undo.record.uid})
             try:
                 if undo.steps:
-                    await self._give_back(undo.record)
+                    await self._executor.give_back(undo.record, self._store.checkpoint)
                 self._forget(undo.record.uid)
             except PartitaError as error:  # one claim that cannot be undone must not keep the others waiting
                 self._report_not_undone(undo.record, error)
@@ -257,7 +253,7 @@ class NvidiaDriver:
     async def _undo(self, record: ClaimRecord) -> None:
         """Give back what a failed preparation made. Where that fails too, the record stays for the next attempt."""
         try:
-            await self._give_back(record)
+            await self._executor.give_back(record, self._store.checkpoint)
             self._forget(record.uid)
         except PartitaError as error:
             log.error("not_undone", extra={"error": str(error)})
@@ -281,25 +277,10 @@ class NvidiaDriver:
                 return False
             # Instances end with the boot: what lies there now was not made by an interrupted claim of an earlier one.
             if record.state is ClaimState.COMPLETED or record.boot_id == self._boot_id:
-                await self._give_back(record)
+                await self._executor.give_back(record, self._store.checkpoint)
             self._crash("undone")
             self._forget(record.uid)
             return True
-
-    async def _give_back(self, record: ClaimRecord) -> None:
-        """Call while holding the record's GPUs: its instances are looked for where they are now, not in what was read
-        a while ago, for an admin may have made others in their places."""
-        checkpoint = self._store.checkpoint
-
-        def plan(inventory: Inventory) -> tuple[HardwareStep, ...]:
-            return plan_unprepare(record, inventory, checkpoint)
-
-        made_on = gpus_with_instances(record)
-        if not made_on and not plan(self._executor.inventory):
-            return
-        # A GPU that stays in MIG mode is in nobody's way: whoever wants it whole plans to leave it again.
-        for gpu_uuid, why in await self._executor.run_back(plan, made_on):
-            log.info("mig_mode_stays", extra={"driver": self.name, "gpu": gpu_uuid, "why": str(why)})
 
     def _forget(self, uid: str) -> None:
         self._cdi.remove(cdi_file_name(NVIDIA_CDI_VENDOR, uid))
@@ -318,19 +299,15 @@ class NvidiaDriver:
     async def _sweep(self, uids: Iterable[str]) -> int:
         """Give back what those of these claims hold that are stale; how many. Raises ApiError."""
         records = [record for uid in uids if (record := self._store.checkpoint.get(uid)) is not None]
-        swept = 0
-        for record in await self._stale.find(records):
-            if await self._occupants.remain(record):
-                self._stale.postpone(record.uid, ASK_AGAIN_S)
-                continue
-            log.warning("stale_claim", extra={"claim": record.claim, "claim_uid": record.uid})
-            try:
-                swept += await self._release(record)
-            except PartitaError as error:  # one that cannot be given back must not keep the others waiting
-                log.error("stale_claim_stays", extra={"claim": record.claim, "error": str(error)})
-                self._stale.postpone(record.uid, ASK_AGAIN_S)
+        swept = await self._stale.sweep(records, self._release_unless_in_use)
         self._note_swept(swept)
         return swept
+
+    async def _release_unless_in_use(self, record: ClaimRecord) -> bool:
+        if await self._occupants.remain(record):
+            self._stale.postpone(record.uid, ASK_AGAIN_S)
+            return False
+        return await self._release(record)
 
     def _note_swept(self, count: int) -> None:
         if count:
@@ -366,7 +343,7 @@ class NvidiaDriver:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._executor.watch_events(on_event))
             tasks.create_task(self._rescan(changed))
-            tasks.create_task(self._sweep_regularly())
+            tasks.create_task(self._stale.run(self.name, self._sweep_all, lambda: self._store.checkpoint.records))
 
     def _observe(self, health: NodeHealth, changed: Callable[[], None]) -> None:
         if health != self._health:
@@ -397,19 +374,11 @@ class NvidiaDriver:
         self._loads = loads
         return inventory
 
-    async def _sweep_regularly(self) -> None:
-        while True:
-            at_least_s = 0.0
-            try:
-                async with self._store.lease():
-                    await self._undo_the_rest()
-                    await self._sweep(self._store.checkpoint.records)
-            except PartitaError as error:
-                log.warning("sweep_failed", extra={"driver": self.name, "error": str(error)})
-                at_least_s = FAILED_AGAIN_S
-            otherwise_s = _UNDO_AGAIN_S if self._not_undone else _SWEEP_INTERVAL_S
-            due_s = self._stale.next_due_s(self._store.checkpoint.records, otherwise_s)
-            await asyncio.sleep(max(at_least_s, due_s))
+    async def _sweep_all(self) -> float:
+        async with self._store.lease():
+            await self._undo_the_rest()
+            await self._sweep(self._store.checkpoint.records)
+        return _UNDO_AGAIN_S if self._not_undone else SWEEP_INTERVAL_S
 
     async def _undo_the_rest(self) -> None:
         """Try again what could not be undone at the start, where nobody has asked for the claim since."""

@@ -5,16 +5,22 @@ its claim went at once. So a claim that is gone may still be used: its devices a
 has had time to do so, and has forgotten.
 """
 
+import asyncio
+import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Final
 
 from api.client import Client, NotFound, path
+from api.errors import PartitaError
 from api.resources import allocated_devices
 from kubeletplugin.driver import CLAIM_API
 from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState
 
-FAILED_AGAIN_S: Final = 30.0  # what refused may refuse for long, and whoever waits for a device asks himself
+log = logging.getLogger(__name__)
+
+SWEEP_INTERVAL_S: Final = 600.0
+_FAILED_AGAIN_S: Final = 30.0  # what refused may refuse for long, and whoever waits for a device asks himself
 _LEAST_PAUSE_S: Final = 1.0
 
 
@@ -27,6 +33,40 @@ class StaleClaims:
         self._clock = clock
         self._gone_since: dict[str, float] = {}
 
+    async def run(
+        self, driver: str, sweep: Callable[[], Awaitable[float]], recorded: Callable[[], Collection[str]]
+    ) -> None:
+        """Call `sweep` until cancelled: when the next claim is due, at the latest after as many seconds as it returns.
+
+        `recorded`: UIDs of all claims that have a record.
+        """
+        while True:
+            at_least_s, otherwise_s = 0.0, SWEEP_INTERVAL_S
+            try:
+                otherwise_s = await sweep()
+            except PartitaError as error:
+                log.warning("sweep_failed", extra={"driver": driver, "error": str(error)})
+                at_least_s = _FAILED_AGAIN_S
+            await asyncio.sleep(max(at_least_s, self.next_due_s(recorded(), otherwise_s)))
+
+    async def sweep(self, records: Iterable[ClaimRecord], give_back: Callable[[ClaimRecord], Awaitable[bool]]) -> int:
+        """Give back what those of these claims hold that are stale; how many. Raises ApiError, before anything else.
+
+        `give_back` is false where it must not be, for now. One that cannot be given back keeps no other waiting.
+        """
+        swept = 0
+        for record in await self.find(records):
+            try:
+                if not await give_back(record):
+                    continue
+            except PartitaError as error:
+                log.error("stale_claim_stays", extra={"claim": record.claim, "error": str(error)})
+                self.postpone(record.uid, _FAILED_AGAIN_S)
+                continue
+            log.warning("stale_claim", extra={"claim": record.claim, "claim_uid": record.uid})
+            swept += 1
+        return swept
+
     async def find(self, records: Iterable[ClaimRecord]) -> list[ClaimRecord]:
         """Those to be given back: gone for as long as the grace, or never completed. Raises ApiError."""
         return [record for record in tuple(records) if await self._is_stale(record)]
@@ -34,7 +74,7 @@ class StaleClaims:
     def next_due_s(self, recorded: Collection[str], otherwise_s: float) -> float:
         """Seconds until the next may be given back, at most `otherwise_s`.
 
-        `recorded`: UIDs of all claims that have a record; another instance may have removed that of one known here.
+        `recorded` as in `run`: another instance may have removed the record of a claim that is known here.
         """
         self._gone_since = {uid: since for uid, since in self._gone_since.items() if uid in recorded}
         now = self._clock()

@@ -161,13 +161,11 @@ class Plugin:
         return {device["name"] for group in devices.groups for device in group.devices}
 
     async def sweep(self) -> None:
-        """Look for stale claims once, as a running plugin does at its start."""
-        sweeping = asyncio.ensure_future(self.driver._sweep_regularly())
-        for _ in range(50):
-            await asyncio.sleep(0.002)
-        sweeping.cancel()
-        with suppress(asyncio.CancelledError):
-            await sweeping
+        """Look for stale claims as a running plugin does, for a moment."""
+        driver = self.driver
+        sweeping = driver._stale.run(driver.name, driver._sweep_all, lambda: self.store.checkpoint.records)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(sweeping, 0.1)
 
 
 def ref(uid: str) -> ClaimRef:
