@@ -193,7 +193,12 @@ class Store:
     def release(self, uid: str) -> None:
         """Undo `reserve`, back to what the journal holds; what was put or removed meanwhile stays as it is."""
         if uid in self._reserved:
-            self.checkpoint = _restored(self.checkpoint, uid, self._reserved.pop(uid))
+            self.checkpoint = self.without_reservation(uid)
+            del self._reserved[uid]
+
+    def without_reservation(self, uid: str) -> Checkpoint:
+        """The checkpoint as it would be had nobody reserved anything for that claim."""
+        return _restored(self.checkpoint, uid, self._reserved[uid]) if uid in self._reserved else self.checkpoint
 
     def put(self, record: ClaimRecord) -> None:
         """Append. Raises DiskFull, after which nothing changed."""
@@ -363,12 +368,8 @@ class CdiFiles:
             raise disk_error(error, self.path(name)) from error
 
     def set_aside(self, name: str) -> Path:
-        """Keep it where neither runtimes nor `read_all` look. Raises DiskFailed."""
-        path = self.path(name)
-        try:
-            return path.rename(f"{path}.unreadable")
-        except OSError as error:
-            raise disk_error(error, path) from error
+        """Keep it where neither runtimes nor `read_all` look. Raises OSError."""
+        return self.path(name).rename(f"{self._directory}/{name}.unreadable")
 
     def read_all(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
         """Claim UID and spec of every file of ours; None for one that cannot be parsed."""

@@ -206,7 +206,9 @@ class NvidiaDriver:
         return ready_devices(record)
 
     def _plan(self, request: ClaimRequest) -> PreparePlan:
-        return plan_prepare(request, self._executor.inventory, self._store.checkpoint, self._boot_id)
+        # For what is only reserved nothing has been made: whatever lies at its placements is somebody else's.
+        known = self._store.without_reservation(request.uid)
+        return plan_prepare(request, self._executor.inventory, known, self._boot_id)
 
     async def _change(self, request: ClaimRequest, plan: PreparePlan) -> ClaimRecord:
         """Prepare a claim whose GPUs must be held; what fails is undone by what the hardware then shows."""

@@ -117,6 +117,18 @@ def test_a_static_instance_that_is_gone_since_the_last_look_is_made(tmp_path: Pa
     run(tmp_path, scenario)
 
 
+def test_an_instance_that_an_admin_made_since_the_last_look_is_given_out_and_stays(tmp_path: Path) -> None:
+    async def scenario(node: Node) -> None:
+        plugin = node.plugin()
+        await plugin.driver.recover()
+        theirs = node.rack.create(GPU, 19, PLACE)
+        assert_real(node, await plugin.prepare("y", SLICE), owned=False)
+        await plugin.unprepare("y")
+        assert node.rack.instances() == [theirs]
+
+    run(tmp_path, scenario)
+
+
 def test_a_static_instance_that_was_made_anew_is_given_out_as_what_it_is_now(tmp_path: Path) -> None:
     async def scenario(node: Node) -> None:
         plugin = node.plugin()
