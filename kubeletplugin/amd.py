@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from api.client import ApiError, Client, Json
-from api.errors import Busy, HardwareError, InvalidObject, PartitaError, StateUnreadable
+from api.errors import Busy, HardwareError, PartitaError, StateUnreadable
 from api.names import AMD_CDI_VENDOR, AMD_GPU_DRIVER
 from kubeletplugin.amd_home import HomeModes
 from kubeletplugin.amd_reload import ReloadMark
@@ -39,12 +39,12 @@ from kubeletplugin.model.claims import parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
 from kubeletplugin.settings import RELOAD_MARK
-from kubeletplugin.stale import StaleClaims
+from kubeletplugin.stale import SWEEP_INTERVAL_S, StaleClaims
+from kubeletplugin.threads import call_in
 
 log = logging.getLogger(__name__)
 
 _MISSING_RETRY_S: Final = 5.0
-_SWEEP_INTERVAL_S: Final = 600.0
 _IDLE_S: Final = 15.0  # pods of one application that is being replaced come within that
 _MOST_PATIENCE_S: Final = 3600.0
 _HEALTHY: Final = 1
@@ -93,6 +93,8 @@ class AmdDriver:
         self._changed: Callable[[], None] = lambda: None
         self._target = NodeTarget(node, client, on_claim)
         self._home = HomeModes(store.path.with_name("home-modes.json"))
+        self._loads = 0
+        """`Store.loads` when the hardware was read last."""
         self._stale = StaleClaims(client, stale_grace_s)
         self._reload = ReloadMark(store.path.with_name(RELOAD_MARK))
 
@@ -103,13 +105,12 @@ class AmdDriver:
         self._boot_id = self._boot_id_path.read_text().strip()
         while True:
             try:
-                async with self._store.lease():  # another instance may be in the middle of a reload
+                async with self._store.lease(read=False):  # another instance may be in the middle of a reload
+                    self._read_journal()
                     await self._rescan_once()
                     await self._recover_claims()
                 await self._target.look()
                 return
-            except StateUnreadable as error:
-                await self._rebuild(error)
             except (PartitaError, OSError) as error:
                 log.warning("not_recovered", extra={"driver": self.name, "error": str(error)})
                 await asyncio.sleep(_MISSING_RETRY_S)
@@ -126,7 +127,13 @@ class AmdDriver:
                 self._ensure_cdi(record)
         await self._store.sync()
 
-    async def _rebuild(self, error: StateUnreadable) -> None:
+    def _read_journal(self) -> None:
+        try:
+            self._store.refresh()
+        except StateUnreadable as error:
+            self._rebuild(error)
+
+    def _rebuild(self, error: StateUnreadable) -> None:
         """Set the journal aside and make it anew from the CDI files, each of which carries its claim's record."""
         checkpoint = Checkpoint()
         for uid, spec in self._cdi.read_all():
@@ -143,7 +150,7 @@ class AmdDriver:
     # Claims
 
     async def prepare(self, claim: Json, ref: ClaimRef) -> tuple[ReadyDevice, ...]:
-        request = parse_claim(claim, self.name, ref.uid, parse_config)
+        request = parse_claim(claim, self.name, self._node, ref.uid, parse_config)
 
         def plan() -> AmdPreparePlan:
             return plan_amd_prepare(
@@ -152,6 +159,8 @@ class AmdDriver:
 
         async with self._store.lease():
             async with self._one_at_a_time:
+                if self._loads != self._store.loads:
+                    await self._rescan_once()  # another instance has worked for claims
                 try:
                     planned = plan()
                 except Busy:
@@ -220,19 +229,23 @@ class AmdDriver:
         self._crash("removed")
 
     def _forget(self, uid: str) -> None:
-        self._stale.forget(uid)
         self._cdi.remove(cdi_file_name(AMD_CDI_VENDOR, uid))
         self._crash("cdi_removed")
         if self._store.checkpoint.get(uid) is not None:
             self._store.remove(uid)
+        self._stale.forget(uid)
 
     async def _sweep(self) -> int:
         """Give back what stale claims hold. Raises ApiError."""
-        swept = 0
-        for record in await self._stale.find(self._store.checkpoint.records.values()):
-            log.warning("stale_claim", extra={"claim": record.claim, "claim_uid": record.uid})
+
+        async def give_back(record: ClaimRecord) -> bool:
             self._forget(record.uid)
-            swept += 1
+            return True
+
+        swept = await self._stale.sweep(self._store.checkpoint.records.values(), give_back)
+        if swept:
+            self._store.sync_soon()
+            self._changed()
         return swept
 
     async def _sweep_if_answered(self) -> int:
@@ -275,7 +288,7 @@ class AmdDriver:
         self._changed = changed
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._rescan())
-            tasks.create_task(self._sweep_regularly(changed))
+            tasks.create_task(self._stale.run(self.name, self._sweep_all, lambda: self._store.checkpoint.records))
             tasks.create_task(self._target.run(self._reach_target))
 
     async def _reach_target(self) -> None:
@@ -313,16 +326,10 @@ class AmdDriver:
             log.info("returning_home", extra={"driver": self.name, "modes": list(target)})
             await self._run_steps(plan_target(self._inventory, self._store.checkpoint, target))
 
-    async def _sweep_regularly(self, changed: Callable[[], None]) -> None:
-        while True:
-            try:
-                async with self._one_at_a_time, self._store.lease():
-                    if await self._sweep():
-                        await self._store.sync()
-                        changed()
-            except (PartitaError, InvalidObject, ApiError) as error:
-                log.warning("sweep_failed", extra={"driver": self.name, "error": str(error)})
-            await asyncio.sleep(self._stale.next_due_s(_SWEEP_INTERVAL_S))
+    async def _sweep_all(self) -> float:
+        async with self._one_at_a_time, self._store.lease():
+            await self._sweep()
+        return SWEEP_INTERVAL_S
 
     async def _rescan_once(self, *, is_ours: bool = False) -> None:
         """Under the lease. What cannot be read is not offered, whatever was read before.
@@ -330,9 +337,10 @@ class AmdDriver:
         `is_ours`: after steps of ours. So is what a reload of ours has left, and what may be on behalf of claims; all
         else is an administrator's choice.
         """
-        before = self._inventory
+        before, loads = self._inventory, self._store.loads
         try:
             self._inventory = await self._read_hardware()
+            self._loads = loads
             is_ours = is_ours or bool(self._store.checkpoint.records) or self._reload.is_set(self._boot_id)
             self._home.observe(self._boot_id, self._inventory, is_ours=is_ours)
             self._reload.clear()
@@ -355,4 +363,4 @@ class AmdDriver:
         return await self._call(self._backend.read_inventory)
 
     async def _call(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, function)
+        return await call_in(self._worker, function)

@@ -164,7 +164,7 @@ class ComputeDomainDriver:
     # Claims
 
     async def prepare(self, claim: Json, ref: ClaimRef) -> tuple[ReadyDevice, ...]:
-        request = parse_claim(claim, self.name, ref.uid, parse_config)
+        request = parse_claim(claim, self.name, self._node, ref.uid, parse_config)
         use = read_use(request, self._namespace)
         if self._cdi.exists(cdi_file_name(COMPUTE_DOMAIN_CDI_VENDOR, request.uid)):
             return _ready_devices(request, (domain_cdi_id(request, use),))

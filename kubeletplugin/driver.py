@@ -127,8 +127,9 @@ class ClaimService:
             )
 
     def _start(self, operation: str, ref: ClaimRef, work: Callable[[ClaimRef], Coroutine[Any, Any, Any]]) -> _Running:
-        # Only what was there before: two that waited for each other would wait for ever.
-        opposite = self._running.get((_OPPOSITE[operation], ref.uid))
+        # Only what was there before: two that waited for each other would wait for ever. And nobody joins it any more:
+        # whoever asks for the opposite after this wants it done after this.
+        opposite = self._running.pop((_OPPOSITE[operation], ref.uid), None)
         earlier = opposite.task if opposite else None
         if earlier is not None and operation == "unprepare" and self._driver.interruptible:
             earlier.cancel()  # its pod is being deleted, and must not wait with it

@@ -6,7 +6,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from api.client import ApiError, Client, path
+from api.client import Client, path
 from api.errors import PartitaError
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,6 @@ class Recorder:
             collection = path("events.k8s.io/v1", "events", namespace=event["metadata"]["namespace"])
             try:
                 await self._client.create(collection, event)
-            except (ApiError, PartitaError) as error:
+            except PartitaError as error:
                 # An Event is a courtesy: what it says stands in the log and in the reply, too.
                 log.warning("event_not_sent", extra={"reason": event["reason"], "error": str(error)})

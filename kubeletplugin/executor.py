@@ -1,17 +1,20 @@
-"""Carries out hardware steps: one worker thread per back-end, one plan at a time per GPU, inventory kept current."""
+"""Carries out hardware steps: in a thread of their own, one plan at a time per GPU, inventory kept current."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TypeVar
 
 from api.errors import HardwareError
-from kubeletplugin.hardware.backend import NvidiaBackend
-from kubeletplugin.model.inventory import Inventory, MigInstance
+from kubeletplugin.hardware.backend import DeviceLost, NvidiaBackend
+from kubeletplugin.model.checkpoint import Checkpoint, ClaimRecord
+from kubeletplugin.model.inventory import Gpu, Inventory, MigInstance
+from kubeletplugin.model.prepare import gpus_with_instances, plan_unprepare
 from kubeletplugin.model.steps import DisableMig, EnableMig, HardwareStep, after_step
+from kubeletplugin.threads import call_in
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +27,7 @@ class Executor:
     def __init__(self, backend: NvidiaBackend) -> None:
         self.inventory = Inventory("", "")
         self._backend = backend
-        # Vendor libraries serialise anyway, and a single thread delivers results in the order of the calls.
+        # The back-end lets in one thread at a time, and a single one delivers results in the order of the calls.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="nvml")
         self._gpus: dict[str, asyncio.Lock] = {}
 
@@ -37,9 +40,15 @@ class Executor:
         wanted = set(gpu_uuids)
         await self._call(lambda: self._refresh(wanted))
 
-    def _refresh(self, wanted: set[str]) -> None:
-        gpus = tuple(self._backend.read_gpu(g.uuid) if g.uuid in wanted else g for g in self.inventory.gpus)
+    def _refresh(self, wanted: Collection[str]) -> None:
+        gpus = tuple(self._read_again(gpu) if gpu.uuid in wanted else gpu for gpu in self.inventory.gpus)
         self.inventory = replace(self.inventory, gpus=gpus)
+
+    def _read_again(self, gpu: Gpu) -> Gpu:
+        try:
+            return self._backend.read_gpu(gpu.uuid)
+        except DeviceLost:
+            return replace(gpu, lost=True)  # as an inventory says it
 
     @asynccontextmanager
     async def holding(self, gpu_uuids: Iterable[str]) -> AsyncIterator[None]:
@@ -54,9 +63,14 @@ class Executor:
         results = await self._call(lambda: self._run(steps))
         return tuple(results)
 
-    async def run_back(self, steps: Sequence[HardwareStep]) -> tuple[tuple[str, HardwareError], ...]:
-        """Steps that give something back, as `run`; UUID of each GPU that could not leave MIG mode, and why."""
-        return await self._call(lambda: tuple(self._run_back(steps)))
+    async def give_back(self, record: ClaimRecord, checkpoint: Checkpoint) -> None:
+        """What a claim holds, where it is now; call while holding its GPUs. Raises HardwareError, Retryable.
+
+        Its instances are not looked for in what was read a while ago: an admin may have made others in their places.
+        """
+        made_on = gpus_with_instances(record)
+        if made_on or plan_unprepare(record, self.inventory, checkpoint):
+            await self._call(lambda: self._give_back(record, checkpoint, made_on))
 
     async def read_processes(self, device_uuid: str) -> tuple[int, ...]:
         """Ids of the processes on a GPU or MIG device. Raises HardwareError."""
@@ -78,17 +92,19 @@ class Executor:
             results.append(result)
         return results
 
-    def _run_back(self, steps: Sequence[HardwareStep]) -> Iterator[tuple[str, HardwareError]]:
-        for step in steps:
+    def _give_back(self, record: ClaimRecord, checkpoint: Checkpoint, made_on: Collection[str]) -> None:
+        self._refresh(made_on)
+        for step in plan_unprepare(record, self.inventory, checkpoint):
             try:
                 self._run((step,))
             except HardwareError as error:
                 if not isinstance(step, DisableMig):
                     raise
-                yield step.gpu_uuid, error
+                # It is in nobody's way: whoever wants the GPU whole plans to leave MIG mode again.
+                log.info("mig_mode_stays", extra={"gpu": step.gpu_uuid, "why": str(error)})
 
     async def _call(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, function)
+        return await call_in(self._worker, function)
 
     async def watch_events(self, on_event: Callable[[str, int], None]) -> None:
         """Report critical XIDs until cancelled; `on_event` runs in the event loop."""
@@ -103,7 +119,3 @@ class Executor:
             await asyncio.shield(waiting)
         finally:
             stopping = True
-
-    def close(self) -> None:
-        self._worker.submit(self._backend.close)
-        self._worker.shutdown(wait=False)

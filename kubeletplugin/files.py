@@ -50,6 +50,8 @@ class Store:
     def __init__(self, directory: Path, driver: str, syncer: ThreadPoolExecutor) -> None:
         self.checkpoint = Checkpoint()
         self.path = directory / "claims.journal"
+        self.loads = 0
+        """How often the journal was read: at the start, and whenever another instance had written in it."""
         self._driver = driver
         self._lock_path = directory / "claims.lock"
         self._syncer = syncer
@@ -71,13 +73,17 @@ class Store:
     # Sharing with other instances
 
     @asynccontextmanager
-    async def lease(self) -> AsyncIterator[None]:
-        """Hold the journal against other instances; any number of tasks of this one share it. Raises Busy."""
+    async def lease(self, *, read: bool = True) -> AsyncIterator[None]:
+        """Hold the journal against other instances; any number of tasks of this one share it. Raises Busy.
+
+        Unless `read`, the caller calls `refresh`, before anybody else here can have the lease.
+        """
         async with self._locking:
             if self._holders == 0:
                 await self._lock()
                 try:
-                    self.refresh()
+                    if read:
+                        self.refresh()
                 except BaseException:
                     self._unlock()
                     raise
@@ -155,6 +161,7 @@ class Store:
             log.warning("journal_tail_torn", extra={"path": str(self.path), "bytes": len(data) - journal.valid_bytes})
             os.ftruncate(self._fd, journal.valid_bytes)
         self.checkpoint, self._size, self._lines = journal.checkpoint, journal.valid_bytes, journal.lines
+        self.loads += 1
 
     def _open(self) -> None:
         if self._fd >= 0:
@@ -166,6 +173,8 @@ class Store:
         """Keep the unreadable journal as `.unreadable-<n>`. It stays in place too, until `adopt` has replaced it."""
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.unreadable-{number}")).exists():
+            if aside.samefile(self.path):
+                return aside  # an attempt before this one got no further
             number += 1
         aside.hardlink_to(self.path)
         return aside
@@ -184,7 +193,12 @@ class Store:
     def release(self, uid: str) -> None:
         """Undo `reserve`, back to what the journal holds; what was put or removed meanwhile stays as it is."""
         if uid in self._reserved:
-            self.checkpoint = _restored(self.checkpoint, uid, self._reserved.pop(uid))
+            self.checkpoint = self.without_reservation(uid)
+            del self._reserved[uid]
+
+    def without_reservation(self, uid: str) -> Checkpoint:
+        """The checkpoint as it would be had nobody reserved anything for that claim."""
+        return _restored(self.checkpoint, uid, self._reserved[uid]) if uid in self._reserved else self.checkpoint
 
     def put(self, record: ClaimRecord) -> None:
         """Append. Raises DiskFull, after which nothing changed."""
@@ -352,6 +366,10 @@ class CdiFiles:
             return
         except OSError as error:
             raise disk_error(error, self.path(name)) from error
+
+    def set_aside(self, name: str) -> Path:
+        """Keep it where neither runtimes nor `read_all` look. Raises OSError."""
+        return self.path(name).rename(f"{self._directory}/{name}.unreadable")
 
     def read_all(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
         """Claim UID and spec of every file of ours; None for one that cannot be parsed."""

@@ -2,17 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
 from api.client import ApiError, Client, Json
-from api.errors import Busy, HardwareError, InvalidObject, PartitaError, StateUnreadable
+from api.errors import Busy, HardwareError, PartitaError, StateUnreadable
 from api.names import NVIDIA_CDI_VENDOR, NVIDIA_GPU_DRIVER
 from kubeletplugin.driver import ready_devices
 from kubeletplugin.driver_files import DriverFiles
 from kubeletplugin.events import Recorder, node_reference
-from kubeletplugin.evidence import gather_evidence
+from kubeletplugin.evidence import Evidence, gather_evidence
 from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles, CrashPoint, Store
 from kubeletplugin.metrics import show_prepared
@@ -21,24 +21,22 @@ from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState, count_prepar
 from kubeletplugin.model.claims import ClaimRequest, parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features, build_devices
 from kubeletplugin.model.health import IGNORED_XIDS, NodeHealth, observe_event, observe_inventory
+from kubeletplugin.model.inventory import Inventory
 from kubeletplugin.model.mig import gpu_device_name
 from kubeletplugin.model.prepare import (
     PreparePlan,
     complete,
     plan_prepare,
     plan_recovery,
-    plan_unprepare,
 )
 from kubeletplugin.model.rebuild import rebuild_checkpoint, unrecorded_claims
-from kubeletplugin.model.steps import HardwareStep
 from kubeletplugin.occupants import ASK_AGAIN_S, Occupants
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
-from kubeletplugin.stale import StaleClaims
+from kubeletplugin.stale import SWEEP_INTERVAL_S, StaleClaims
 
 log = logging.getLogger(__name__)
 
 _MISSING_RETRY_S: Final = 5.0
-_SWEEP_INTERVAL_S: Final = 600.0
 _UNDO_AGAIN_S: Final = 30.0
 
 
@@ -79,6 +77,9 @@ class NvidiaDriver:
         self._offered: tuple[str, ...] = ()
         self._stale = StaleClaims(client, stale_grace_s)
         self._occupants = Occupants(executor.read_processes, events, node)
+        self._changed: Callable[[], None] = lambda: None
+        self._loads = 0
+        """`Store.loads` when the hardware was read last."""
         self._not_undone: dict[str, ClaimRecord] = {}
         """What an earlier run left half made and could not be undone at the start, by claim UID."""
 
@@ -96,27 +97,44 @@ class NvidiaDriver:
                 await asyncio.sleep(_MISSING_RETRY_S)
         self._files.read(self._executor.inventory)
         self._health = observe_inventory(self._health, self._executor.inventory)
-        delay_s = _MISSING_RETRY_S
+        evidence: Evidence | None = None
         while True:
             try:
-                async with self._store.lease():
+                async with self._store.lease(read=False):
+                    # Anew: until now another instance may have changed what was read.
+                    await self._executor.rescan()
+                    self._read_journal(evidence)
+                    self._loads = self._store.loads
                     await self._recover_claims()
                 return
             except StateUnreadable as error:
-                await self._rebuild(error)
+                log.error("journal_unreadable", extra={"driver": self.name, "error": str(error)})
+                evidence = await gather_evidence(self._client, self.name, self._node)  # others may have the lease
             except (PartitaError, OSError) as error:
-                log.error("recovery_failed", extra={"driver": self.name, "error": str(error), "retry_in_s": delay_s})
-                await asyncio.sleep(delay_s)
+                extra = {"driver": self.name, "error": str(error), "retry_in_s": _MISSING_RETRY_S}
+                log.error("recovery_failed", extra=extra)
+                evidence = None
+                await asyncio.sleep(_MISSING_RETRY_S)
+
+    def _read_journal(self, evidence: Evidence | None) -> None:
+        """Raises StateUnreadable where that can be mended, with evidence."""
+        try:
+            self._store.refresh()
+            lost = unrecorded_claims(self._store.checkpoint, [uid for uid, _ in self._cdi.read_all()])
+            if lost:
+                raise StateUnreadable(f"{self._store.path}: claims {', '.join(lost)} have CDI files but no record")
+        except StateUnreadable as error:
+            if evidence is None:
+                raise
+            self._rebuild(error, evidence)
 
     async def _recover_claims(self) -> None:
-        lost = unrecorded_claims(self._store.checkpoint, [uid for uid, _ in self._cdi.read_all()])
-        if lost:
-            raise StateUnreadable(f"{self._store.path}: claims {', '.join(lost)} have CDI files but no record")
         plan = plan_recovery(self._store.checkpoint, self._executor.inventory, self._boot_id)
         for undo in plan.undo:
             log.info("undoing", extra={"claim": undo.record.claim, "claim_uid": undo.record.uid})
             try:
-                await self._run_back(undo.steps)
+                if undo.steps:
+                    await self._executor.give_back(undo.record, self._store.checkpoint)
                 self._forget(undo.record.uid)
             except PartitaError as error:  # one claim that cannot be undone must not keep the others waiting
                 self._report_not_undone(undo.record, error)
@@ -143,15 +161,17 @@ class NvidiaDriver:
                 log.error("not_prepared_again", extra={"claim": record.claim, "error": str(why)})
         await self._store.sync()
 
-    async def _rebuild(self, error: StateUnreadable) -> None:
+    def _rebuild(self, error: StateUnreadable, evidence: Evidence) -> None:
         """Set the journal aside and make it anew from claims, CDI files and hardware; nothing is taken for empty."""
-        evidence = await gather_evidence(self._client, self.name, self._node)
         specs, inventory = dict(self._cdi.read_all()), self._executor.inventory
         checkpoint = rebuild_checkpoint(
             self.name, self._node, evidence.claims, specs, inventory, self._boot_id, evidence.static_uuids
         )
         aside = self._store.set_aside()
         self._store.adopt(checkpoint)
+        for uid in unrecorded_claims(checkpoint, specs):
+            file = self._cdi.set_aside(cdi_file_name(NVIDIA_CDI_VENDOR, uid))
+            log.error("cdi_file_set_aside", extra={"driver": self.name, "claim_uid": uid, "path": str(file)})
         message = f"{error}; set aside as {aside}, {len(checkpoint.records)} claims recovered"
         log.error("checkpoint_rebuilt", extra={"driver": self.name, "error": message})
         self._events.warn(node_reference(self._node), "CheckpointRebuilt", "Recover", message)
@@ -159,8 +179,11 @@ class NvidiaDriver:
     # Claims
 
     async def prepare(self, claim: Json, ref: ClaimRef) -> tuple[ReadyDevice, ...]:
-        request = parse_claim(claim, self.name, ref.uid, parse_config)
+        request = parse_claim(claim, self.name, self._node, ref.uid, parse_config)
         async with self._store.lease():
+            if self._loads != self._store.loads:
+                # Another instance has prepared or given back something, and its instances are not in our inventory.
+                await self._look()
             try:
                 plan = self._plan(request)
             except Busy as busy:
@@ -174,7 +197,7 @@ class NvidiaDriver:
             else:
                 self._store.reserve(plan.record)
                 try:
-                    record = await (self._change(request, plan) if plan.steps else self._carry_out(plan))
+                    record = await (self._change(request, plan) if plan.is_delicate else self._carry_out(plan))
                 except BaseException:
                     self._store.release(request.uid)
                     raise
@@ -183,16 +206,21 @@ class NvidiaDriver:
         return ready_devices(record)
 
     def _plan(self, request: ClaimRequest) -> PreparePlan:
-        return plan_prepare(request, self._executor.inventory, self._store.checkpoint, self._boot_id)
+        # For what is only reserved nothing has been made: whatever lies at its placements is somebody else's.
+        known = self._store.without_reservation(request.uid)
+        return plan_prepare(request, self._executor.inventory, known, self._boot_id)
 
     async def _change(self, request: ClaimRequest, plan: PreparePlan) -> ClaimRecord:
-        """Prepare a claim that needs hardware steps; what fails is undone by what the hardware then shows."""
-        gpus = {step.gpu_uuid for step in plan.steps}
+        """Prepare a claim whose GPUs must be held; what fails is undone by what the hardware then shows."""
+        gpus = {device.holding.gpu_uuid for device in plan.record.devices}
         async with self._executor.holding(gpus):
-            # An admin, or the claim that had the GPU until now, may have changed what this plan was made on: after the
-            # intent is written, whatever lies at its placements counts as ours.
+            # An admin, or the claim that had the GPU until now, may have changed what this plan was made on. After the
+            # intent is written, whatever lies at its placements counts as ours; and an admin's instance that a claim is
+            # given must be the one that is there now, for ids are reused.
             await self._executor.refresh(gpus)
             plan = self._plan(request)
+            if not plan.steps:
+                return await self._carry_out(plan)
             # Not synced: the kernel keeps it for whoever starts after a kill, and a power cut that takes it takes the
             # instances too (they end with the boot).
             self._store.put(plan.record)
@@ -227,8 +255,7 @@ class NvidiaDriver:
     async def _undo(self, record: ClaimRecord) -> None:
         """Give back what a failed preparation made. Where that fails too, the record stays for the next attempt."""
         try:
-            inventory = await self._executor.rescan()
-            await self._run_back(plan_unprepare(record, inventory, self._store.checkpoint))
+            await self._executor.give_back(record, self._store.checkpoint)
             self._forget(record.uid)
         except PartitaError as error:
             log.error("not_undone", extra={"error": str(error)})
@@ -251,25 +278,17 @@ class NvidiaDriver:
             if self._store.checkpoint.get(record.uid) != record:
                 return False
             # Instances end with the boot: what lies there now was not made by an interrupted claim of an earlier one.
-            is_over = record.state is ClaimState.STARTED and record.boot_id != self._boot_id
-            steps = () if is_over else plan_unprepare(record, self._executor.inventory, self._store.checkpoint)
-            if steps:
-                await self._run_back(steps)
+            if record.state is ClaimState.COMPLETED or record.boot_id == self._boot_id:
+                await self._executor.give_back(record, self._store.checkpoint)
             self._crash("undone")
             self._forget(record.uid)
             return True
 
-    async def _run_back(self, steps: Sequence[HardwareStep]) -> None:
-        """Steps that give something back. A GPU that stays in MIG mode is in nobody's way: whoever wants it whole plans
-        to leave it again."""
-        for gpu_uuid, why in await self._executor.run_back(steps):
-            log.info("mig_mode_stays", extra={"driver": self.name, "gpu": gpu_uuid, "why": str(why)})
-
     def _forget(self, uid: str) -> None:
-        self._stale.forget(uid)
         self._cdi.remove(cdi_file_name(NVIDIA_CDI_VENDOR, uid))
         self._crash("cdi_removed")
         self._store.remove(uid)
+        self._stale.forget(uid)
 
     async def _sweep_holders(self, busy: Busy) -> int:
         """Give back what the holders hold, where they are stale; an API server that is away says nothing of that."""
@@ -282,14 +301,20 @@ class NvidiaDriver:
     async def _sweep(self, uids: Iterable[str]) -> int:
         """Give back what those of these claims hold that are stale; how many. Raises ApiError."""
         records = [record for uid in uids if (record := self._store.checkpoint.get(uid)) is not None]
-        swept = 0
-        for record in await self._stale.find(records):
-            if await self._occupants.remain(record):
-                self._stale.postpone(record.uid, ASK_AGAIN_S)
-                continue
-            log.warning("stale_claim", extra={"claim": record.claim, "claim_uid": record.uid})
-            swept += await self._release(record)
+        swept = await self._stale.sweep(records, self._release_unless_in_use)
+        self._note_swept(swept)
         return swept
+
+    async def _release_unless_in_use(self, record: ClaimRecord) -> bool:
+        if await self._occupants.remain(record):
+            self._stale.postpone(record.uid, ASK_AGAIN_S)
+            return False
+        return await self._release(record)
+
+    def _note_swept(self, count: int) -> None:
+        if count:
+            self._store.sync_soon()
+            self._changed()
 
     def _ensure_cdi(self, record: ClaimRecord) -> None:
         name = cdi_file_name(NVIDIA_CDI_VENDOR, record.uid)
@@ -311,6 +336,8 @@ class NvidiaDriver:
         return tuple(DeviceHealth(self._node, name, int(s.status), s.message) for name, s in states if s is not None)
 
     async def run(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+
         def on_event(gpu_uuid: str, xid: int) -> None:
             log.error("xid", extra={"driver": self.name, "gpu": gpu_uuid, "xid": xid})
             self._observe(observe_event(self._health, gpu_uuid, xid, self._ignored_xids), changed)
@@ -318,7 +345,7 @@ class NvidiaDriver:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._executor.watch_events(on_event))
             tasks.create_task(self._rescan(changed))
-            tasks.create_task(self._sweep_regularly(changed))
+            tasks.create_task(self._stale.run(self.name, self._sweep_all, lambda: self._store.checkpoint.records))
 
     def _observe(self, health: NodeHealth, changed: Callable[[], None]) -> None:
         if health != self._health:
@@ -333,7 +360,7 @@ class NvidiaDriver:
             try:
                 # Under the lease what another instance has made has its record here, and is not taken for an admin's.
                 async with self._store.lease():
-                    inventory = await self._executor.rescan()
+                    inventory = await self._look()
             except PartitaError as error:
                 log.error("rescan_failed", extra={"driver": self.name, "error": str(error)})
                 continue
@@ -342,19 +369,20 @@ class NvidiaDriver:
             self._observe(observe_inventory(self._health, inventory), changed)
             await self._files.read_again(inventory)
 
-    async def _sweep_regularly(self, changed: Callable[[], None]) -> None:
-        while True:
-            try:
-                async with self._store.lease():
-                    swept = await self._undo_the_rest() + await self._sweep(self._store.checkpoint.records)
-                    if swept:
-                        await self._store.sync()
-                        changed()
-            except (PartitaError, InvalidObject) as error:
-                log.warning("sweep_failed", extra={"driver": self.name, "error": str(error)})
-            await asyncio.sleep(self._stale.next_due_s(_UNDO_AGAIN_S if self._not_undone else _SWEEP_INTERVAL_S))
+    async def _look(self) -> Inventory:
+        """Read all hardware, under the lease: then nobody else is about to change it."""
+        loads = self._store.loads
+        inventory = await self._executor.rescan()
+        self._loads = loads
+        return inventory
 
-    async def _undo_the_rest(self) -> int:
+    async def _sweep_all(self) -> float:
+        async with self._store.lease():
+            await self._undo_the_rest()
+            await self._sweep(self._store.checkpoint.records)
+        return _UNDO_AGAIN_S if self._not_undone else SWEEP_INTERVAL_S
+
+    async def _undo_the_rest(self) -> None:
         """Try again what could not be undone at the start, where nobody has asked for the claim since."""
         undone = 0
         for uid, record in tuple(self._not_undone.items()):
@@ -363,7 +391,7 @@ class NvidiaDriver:
                 del self._not_undone[uid]
             except PartitaError as error:
                 self._report_not_undone(record, error)
-        return undone
+        self._note_swept(undone)
 
     def _report_not_undone(self, record: ClaimRecord, error: PartitaError) -> None:
         self._not_undone[record.uid] = record

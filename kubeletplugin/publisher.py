@@ -52,6 +52,8 @@ class Publisher:
         self._node_name = node
         self._health = health
         self._features = Features()
+        self._node: NodeView | None = None
+        """None where it must be read: the garbage collector removes slices whose owner has another UID by now."""
         self._stored: dict[str, Json] = {}
         self._synced = asyncio.Event()
         self._wake = asyncio.Event()
@@ -83,14 +85,17 @@ class Publisher:
 
     def _observe(self, kind: str, obj: Any) -> None:
         if kind == "SYNC":
-            self._stored = {}
+            before, self._stored = self._stored, {}
             for item in obj:
                 self._remember(item)
+            if before.keys() - self._stored.keys():
+                self._node = None
             self._synced.set()
         elif kind == "DELETED":
             known = self._stored.get(obj["metadata"]["name"])
             if known is not None and known["metadata"]["uid"] == obj["metadata"]["uid"]:
                 del self._stored[obj["metadata"]["name"]]
+                self._node = None  # this was not us: perhaps the Node was deleted, and made anew
         elif not self._is_older(obj):
             self._remember(obj)
         else:
@@ -109,14 +114,15 @@ class Publisher:
         return int(obj["metadata"]["resourceVersion"]) <= int(known["metadata"]["resourceVersion"])
 
     async def _publish_for_ever(self, permission: Awaitable[None]) -> None:
-        node = await self._read_node()
+        self._node = await self._read_node()
         await self._synced.wait()
         await permission
         delays = back_off_s()
         while True:
             self._wake.clear()
             try:
-                await self._publish(node)
+                self._node = self._node or await self._read_node()
+                await self._publish(self._node)
                 delays = back_off_s()
             except PartitaError as error:
                 PUBLISH_ERRORS.labels(self._driver.name, error.reason).inc()

@@ -29,6 +29,7 @@ from kubeletplugin.sockets import (
     choose_socket_path,
     dra_socket_names,
     registration_socket_names,
+    remove_stale_dra_sockets,
     remove_stale_registrations,
 )
 
@@ -127,11 +128,11 @@ class KubeletServer:
         handlers = (
             *(self._dra_handler(version, module) for version, module in _DRA),
             *(self._health_handler(version, module) for version, module in _HEALTH),
-            grpc_health_handler(lambda: True),
+            grpc_health_handler(),
         )
         self._dra = SocketServer(choose_socket_path(data_directory, dra_socket_names(pod_uid)), handlers)
         names = registration_socket_names(driver, pod_uid, secrets.token_hex(3))
-        registration = (self._registration_handler(), grpc_health_handler(lambda: True))
+        registration = (self._registration_handler(), grpc_health_handler())
         self._registration = SocketServer(choose_socket_path(registry, names), registration)
         self._registered = asyncio.Event()
 
@@ -148,6 +149,7 @@ class KubeletServer:
     async def start(self) -> None:
         """Serve, and only then let the kubelet find us. Raises OSError."""
         stale = remove_stale_registrations(self._registration.path.parent, self._driver)
+        stale += remove_stale_dra_sockets(self._dra.path.parent)
         if stale:
             log.warning("stale_sockets_removed", extra={"driver": self._driver, "sockets": ", ".join(stale)})
         await self._dra.start()
@@ -276,15 +278,15 @@ _DRA: Final = (("v1", dra_v1_pb2), ("v1beta1", dra_v1beta1_pb2))
 _HEALTH: Final = (("v1", health_v1_pb2), ("v1alpha1", health_v1alpha1_pb2))
 
 
-def grpc_health_handler(serving: Callable[[], bool]) -> "grpc.GenericRpcHandler[Any, Any]":
-    """The standard health service (grpc.health.v1), services "" and "liveness"."""
+def grpc_health_handler() -> "grpc.GenericRpcHandler[Any, Any]":
+    """The standard health service (grpc.health.v1), services "" and "liveness": whoever answers is alive."""
     messages = grpc_health_pb2
     statuses = messages.HealthCheckResponse
 
     async def check(request: Any, context: Any) -> Any:
         if request.service not in ("", "liveness"):
             await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service}")
-        return statuses(status=statuses.SERVING if serving() else statuses.NOT_SERVING)
+        return statuses(status=statuses.SERVING)
 
     handlers = {"Check": _unary(check, messages.HealthCheckRequest)}
     return grpc.method_handlers_generic_handler("grpc.health.v1.Health", handlers)

@@ -16,6 +16,8 @@ from api.errors import InvalidObject
 
 MAX_SOCKET_PATH_BYTES: Final = 107  # sun_path of struct sockaddr_un (108) less its terminating zero
 _REGISTRATION_SUFFIX: Final = "-reg.sock"  # as the kubeletplugin helper's
+_DRA_PREFIX: Final = "dra-"
+_DRA_SUFFIX: Final = ".sock"
 
 
 def _digest(text: str, length: int) -> str:
@@ -46,12 +48,19 @@ def remove_stale_registrations(registry: Path, driver: str) -> tuple[str, ...]:
 
     A socket with a living listener stays: that is another instance, in a rolling update.
     """
-    if not registry.is_dir():
+    return _remove_abandoned(registry, _registration_prefixes(driver), _REGISTRATION_SUFFIX)
+
+
+def remove_stale_dra_sockets(directory: Path) -> tuple[str, ...]:
+    """The same for what pods that were killed left in the driver's own directory, each under a name of its own."""
+    return _remove_abandoned(directory, (_DRA_PREFIX,), _DRA_SUFFIX)
+
+
+def _remove_abandoned(directory: Path, prefixes: tuple[str, ...], suffix: str) -> tuple[str, ...]:
+    if not directory.is_dir():
         return ()
     mine = [
-        path
-        for path in sorted(registry.iterdir())
-        if path.name.startswith(_registration_prefixes(driver)) and path.name.endswith(_REGISTRATION_SUFFIX)
+        path for path in sorted(directory.iterdir()) if path.name.startswith(prefixes) and path.name.endswith(suffix)
     ]
     stale = [path for path in mine if path.is_socket() and _is_abandoned(path)]
     for path in stale:
@@ -74,7 +83,7 @@ def _is_abandoned(path: Path) -> bool:
 def dra_socket_names(pod_uid: str) -> tuple[str, ...]:
     if not pod_uid:
         return ("dra.sock",)
-    return (f"dra-{pod_uid}.sock", f"dra-{_digest(pod_uid, 8)}.sock")
+    return tuple(f"{_DRA_PREFIX}{each}{_DRA_SUFFIX}" for each in (pod_uid, _digest(pod_uid, 8)))
 
 
 def choose_socket_path(directory: Path, names: tuple[str, ...]) -> Path:

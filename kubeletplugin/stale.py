@@ -5,13 +5,23 @@ its claim went at once. So a claim that is gone may still be used: its devices a
 has had time to do so, and has forgotten.
 """
 
+import asyncio
+import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from typing import Final
 
 from api.client import Client, NotFound, path
+from api.errors import PartitaError
 from api.resources import allocated_devices
 from kubeletplugin.driver import CLAIM_API
 from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState
+
+log = logging.getLogger(__name__)
+
+SWEEP_INTERVAL_S: Final = 600.0
+_FAILED_AGAIN_S: Final = 30.0  # what refused may refuse for long, and whoever waits for a device asks himself
+_LEAST_PAUSE_S: Final = 1.0
 
 
 class StaleClaims:
@@ -23,17 +33,56 @@ class StaleClaims:
         self._clock = clock
         self._gone_since: dict[str, float] = {}
 
+    async def run(
+        self, driver: str, sweep: Callable[[], Awaitable[float]], recorded: Callable[[], Collection[str]]
+    ) -> None:
+        """Call `sweep` until cancelled: when the next claim is due, at the latest after as many seconds as it returns.
+
+        `recorded`: UIDs of all claims that have a record.
+        """
+        while True:
+            at_least_s, otherwise_s = 0.0, SWEEP_INTERVAL_S
+            try:
+                otherwise_s = await sweep()
+            except PartitaError as error:
+                log.warning("sweep_failed", extra={"driver": driver, "error": str(error)})
+                at_least_s = _FAILED_AGAIN_S
+            await asyncio.sleep(max(at_least_s, self.next_due_s(recorded(), otherwise_s)))
+
+    async def sweep(self, records: Iterable[ClaimRecord], give_back: Callable[[ClaimRecord], Awaitable[bool]]) -> int:
+        """Give back what those of these claims hold that are stale; how many. Raises ApiError, before anything else.
+
+        `give_back` is false where it must not be, for now. One that cannot be given back keeps no other waiting.
+        """
+        swept = 0
+        for record in await self.find(records):
+            try:
+                if not await give_back(record):
+                    continue
+            except PartitaError as error:
+                log.error("stale_claim_stays", extra={"claim": record.claim, "error": str(error)})
+                self.postpone(record.uid, _FAILED_AGAIN_S)
+                continue
+            log.warning("stale_claim", extra={"claim": record.claim, "claim_uid": record.uid})
+            swept += 1
+        return swept
+
     async def find(self, records: Iterable[ClaimRecord]) -> list[ClaimRecord]:
         """Those to be given back: gone for as long as the grace, or never completed. Raises ApiError."""
         return [record for record in tuple(records) if await self._is_stale(record)]
 
-    def next_due_s(self, otherwise_s: float) -> float:
-        """Seconds until the next may be given back, at most `otherwise_s`."""
+    def next_due_s(self, recorded: Collection[str], otherwise_s: float) -> float:
+        """Seconds until the next may be given back, at most `otherwise_s`.
+
+        `recorded` as in `run`: another instance may have removed the record of a claim that is known here.
+        """
+        self._gone_since = {uid: since for uid, since in self._gone_since.items() if uid in recorded}
         now = self._clock()
-        return min([otherwise_s, *(max(0.0, since + self._grace_s - now) for since in self._gone_since.values())])
+        due_s = min([otherwise_s, *(since + self._grace_s - now for since in self._gone_since.values())])
+        return max(_LEAST_PAUSE_S, due_s)
 
     def postpone(self, uid: str, for_s: float) -> None:
-        """It is in use all the same: due again after that, at most after the grace."""
+        """It is in use all the same, or cannot be given back: due again after that, at most after the grace."""
         self._gone_since[uid] = self._clock() - max(0.0, self._grace_s - for_s)
 
     def forget(self, uid: str) -> None:
@@ -46,10 +95,7 @@ class StaleClaims:
             return False
         now = self._clock()
         since = self._gone_since.setdefault(record.uid, now)
-        is_due = record.state is ClaimState.STARTED or now >= since + self._grace_s
-        if is_due:
-            self._gone_since[record.uid] = now  # where giving it back fails, the next attempt has its time
-        return is_due
+        return record.state is ClaimState.STARTED or now >= since + self._grace_s
 
     async def _still_holds(self, record: ClaimRecord) -> bool:
         """Whether the claim is there, and has these devices."""
@@ -60,5 +106,5 @@ class StaleClaims:
             return False
         if claim["metadata"]["uid"] != record.uid:
             return False
-        allocated = {result["device"] for result in allocated_devices(claim, record.driver)}
-        return all(device.device in allocated for device in record.devices)
+        allocated = {(result["pool"], result["device"]) for result in allocated_devices(claim, record.driver)}
+        return all((device.pool, device.device) in allocated for device in record.devices)

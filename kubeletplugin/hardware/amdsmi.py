@@ -210,7 +210,7 @@ class AmdSmi:
 
 
 def _read_modes(smi: Any, handle: Any) -> tuple[ModeOffer, ...]:
-    """None where the library will not tell. Raises AmdSmiLibraryException."""
+    """Empty where the library will not tell. Raises AmdSmiLibraryException."""
     try:
         config = smi.amdsmi_get_gpu_accelerator_partition_profile_config(handle)
         can_switch = "N/A" not in smi.amdsmi_get_gpu_memory_partition_config(handle)["partition_caps"]

@@ -1,6 +1,6 @@
 """The hardware boundary: what a vendor's library is to the rest of the program.
 
-Methods block; shells call them in one worker thread per back-end, since vendor libraries serialise anyway.
+Methods block: shells call them in threads of their own. A back-end lets one thread at a time into its library.
 """
 
 from collections.abc import Callable

@@ -51,7 +51,7 @@ AmdStep = SetMemoryMode | ReloadDriver | SetComputeMode
 
 @dataclass(frozen=True, slots=True)
 class AmdPreparePlan:
-    """Write `record`, do `steps` in order, read the inventory again, write the CDI file, then `complete(plan)`.
+    """Write `record`, do `steps` in order, read the inventory again, write `complete_amd(plan)`, then the CDI file.
 
     Where `done`, there is nothing to do and nothing to write: `record` is the answer.
     """
@@ -133,7 +133,7 @@ def plan_amd_again(
 
 
 def complete_amd(plan: AmdPreparePlan) -> ClaimRecord:
-    """The record to write once all steps are done and the CDI file is written."""
+    """The record to write once all steps are done, before the CDI file."""
     return replace(plan.record, state=ClaimState.COMPLETED)
 
 

@@ -8,7 +8,7 @@ A removal is a tombstone line. Compaction is `encode_checkpoint`, written to a n
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, assert_never
 
@@ -329,7 +329,3 @@ def _holding_from_json(raw: dict[str, Any]) -> Holding:
             return PartitionHolding(raw["gpu"], raw["compute"], raw["memory"], raw["slot"])
         case kind:
             raise ValueError(f"unknown holding {kind!r}")
-
-
-def with_instance(holding: MigHolding, gi: int, ci: int | None, uuid: str | None) -> MigHolding:
-    return replace(holding, gpu_instance_id=gi, compute_instance_id=ci, uuid=uuid)

@@ -47,8 +47,6 @@ class ClaimRequest:
     devices: tuple[AllocatedDevice, ...]
     configs: "tuple[DeviceConfig | None, ...]"
     """The config that applies to each of `devices`; None where the claim and its classes say nothing."""
-    reserved_for: tuple[str, ...] = ()
-    """UIDs of the consumers (pods)."""
     allocated: Moment = NEVER
 
     @property
@@ -57,8 +55,10 @@ class ClaimRequest:
         return f"{self.namespace}/{self.name}"
 
 
-def parse_claim(raw: Mapping[str, Any], driver: str, expected_uid: str, parse_config: ParseConfig) -> ClaimRequest:
-    """Read a ResourceClaim (resource.k8s.io/v1). Raises ClaimError."""
+def parse_claim(
+    raw: Mapping[str, Any], driver: str, node: str, expected_uid: str, parse_config: ParseConfig
+) -> ClaimRequest:
+    """Read a ResourceClaim (resource.k8s.io/v1). `node` is also the name of its pool. Raises ClaimError."""
     metadata = raw["metadata"]
     claim = f"{metadata['namespace']}/{metadata['name']}"
     if metadata["uid"] != expected_uid:
@@ -77,6 +77,8 @@ def parse_claim(raw: Mapping[str, Any], driver: str, expected_uid: str, parse_co
     results = [result for result in devices.get("results") or () if result["driver"] == driver]
     if not results:
         raise ClaimError(claim, f"status.allocation.devices.results has no device of {driver}", reason="NotAllocated")
+    for result in results:
+        _check_pool(claim, result, node)
     configs = _parse_configs(claim, devices.get("config") or (), driver, parse_config)
     return ClaimRequest(
         driver=driver,
@@ -85,9 +87,19 @@ def parse_claim(raw: Mapping[str, Any], driver: str, expected_uid: str, parse_co
         name=metadata["name"],
         devices=tuple(_parse_result(result) for result in results),
         configs=tuple(_select_config(claim, result, configs) for result in results),
-        reserved_for=tuple(consumer["uid"] for consumer in status.get("reservedFor") or ()),
         allocated=parse_moment(raw),
     )
+
+
+def _check_pool(claim: str, result: Mapping[str, Any], node: str) -> None:
+    """Device names are the same on every node, and of all who let a pod start only the scheduler looks at the node."""
+    if result["pool"] != node:
+        raise ClaimError(
+            claim,
+            f"request {result['request']}: device {result['device']} was allocated from pool {result['pool']}, and the "
+            f"pod is on node {node}; leave the choice of the node to the scheduler (no spec.nodeName in the pod)",
+            reason="WrongNode",
+        )
 
 
 def _parse_result(result: Mapping[str, Any]) -> AllocatedDevice:

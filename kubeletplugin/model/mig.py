@@ -74,10 +74,12 @@ def find_instance(gpu: Gpu, profile_id: int, placement: Placement) -> MigInstanc
 def is_of(holding: MigHolding, instance: MigInstance) -> bool:
     """Whether an instance on the holding's GPU is the one that the holding speaks of.
 
-    Ids are reused, UUIDs are not: an instance of another UUID at the same place was made by somebody else.
+    Ids are reused, UUIDs are not: an instance of another UUID at the same place was made by somebody else. So was one
+    with other compute instances than ours.
     """
     return (
-        instance.profile_id == holding.profile_id
+        not instance.foreign
+        and instance.profile_id == holding.profile_id
         and instance.placement == holding.placement
         and (holding.uuid is None or instance.uuid is None or instance.uuid == holding.uuid)
     )

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PreparePlan:
-    """Write `record`, do `steps` in order, then write the CDI file and `complete(plan, results)`.
+    """Write `record`, do `steps` in order, write `complete(plan, results)`, then the CDI file.
 
     Where `done`, there is nothing to do and nothing to write: `record` is the answer.
     """
@@ -49,6 +49,12 @@ class PreparePlan:
     @property
     def done(self) -> bool:
         return self.record.state is ClaimState.COMPLETED
+
+    @property
+    def is_delicate(self) -> bool:
+        """Whether to plan once more on hardware that is read while its GPUs are held: what others do there meanwhile
+        would make it wrong. All else is no more than a name for a GPU."""
+        return bool(self.steps) or any(isinstance(device.holding, MigHolding) for device in self.record.devices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +143,7 @@ def complete(plan: PreparePlan, results: Sequence[MigInstance | None]) -> ClaimR
 def plan_unprepare(record: ClaimRecord, inventory: Inventory, checkpoint: Checkpoint) -> tuple[HardwareStep, ...]:
     """The steps that give back what a claim held; afterwards remove its CDI file, then its record.
 
+    The GPUs of `gpus_with_instances` must have been read just now: what lies at a placement may be an admin's since.
     A GPU that is gone or lost gets no steps: nothing is left to give back. Steps of several plans for one GPU must not
     interleave. Raises Retryable while the GPU may be one of those that cannot be read: to forget the record would leave
     its instance to nobody.
@@ -155,11 +162,17 @@ def plan_unprepare(record: ClaimRecord, inventory: Inventory, checkpoint: Checkp
                 steps.append(SetTimeSlice(gpu.uuid, 0))
         elif isinstance(holding, MigHolding) and holding.owned:
             instance = find_instance(gpu, holding.profile_id, holding.placement)
-            if instance is None or is_of(holding, instance):
+            if instance is not None and is_of(holding, instance):
                 steps.append(DeleteMigInstance(gpu.uuid, holding.profile_id, holding.placement))
             touched[gpu.uuid] = gpu
     steps.extend(DisableMig(uuid) for uuid, gpu in touched.items() if _may_leave_mig_mode(record, gpu, checkpoint))
     return tuple(steps)
+
+
+def gpus_with_instances(record: ClaimRecord) -> frozenset[str]:
+    """UUIDs of the GPUs on which we made instances for the claim, or were about to."""
+    holdings = (device.holding for device in record.devices)
+    return frozenset(h.gpu_uuid for h in holdings if isinstance(h, MigHolding) and h.owned)
 
 
 def plan_recovery(checkpoint: Checkpoint, inventory: Inventory, boot_id: str) -> RecoveryPlan:

@@ -107,7 +107,7 @@ class Node:
         return f"boot-{self.boot}"
 
     def prepare(self, raw: dict[str, Any]) -> ClaimRecord:
-        request = parse_claim(raw, DRIVER, raw["metadata"]["uid"], parse_device_config)
+        request = parse_claim(raw, DRIVER, POOL, raw["metadata"]["uid"], parse_device_config)
         plan = plan_prepare(request, self.hardware.inventory, self.checkpoint, self.boot_id)
         record = plan.record if plan.done else self._carry_out(plan)
         self.synced = len(self.journal)

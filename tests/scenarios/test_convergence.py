@@ -52,9 +52,11 @@ class Plugin(RuleBasedStateMachine):
             self.with_power(cut, self.kubelet_retries, whole_node)
 
     @precondition(lambda self: self.claims)
-    @rule(data=st.data(), cut=CUT, whole_node=st.booleans())
-    def claim_leaves(self, data: st.DataObject, cut: int | None, whole_node: bool) -> None:
+    @rule(data=st.data(), cut=CUT, whole_node=st.booleans(), replaced=st.booleans())
+    def claim_leaves(self, data: st.DataObject, cut: int | None, whole_node: bool, replaced: bool) -> None:
         uid = data.draw(st.sampled_from(sorted(self.claims)))
+        if replaced:
+            self.admin_replaces(uid)
         self.with_power(cut, lambda: self.node.unprepare(uid), whole_node)
         self.node.unprepare(uid)  # kubelet asks until it is told that it is done
         del self.claims[uid]
@@ -117,6 +119,17 @@ class Plugin(RuleBasedStateMachine):
             gpu = self.node.hardware.inventory.gpu(gpu_uuid)
             if gpu and gpu.mig and not gpu.mig.mode_change_needs_reset:
                 self.node.hardware, _ = self.node.hardware.apply(DisableMig(gpu_uuid))
+
+    def admin_replaces(self, uid: str) -> None:
+        """The claim's instances, by others of the same profiles in the same places."""
+        for device in self.node.checkpoint.records[uid].devices:
+            held = device.holding
+            if isinstance(held, MigHolding) and held.owned:
+                hardware, _ = self.node.hardware.apply(
+                    DeleteMigInstance(held.gpu_uuid, held.profile_id, held.placement)
+                )
+                self.node.hardware, made = hardware.with_admin_instance(held.gpu_uuid, held.profile_id, held.placement)
+                self.admins[held.gpu_uuid, held.placement] = made.uuid or ""
 
     @invariant()
     def everything_converged(self) -> None:

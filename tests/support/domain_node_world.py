@@ -63,11 +63,12 @@ class World:
     async def devices(self) -> list[Json]:
         return await wait_for_devices(self.client, self.node.name, DRIVER)
 
-    async def claim(self, name: str, kind: str = "Channel", namespace: str = "", **extra: Any) -> Claim:
+    async def claim(self, name: str, kind: str = "Channel", namespace: str = "", pool: str = "", **extra: Any) -> Claim:
         parameters = {"apiVersion": API, "kind": f"ComputeDomain{kind}Config", "domainID": self.domain, **extra}
         opaque = {"driver": DRIVER, "parameters": parameters}
         config = {"source": "FromClaim", "requests": ["r0"], "opaque": opaque}
         share = {"shareID": str(uuid4())} if kind == "Channel" else {}
+        share |= {"pool": pool or self.node.name}
         device = "channel-0" if kind == "Channel" else "daemon-0"
         where = namespace or self.namespace
         return await make_claim(

@@ -6,6 +6,7 @@ The test plays the kubelet.
 import asyncio
 import functools
 import json
+import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -174,6 +175,27 @@ async def world(cluster: Cluster, kind: type[W], profile: str, driver: str) -> A
             if it.kubelet is not None:
                 await it.kubelet.close()
             it.node.remove()  # another driver's, where the test handed over
+
+
+@asynccontextmanager
+async def rolling_update(it: NodeWorld, **environment: str) -> AsyncIterator[tuple[Kubelet, Kubelet]]:
+    """An old and a new instance of the plugin serve at once; a kubelet for each."""
+    old, new = str(uuid4()), str(uuid4())
+
+    async def socket(pod: str) -> Path | None:
+        return next(it.node.registry.glob(f"{it.node.driver}-{pod}-*-reg.sock"), None)
+
+    it.node.start(POD_UID=old, **environment)
+    first = await Kubelet.register(await until("old socket", lambda: socket(old)))
+    twin = it.make_twin()
+    twin.start(POD_UID=new, **environment)
+    try:
+        second = await Kubelet.register(await until("new socket", lambda: socket(new)))
+        yield first, second
+        await first.close()
+        await second.close()
+    finally:
+        twin.end(signal.SIGKILL)
 
 
 def run(*command: str) -> None:

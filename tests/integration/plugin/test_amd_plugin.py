@@ -7,10 +7,11 @@ import pytest
 from bench.kubelet import PrepareFailed
 
 from tests.support.amd_world import AmdWorld, in_amd_world
-from tests.support.plugin_world import run, until
+from tests.support.plugin_world import rolling_update, run, until
 
 RELOADED = "gpu-0000-05-00-0-cpx-nps4"
 CHANGED = "gpu-0000-05-00-0-cpx-nps1"
+WHOLE = "gpu-0000-05-00-0-spx-nps1"
 AMD = "gpu.resource.amd.com/v1alpha1"
 
 
@@ -43,6 +44,30 @@ async def test_a_container_is_told_its_node_and_its_driver(it: AmdWorld) -> None
     assert [node["path"] for node in edits["deviceNodes"]] == ["/dev/kfd"]
     (device,) = spec["devices"]
     assert len(device["containerEdits"]["deviceNodes"]) == 2
+
+
+@in_amd_world()
+async def test_what_a_twin_did_for_its_claims_is_seen_before_the_next_claim(it: AmdWorld) -> None:
+    """In a rolling update the other instance may have left a GPU in another mode a moment ago."""
+    async with rolling_update(it, RESCAN_INTERVAL_S="600") as (first, second):
+        part, whole = await it.claim("part", CHANGED), await it.claim("whole", WHOLE)
+        await first.prepare(part)
+        await first.unprepare(part)
+        assert it.modes() == ["cpx_nps1", "spx_nps1"]
+        await second.prepare(whole)
+        assert it.modes() == ["spx_nps1"] * 2
+        await second.unprepare(whole)
+        it.assert_released()
+
+
+@in_amd_world()
+async def test_a_partition_of_another_node_is_not_given_out_here(it: AmdWorld) -> None:
+    kubelet = await it.start()
+    claim = await it.claim("elsewhere", CHANGED, pool="another")
+    with pytest.raises(PrepareFailed, match=rf"elsewhere: request r0: .* pool another, .* node {it.node.name};"):
+        await kubelet.prepare(claim)
+    it.assert_released()
+    assert it.modes() == ["spx_nps1"] * 2
 
 
 @pytest.mark.parametrize("device", [CHANGED, RELOADED])

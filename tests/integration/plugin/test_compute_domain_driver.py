@@ -115,6 +115,16 @@ async def test_a_prepared_channel_stays_whatever_becomes_of_the_domain_or_the_pl
     assert it.specs() == {}
 
 
+@pytest.mark.parametrize("kind", ["Channel", "Daemon"])
+@in_world()
+async def test_a_device_of_another_nodes_pool_is_not_given_out_here(it: World, kind: str) -> None:
+    await it.publish(released=True)
+    claim = await it.claim("elsewhere", kind, namespace="" if kind == "Channel" else SYSTEM, pool="another")
+    with pytest.raises(PrepareFailed, match=rf"elsewhere: request r0: .* pool another, .* node {it.node.name};"):
+        await it.kubelet.prepare(claim)
+    assert (it.specs(), it.domains()) == ({}, [])
+
+
 @in_world()
 async def test_a_claim_of_another_namespace_gets_nothing_at_once(it: World) -> None:
     await it.publish(released=True, namespace="somebody-else")

@@ -81,6 +81,20 @@ async def test_an_overlap_is_refused_with_both_names(it: World) -> None:
     assert event["regarding"]["name"] == "other"
 
 
+@pytest.mark.parametrize("device", ["gpu-0", SLICE])
+@in_world()
+async def test_a_device_of_another_node_is_not_given_out_here(it: World, device: str) -> None:
+    """A pod with spec.nodeName passes by the scheduler, and the kubelet does not ask where its claim is allocated."""
+    kubelet = await it.start()
+    claim = await it.claim("elsewhere", device, pool="another")
+    with pytest.raises(PrepareFailed, match=rf"elsewhere: request r0: .* pool another, .* node {it.node.name};"):
+        await kubelet.prepare(claim)
+    it.assert_clean()
+    event = (await until("an Event on the claim", lambda: it.events("WrongNode")))[0]
+    assert event["regarding"]["name"] == "elsewhere"
+    await kubelet.unprepare(claim)
+
+
 @in_world()
 async def test_mig_mode_that_cannot_be_left_holds_no_pod(it: World) -> None:
     """A monitor has the GPU open: the slice is given back all the same, and the mode is left when the GPU is wanted."""

@@ -2,19 +2,14 @@
 
 import asyncio
 import shutil
-import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
-from uuid import uuid4
+from typing import Any
 
-from bench.kubelet import Kubelet
-from bench.objects import published_devices, wait_for_devices
+from bench.objects import delete_slices, make_node, published_devices, wait_for_devices
 
-from api.client import Json
+from api.client import Json, path
 from kubeletplugin.model.inventory import Placement
 from kubeletplugin.model.steps import CreateMigInstance, DeleteMigInstance, EnableMig
-from tests.support.plugin_world import SLICE, World, in_world, run, until
+from tests.support.plugin_world import SLICE, World, in_world, rolling_update, run, until
 from tests.support.scrape import get
 
 
@@ -49,6 +44,25 @@ async def test_slices_survive_a_restart_as_the_same_objects(it: World) -> None:
     await it.start()
     await until("readiness", lambda: _is_ready(it))
     assert {s["metadata"]["uid"]: s["metadata"]["resourceVersion"] for s in await it.slices()} == before
+
+
+@in_world()
+async def test_a_node_that_is_made_anew_owns_its_slices(it: World) -> None:
+    """While the plugin runs; the garbage collector removes what belongs to the old one."""
+    where = path("v1", "nodes", name=it.node.name)
+
+    async def owned() -> Any:
+        uid = (await it.client.get(where))["metadata"]["uid"]
+        slices = await it.slices()
+        devices = await published_devices(it.client, it.node.name)
+        return devices and all(each["metadata"]["ownerReferences"][0]["uid"] == uid for each in slices)
+
+    await it.start()
+    await until("slices", owned)
+    await it.client.delete(where)
+    await make_node(it.client, it.node.name)
+    await delete_slices(it.client, it.node.name)
+    await until("slices of the new node", owned)
 
 
 @in_world()
@@ -112,24 +126,6 @@ async def test_an_xid_shows_in_the_health_stream_and_as_a_taint(it: World) -> No
         return [device for device in devices if device.get("taints")]
 
     assert await until("taints", tainted)
-
-
-@asynccontextmanager
-async def rolling_update(it: World) -> AsyncIterator[tuple[Kubelet, Kubelet]]:
-    """An old and a new instance of the plugin serve at once; a kubelet for each."""
-    old, new = str(uuid4()), str(uuid4())
-    it.node.start(POD_UID=old)
-    await until("old socket", lambda: _exists(it, old))
-    twin = it.make_twin()
-    twin.start(POD_UID=new)
-    try:
-        await until("new socket", lambda: _exists(it, new))
-        first, second = [await Kubelet.register(_sockets(it, uid)[0]) for uid in (old, new)]
-        yield first, second
-        await first.close()
-        await second.close()
-    finally:
-        twin.end(signal.SIGKILL)
 
 
 @in_world()
@@ -240,11 +236,3 @@ async def test_what_one_of_two_instances_made_is_nowhere_offered_as_an_admins(it
 def _mounted(it: World, uid: str) -> set[str]:
     (spec,) = (spec for name, spec in it.specs().items() if uid in name)
     return {mount["hostPath"] for mount in spec["containerEdits"]["mounts"]}
-
-
-async def _exists(it: World, uid: str) -> bool:
-    return bool(_sockets(it, uid))
-
-
-def _sockets(it: World, uid: str) -> list[Path]:
-    return list(it.node.registry.glob(f"gpu.nvidia.com-{uid}-*-reg.sock"))

@@ -146,6 +146,24 @@ def test_unprepare_waits_for_the_preparation_before_it_and_the_other_way_round()
     run(rack, Api(), scenario)
 
 
+def test_a_preparation_that_is_asked_for_after_an_unprepare_comes_after_it() -> None:
+    """It does not join the one before: what that yields is taken away again at once."""
+    rack = Rack()
+    rack.gate.clear()
+
+    async def scenario(claims: ClaimService, _: Board) -> None:
+        calls = [asyncio.ensure_future(each(REF)) for each in (claims.prepare, claims.unprepare, claims.prepare)]
+        await asyncio.sleep(0)
+        rack.gate.set()
+        assert await asyncio.gather(*calls) == [(DEVICE,), None, (DEVICE,)]
+        assert (rack.story, rack.held) == (["prepare", "unprepare", "prepare"], {"u1"})
+        calls = [asyncio.ensure_future(each(REF)) for each in (claims.unprepare, claims.prepare, claims.unprepare)]
+        assert await asyncio.gather(*calls) == [None, (DEVICE,), None]
+        assert rack.held == set()
+
+    run(rack, Api(), scenario)
+
+
 def test_what_may_pass_is_retried_inside_the_call() -> None:
     rack = Rack(Busy("held"))
 

@@ -152,7 +152,7 @@ def test_a_claim_that_is_in_use_is_looked_at_again_soon(grace_s: float, again_s:
     clock.now_s = grace_s
     assert find() == [record(WHOLE)]
     stale.postpone("u1", 30.0)
-    assert stale.next_due_s(600.0) == again_s
+    assert stale.next_due_s({"u1"}, 600.0) == again_s
     clock.now_s += again_s - 1
     assert find() == []
     clock.now_s += 1

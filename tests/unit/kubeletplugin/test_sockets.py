@@ -16,6 +16,7 @@ from kubeletplugin.sockets import (
     choose_socket_path,
     dra_socket_names,
     registration_socket_names,
+    remove_stale_dra_sockets,
     remove_stale_registrations,
 )
 
@@ -76,6 +77,19 @@ def test_only_the_sockets_of_the_same_driver_that_nobody_serves_are_removed(tmp_
         (tmp_path / "gpu.nvidia.com-file-reg.sock").touch()
         assert remove_stale_registrations(tmp_path, "gpu.nvidia.com") == (dead,)
         assert names(tmp_path) == sorted([alive, others, "gpu.nvidia.com-file-reg.sock"])
+
+
+def test_dra_sockets_of_killed_pods_are_removed_and_those_in_use_and_others_stay(tmp_path: Path) -> None:
+    dead, alive = dra_socket_names("dead")[0], dra_socket_names("alive")[1]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / alive))
+        listener.listen()
+        for name in (dead, "dra.sock"):
+            with socket.socket(socket.AF_UNIX) as abandoned:
+                abandoned.bind(str(tmp_path / name))
+        (tmp_path / "claims.journal").touch()
+        assert remove_stale_dra_sockets(tmp_path) == (dead,)
+        assert names(tmp_path) == sorted([alive, "claims.journal", "dra.sock"])
 
 
 def test_a_stopped_listener_with_a_full_queue_counts_as_alive(tmp_path: Path) -> None:

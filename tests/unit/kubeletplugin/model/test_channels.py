@@ -132,7 +132,7 @@ def claim(
         "metadata": {"uid": "claim-uid", "namespace": namespace, "name": "claim"},
         "status": {"allocation": {"devices": {"results": [result], "config": [entry] if config else []}}},
     }
-    return parse_claim(raw, DRIVER, "claim-uid", parse_device_config)
+    return parse_claim(raw, DRIVER, "node-1", "claim-uid", parse_device_config)
 
 
 def membership(namespace: str = "team", draining: bool = False, **member: Any) -> Membership:

@@ -8,12 +8,12 @@ from api.device_config import GpuConfig, MigDeviceConfig, parse_device_config
 from api.errors import ClaimError
 from kubeletplugin.model.claims import ClaimRequest, parse_claim
 
-DRIVER = "gpu.nvidia.com"
+DRIVER, NODE = "gpu.nvidia.com", "node-1"
 IDENTITY = {"uid": "u1", "namespace": "ns", "name": "claim"}
 
 
 def result(request: str, device: str, driver: str = DRIVER, **more: Any) -> dict[str, Any]:
-    return {"request": request, "driver": driver, "pool": "node-1", "device": device, **more}
+    return {"request": request, "driver": driver, "pool": NODE, "device": device, **more}
 
 
 def opaque(
@@ -28,15 +28,12 @@ def opaque(
 def raw(results: list[dict[str, Any]], *configs: dict[str, Any]) -> dict[str, Any]:
     return {
         "metadata": IDENTITY,
-        "status": {
-            "allocation": {"devices": {"results": results, "config": list(configs)}},
-            "reservedFor": [{"resource": "pods", "name": "p", "uid": "pod-uid"}],
-        },
+        "status": {"allocation": {"devices": {"results": results, "config": list(configs)}}},
     }
 
 
 def parse(results: list[dict[str, Any]], *configs: dict[str, Any]) -> ClaimRequest:
-    return parse_claim(raw(results, *configs), DRIVER, "u1", parse_device_config)
+    return parse_claim(raw(results, *configs), DRIVER, NODE, "u1", parse_device_config)
 
 
 def interval_of(request: ClaimRequest, index: int = 0) -> str | None:
@@ -60,7 +57,6 @@ def test_only_our_results_count_and_sub_requests_are_answered_under_the_main_nam
         ("more", "gpu-1", True, "s1"),
     ]
     assert request.configs == (None, None)
-    assert request.reserved_for == ("pod-uid",)
 
 
 @pytest.mark.parametrize(
@@ -70,11 +66,16 @@ def test_only_our_results_count_and_sub_requests_are_answered_under_the_main_nam
         ({"metadata": IDENTITY}, "NotAllocated", "no status.allocation"),
         (raw([result("r", "nic-0", "nic.example.com")]), "NotAllocated", "has no device of gpu.nvidia.com"),
         (raw([]), "NotAllocated", "has no device of gpu.nvidia.com"),
+        (
+            raw([result("a", "gpu-0"), result("b/x", "gpu-0", pool="node-2")]),
+            "WrongNode",
+            "claim ns/claim: request b/x: device gpu-0 was allocated from pool node-2, and the pod is on node node-1",
+        ),
     ],
 )
 def test_what_cannot_be_prepared_is_refused_with_its_reason(claim: dict[str, Any], reason: str, message: str) -> None:
     with pytest.raises(ClaimError, match=message) as caught:
-        parse_claim(claim, DRIVER, "u1", parse_device_config)
+        parse_claim(claim, DRIVER, NODE, "u1", parse_device_config)
     assert caught.value.reason == reason
     assert caught.value.claim == "ns/claim"
 

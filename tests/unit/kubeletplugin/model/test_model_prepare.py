@@ -26,7 +26,7 @@ from kubeletplugin.model.steps import (
     SetTimeSlice,
 )
 from tests.scenarios.hardware import Hardware, a100, h100, inventory, l40s
-from tests.scenarios.node import DRIVER, Node, claim
+from tests.scenarios.node import DRIVER, POOL, Node, claim
 
 GPU = h100(0).uuid
 SLICE = "gpu-0-mig-1g10gb-19-5"
@@ -35,7 +35,7 @@ SLICE = "gpu-0-mig-1g10gb-19-5"
 def plan(
     raw: dict[str, Any], hardware: Inventory, checkpoint: Checkpoint | None = None, boot: str = "b"
 ) -> PreparePlan:
-    request = parse_claim(raw, DRIVER, raw["metadata"]["uid"], parse_device_config)
+    request = parse_claim(raw, DRIVER, POOL, raw["metadata"]["uid"], parse_device_config)
     return plan_prepare(request, hardware, checkpoint or Checkpoint(), boot)
 
 
@@ -279,6 +279,19 @@ def test_an_instance_that_replaced_ours_is_not_deleted() -> None:
     node = prepared(claim("a", SLICE), h100(0))
     theirs = with_instances(h100(0), MigInstance(1, 19, Placement(5, 1), 0, "MIG-admin"))
     assert plan_unprepare(node.checkpoint.records["a"], inventory(theirs), node.checkpoint) == ()
+
+
+def test_a_layout_that_is_not_ours_is_not_deleted_where_we_meant_to_make_an_instance() -> None:
+    started = plan(claim("a", SLICE), inventory(h100(0))).record
+    theirs = with_instances(h100(0), MigInstance(1, 19, Placement(5, 1), 0, "MIG-admin", foreign=True))
+    assert plan_unprepare(started, inventory(theirs), Checkpoint().with_record(started)) == ()
+
+
+def test_where_nothing_is_there_is_nothing_to_delete() -> None:
+    """What an admin makes there in the next moment is not ours."""
+    node = prepared(claim("a", SLICE), h100(0))
+    gone = inventory(h100(0, enabled=True))
+    assert plan_unprepare(node.checkpoint.records["a"], gone, node.checkpoint) == (DisableMig(GPU),)
 
 
 def test_a_creation_without_result_is_an_error_and_no_record() -> None:

@@ -163,7 +163,7 @@ def test_what_an_unreadable_gpu_may_hold_is_not_forgotten() -> None:
     assert "GPU 0: Unknown Error" in str(why)
     with pytest.raises(Retryable):
         plan_unprepare(record, blind, node.checkpoint)
-    request = parse_claim(claim("d", "gpu-0"), DRIVER, "d", parse_config)
+    request = parse_claim(claim("d", "gpu-0"), DRIVER, POOL, "d", parse_config)
     with pytest.raises(Retryable, match="gpu-0 is not there now: GPU 0: Unknown Error"):
         plan_prepare(request, blind, Checkpoint(), node.boot_id)
 
