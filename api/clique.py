@@ -43,20 +43,6 @@ DAEMON_STATUS_FILE: Final = "status/status.json"
 MEMBERSHIP_FILE_VERSION: Final = 1
 """`version` in the file. Raised only where an older daemon would misunderstand the file; a file without one is of 1."""
 
-DAEMON_ENVIRONMENT: Final = (
-    "COMPUTE_DOMAIN_UUID",
-    "COMPUTE_DOMAIN_NAME",
-    "COMPUTE_DOMAIN_NAMESPACE",
-    "CLIQUE_ID",
-    "NODE_NAME",
-    "IMEX_NODE_LIST",
-    "POD_IP",
-    "POD_NAME",
-    "POD_NAMESPACE",
-    "POD_UID",
-)
-"""What the controller sets in a daemon's container. POD_NAMESPACE is where the ComputeDomainClique is."""
-
 DAEMON_HTTP_PORT: Final = 8097
 """Where the daemon answers GET /readyz (200: this node and its peers are connected) and /livez.
 
