@@ -93,7 +93,7 @@ class AmdDriver:
         self._changed: Callable[[], None] = lambda: None
         self._target = NodeTarget(node, client, on_claim)
         self._home = HomeModes(store.path.with_name("home-modes.json"))
-        self._stale = StaleClaims(client, stale_grace_s)
+        self._stale = StaleClaims(client, node, stale_grace_s)
         self._reload = ReloadMark(store.path.with_name(RELOAD_MARK))
 
     # Start

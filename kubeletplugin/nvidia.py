@@ -77,7 +77,7 @@ class NvidiaDriver:
         self._boot_id = ""
         self._health = NodeHealth()
         self._offered: tuple[str, ...] = ()
-        self._stale = StaleClaims(client, stale_grace_s)
+        self._stale = StaleClaims(client, node, stale_grace_s)
         self._occupants = Occupants(executor.read_processes, events, node)
         self._not_undone: dict[str, ClaimRecord] = {}
         """What an earlier run left half made and could not be undone at the start, by claim UID."""

@@ -7,23 +7,45 @@ has had time to do so, and has forgotten.
 
 import time
 from collections.abc import Callable, Iterable
+from typing import Protocol, TypeVar
 
 from api.client import Client, NotFound, path
 from api.resources import allocated_devices
 from kubeletplugin.driver import CLAIM_API
-from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState
+
+
+class HeldClaim(Protocol):
+    """A claim that this node has prepared, or has begun to."""
+
+    @property
+    def driver(self) -> str: ...
+    @property
+    def uid(self) -> str: ...
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def is_complete(self) -> bool: ...
+    @property
+    def device_names(self) -> tuple[str, ...]: ...
+
+
+Held = TypeVar("Held", bound=HeldClaim)
 
 
 class StaleClaims:
     """What is known of the claims of one driver that are gone."""
 
-    def __init__(self, client: Client, grace_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, client: Client, node: str, grace_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """`node` is also the name of the pool that its devices are in."""
         self._client = client
+        self._node = node
         self._grace_s = grace_s
         self._clock = clock
         self._gone_since: dict[str, float] = {}
 
-    async def find(self, records: Iterable[ClaimRecord]) -> list[ClaimRecord]:
+    async def find(self, records: Iterable[Held]) -> list[Held]:
         """Those to be given back: gone for as long as the grace, or never completed. Raises ApiError."""
         return [record for record in tuple(records) if await self._is_stale(record)]
 
@@ -40,19 +62,19 @@ class StaleClaims:
         """Its record is gone, or its claim is back."""
         self._gone_since.pop(uid, None)
 
-    async def _is_stale(self, record: ClaimRecord) -> bool:
+    async def _is_stale(self, record: HeldClaim) -> bool:
         if await self._still_holds(record):
             self.forget(record.uid)
             return False
         now = self._clock()
         since = self._gone_since.setdefault(record.uid, now)
-        is_due = record.state is ClaimState.STARTED or now >= since + self._grace_s
+        is_due = not record.is_complete or now >= since + self._grace_s
         if is_due:
             self._gone_since[record.uid] = now  # where giving it back fails, the next attempt has its time
         return is_due
 
-    async def _still_holds(self, record: ClaimRecord) -> bool:
-        """Whether the claim is there, and has these devices."""
+    async def _still_holds(self, record: HeldClaim) -> bool:
+        """Whether the claim is there, and has these devices of this node."""
         where = path(CLAIM_API, "resourceclaims", namespace=record.namespace, name=record.name)
         try:
             claim = await self._client.get(where)
@@ -60,5 +82,5 @@ class StaleClaims:
             return False
         if claim["metadata"]["uid"] != record.uid:
             return False
-        allocated = {result["device"] for result in allocated_devices(claim, record.driver)}
-        return all(device.device in allocated for device in record.devices)
+        allocated = {result["device"] for result in allocated_devices(claim, record.driver, self._node)}
+        return allocated.issuperset(record.device_names)

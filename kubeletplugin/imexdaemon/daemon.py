@@ -68,6 +68,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Until cancelled; nvidia-imex is stopped before this returns."""
+        self._show_that_we_live()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_membership())
@@ -76,6 +77,14 @@ class Daemon:
         finally:
             self._set(Readiness(False, "the daemon is stopping"))
             await self._imex.stop(self._settings.grace_s)
+
+    def _show_that_we_live(self) -> None:
+        """By a lock that ends with this process, which never gives it back."""
+        self._set(self._state.value)  # first: what a daemon that was killed has said last is not ours
+        try:
+            files.hold_lock(self._settings)
+        except OSError as error:  # then the node plugin goes by the controller's word
+            log.error("not_locked", extra={"error": str(error)})
 
     async def _follow_membership(self) -> None:
         settings = self._settings
