@@ -8,7 +8,8 @@ selector `metadata.name=...` before it exists. A reader needs nothing else:
 - the daemon of node N takes everybody's address and index from `members`, its own included. A member without an
   address has no daemon yet: it belongs to no node list. An `absent` one belongs to it, and is waited for by nobody;
 - the node plugin of node N releases the channel when N's entry says `released`, or, with `release_policy` Connected,
-  when N's own daemon says that it is connected (`DAEMON_STATUS_FILE`); until then its `message` says what is missing.
+  when N's own daemon says that it is connected (`DAEMON_STATUS_FILE`), and not while that daemon has died
+  (`DAEMON_LOCK_FILE`); until then its `message` says what is missing.
   `draining` means: prepare no claim that `is_late`; a claim in `abandoned` is not to be waited for;
 - an object that is gone, or has no entry for N, means that N is no member (any more, or yet).
 
@@ -39,22 +40,15 @@ what it does not know.
 DAEMON_STATUS_FILE: Final = "status/status.json"
 """In the same directory: whether the node's daemon is connected to its peers. The daemon writes it."""
 
+DAEMON_LOCK_FILE: Final = "work/daemon.lock"
+"""In the same directory: the node's daemon holds a flock(2) on it for as long as it lives.
+
+What it has said last stands in its status file also when it was killed. The jobs' pods, which see that file, do not see
+this one. A daemon has `work` as its directory's root.
+"""
+
 MEMBERSHIP_FILE_VERSION: Final = 1
 """`version` in the file. Raised only where an older daemon would misunderstand the file; a file without one is of 1."""
-
-DAEMON_ENVIRONMENT: Final = (
-    "COMPUTE_DOMAIN_UUID",
-    "COMPUTE_DOMAIN_NAME",
-    "COMPUTE_DOMAIN_NAMESPACE",
-    "CLIQUE_ID",
-    "NODE_NAME",
-    "IMEX_NODE_LIST",
-    "POD_IP",
-    "POD_NAME",
-    "POD_NAMESPACE",
-    "POD_UID",
-)
-"""What the controller sets in a daemon's container. POD_NAMESPACE is where the ComputeDomainClique is."""
 
 DAEMON_HTTP_PORT: Final = 8097
 """Where the daemon answers GET /readyz (200: this node and its peers are connected) and /livez.

@@ -80,6 +80,7 @@ def build_compute_domain(
         root=root,
         directory=settings.data_directory(COMPUTE_DOMAIN_DRIVER),
         binding=settings.binding_conditions == "true",
+        stale_grace_s=settings.stale_claim_grace_s,
     )
 
 

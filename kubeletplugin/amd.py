@@ -95,7 +95,7 @@ class AmdDriver:
         self._home = HomeModes(store.path.with_name("home-modes.json"))
         self._loads = 0
         """`Store.loads` when the hardware was read last."""
-        self._stale = StaleClaims(client, stale_grace_s)
+        self._stale = StaleClaims(client, node, stale_grace_s)
         self._reload = ReloadMark(store.path.with_name(RELOAD_MARK))
 
     # Start

@@ -1,25 +1,33 @@
 """The driver `compute-domain.nvidia.com`: IMEX channels for workloads, and the node's part of IMEX daemons.
 
 Nothing on the hardware changes for a claim, so its CDI file is all the state there is: written whole before the reply,
-removed before the answer to unprepare. A channel is given out when the controller says so in the ComputeDomainClique;
-the call waits for that by a watch, inside the kubelet's deadline.
+removed before the answer to unprepare. A channel is given out when the controller says so in the ComputeDomainClique,
+and a node is one domain's at a time (`kubeletplugin.prepared`); the call waits for both by watches, inside the
+kubelet's deadline.
 """
 
 import asyncio
 import logging
 import shutil
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final
 
-from api.client import Client, Json, NotFound, path
-from api.clique import CLIQUE_PLURAL, DAEMON_STATUS_FILE, Membership, clique_object_name, parse_membership
+from api.client import Client, Json, path
+from api.clique import (
+    CLIQUE_PLURAL,
+    DAEMON_LOCK_FILE,
+    DAEMON_STATUS_FILE,
+    Membership,
+    clique_object_name,
+    parse_membership,
+)
 from api.errors import HardwareError, PartitaError, Retryable
-from api.names import COMPUTE_DOMAIN_CDI_VENDOR, COMPUTE_DOMAIN_DRIVER, RESOURCE_API_VERSION
-from kubeletplugin.disk import disk_error
-from kubeletplugin.driver import CLAIM_API, RETRY_FOR_S
+from api.names import COMPUTE_DOMAIN_DRIVER, RESOURCE_API_VERSION
+from kubeletplugin.disk import disk_error, is_locked
+from kubeletplugin.driver import RETRY_FOR_S
 from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles
 from kubeletplugin.hardware.imex import read_imex_nodes
@@ -27,7 +35,6 @@ from kubeletplugin.hardware.tree import DriverRoot, read_driver_tree
 from kubeletplugin.membership import Cliques, Memberships, Seen, provide_membership
 from kubeletplugin.merge import merge
 from kubeletplugin.metrics import show_prepared
-from kubeletplugin.model.cdi import cdi_file_name
 from kubeletplugin.model.channels import (
     CHANNEL_DEVICE,
     DAEMON_DEVICE,
@@ -42,22 +49,22 @@ from kubeletplugin.model.channels import (
     build_channel_spec,
     build_daemon_spec,
     build_domain_devices,
+    describe_holders,
     domain_cdi_id,
     find_fabric,
-    read_prepared,
     read_use,
 )
 from kubeletplugin.model.claims import ClaimRequest, parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features
-from kubeletplugin.model.release import DaemonReport, Release, check_release, parse_report
+from kubeletplugin.model.release import DaemonReport, Here, Release, check_release, parse_report
+from kubeletplugin.prepared import PreparedClaims, busy
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
-from kubeletplugin.watch import watch_file
+from kubeletplugin.watch import read_json, watch_folder
 
 log = logging.getLogger(__name__)
 
 _MISSING_RETRY_S: Final = 5.0
 _RESCAN_INTERVAL_S: Final = 10.0
-_SWEEP_INTERVAL_S: Final = 600.0
 _HEALTHY, _UNHEALTHY = 1, 2
 
 
@@ -84,6 +91,7 @@ class ComputeDomainDriver:
         directory: Path,
         wait_s: float = RETRY_FOR_S,
         binding: bool = False,
+        stale_grace_s: float = 300.0,
     ) -> None:
         """`namespace` is the driver's own; `directory` has `domains/<uid>` of every domain on this node.
 
@@ -93,7 +101,7 @@ class ComputeDomainDriver:
         self._namespace = namespace
         self._client = client
         self._executor = executor
-        self._cdi = cdi
+        self._prepared = PreparedClaims(client, node, cdi, stale_grace_s)
         self._root = root
         self._domains = directory / "domains"
         self._wait_s = wait_s
@@ -133,7 +141,7 @@ class ComputeDomainDriver:
     async def run(self, changed: Callable[[], None]) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._rescan(changed))
-            tasks.create_task(self._sweep_regularly())
+            tasks.create_task(self._prepared.sweep_regularly(self._give_back))
             tasks.create_task(self._cliques.run())
             tasks.create_task(self._memberships.run())
 
@@ -166,7 +174,7 @@ class ComputeDomainDriver:
     async def prepare(self, claim: Json, ref: ClaimRef) -> tuple[ReadyDevice, ...]:
         request = parse_claim(claim, self.name, self._node, ref.uid, parse_config)
         use = read_use(request, self._namespace)
-        if self._cdi.exists(cdi_file_name(COMPUTE_DOMAIN_CDI_VENDOR, request.uid)):
+        if self._prepared.exists(request.uid):
             return _ready_devices(request, (domain_cdi_id(request, use),))
         fabric = self._known
         if fabric is None:
@@ -175,6 +183,7 @@ class ComputeDomainDriver:
             log.info("no_fabric", extra={"note": "this node has no NVLink fabric: the pod runs without a channel"})
             return _ready_devices(request, ())
         if use.kind == "daemon":
+            await self._wait_for_node(request, use)
             self._prepare_daemon(request, use)
         else:
             self._awaited[use.domain_uid] += 1
@@ -190,13 +199,28 @@ class ComputeDomainDriver:
     def _unsettled(self) -> str:
         return self._fabric.reason if isinstance(self._fabric, Unsettled) else "the hardware has not been read yet"
 
+    async def _wait_for_node(self, request: ClaimRequest, use: DomainUse) -> None:
+        """Until nothing of another domain is prepared here. Raises Busy in the end."""
+        others: tuple[PreparedClaim, ...] = ()
+        try:
+            async with (
+                asyncio.timeout(self._wait_s),
+                aclosing(self._prepared.follow_others(use.domain_uid)) as found,
+            ):
+                async for others in found:
+                    if not others:
+                        return
+                    log.info("waiting", extra={"reason": describe_holders(others)})
+        except TimeoutError as error:
+            raise busy(request, others) from error
+
     async def _wait_for_release(self, request: ClaimRequest, use: DomainUse, fabric: Attached) -> None:
         """Until the channel is released. Raises ClaimError at once, NotConnectedYet in the end."""
         reason = f"claim {request.claim}: the API server has not answered yet"
         try:
             async with asyncio.timeout(self._wait_s), aclosing(self._follow(use, fabric)) as found:
-                async for membership, report, refusal in found:
-                    decision = check_release(request, use, membership, self._node, report)
+                async for membership, here, refusal in found:
+                    decision = check_release(request, use, membership, self._node, here)
                     if isinstance(decision, Release):
                         return
                     before, reason = reason, f"claim {request.claim}: {refusal}" if refusal else decision.reason
@@ -207,8 +231,8 @@ class ComputeDomainDriver:
 
     async def _follow(
         self, use: DomainUse, fabric: Attached
-    ) -> AsyncGenerator[tuple[Membership | None, DaemonReport | None, str], None]:
-        """What the controller and this node's daemon say, at every change; the controller's word comes first.
+    ) -> AsyncGenerator[tuple[Membership | None, Here, str], None]:
+        """What the controller, this node's daemon and its CDI files say, at every change; after the controller's word.
 
         The last of three: what the API server says instead of telling the controller's word, "" while it tells it.
         """
@@ -217,29 +241,34 @@ class ComputeDomainDriver:
         status = self._follow_status(use.domain_uid, is_member)
         membership: Membership | None = None
         report: DaemonReport | None = None
+        others: tuple[PreparedClaim, ...] | None = None
         asked, refusal = False, ""
-        async with aclosing(merge(self._cliques.follow(name), status)) as news:
+        held = self._prepared.follow_others(use.domain_uid)
+        async with aclosing(merge(self._cliques.follow(name), status, held)) as news:
             async for _, found in news:
                 if isinstance(found, Seen):
                     membership = parse_membership(found.clique) if found.clique else None
                     asked, refusal = True, found.refusal
+                elif isinstance(found, tuple):
+                    others = found
                 else:
                     report = parse_report(found)
-                if asked:
-                    yield membership, report, refusal
+                if asked and others is not None:
+                    alive = is_locked(self._domains / use.domain_uid / DAEMON_LOCK_FILE)
+                    yield membership, Here(report, alive, others), refusal
                 if membership is not None and membership.member(self._node) is not None:
                     is_member.set()
 
     async def _follow_status(self, domain_uid: str, is_member: asyncio.Event) -> AsyncGenerator[Json | None, None]:
-        """What the daemon says. Nothing is made on this node for a domain that it is no member of."""
+        """What the daemon says, as often as it does: another one's words may be the same.
+
+        Nothing is made on this node for a domain that it is no member of.
+        """
         await is_member.wait()
         file = self._make_folder(domain_uid) / DAEMON_STATUS_FILE
-        try:
-            async with aclosing(watch_file(file)) as found:
-                async for content in found:
-                    yield content
-        except OSError as error:  # inotify instances are few: then the controller's word must do
-            log.warning("daemon_not_watched", extra={"path": str(file), "error": str(error)})
+        async with aclosing(watch_folder(file.parent)) as looks:
+            async for _ in looks:
+                yield read_json(file)
 
     def _prepare_channel(self, request: ClaimRequest, use: DomainUse) -> None:
         major = read_imex_nodes(self._root).channel_major
@@ -247,11 +276,13 @@ class ComputeDomainDriver:
             raise HardwareError(
                 "/proc/devices lists no nvidia-caps-imex-channels: this node's NVIDIA driver offers no IMEX channels"
             )
+        self._prepared.check_free(request, use.domain_uid)
         status = self._make_folder(use.domain_uid) / "status"
-        self._write(request, build_channel_spec(request, use, major, str(status)))
+        self._prepared.write(request, build_channel_spec(request, use, major, str(status)))
 
     def _prepare_daemon(self, request: ClaimRequest, use: DomainUse) -> None:
-        self._write(request, self._build_daemon_spec(request, use.domain_uid))
+        self._prepared.check_free(request, use.domain_uid)
+        self._prepared.write(request, self._build_daemon_spec(request, use.domain_uid))
         self._follow_memberships()
 
     def _build_daemon_spec(self, request: ClaimName, domain_uid: str) -> Json:
@@ -272,23 +303,16 @@ class ComputeDomainDriver:
 
         A container gets them when the kubelet starts it again.
         """
-        for prepared, spec in list(self._read_prepared()):
+        for prepared, spec in list(self._prepared.read()):
             if prepared.kind != "daemon":
                 continue
             try:
                 renewed = self._build_daemon_spec(prepared, prepared.domain_uid)
                 if renewed != spec:
                     log.info("daemon_spec_renewed", extra={"claim": prepared.claim, "claim_uid": prepared.uid})
-                    self._write(prepared, renewed)
+                    self._prepared.write(prepared, renewed)
             except PartitaError as error:
                 log.error("daemon_spec_not_renewed", extra={"claim": prepared.claim, "error": str(error)})
-
-    def _read_prepared(self) -> Iterator[tuple[PreparedClaim, Json]]:
-        """Every claim that is prepared on this node, with its CDI spec."""
-        for uid, spec in self._cdi.read_all():
-            prepared = read_prepared(uid, spec)
-            if prepared is not None and spec is not None:
-                yield prepared, spec
 
     def _make_folder(self, domain_uid: str) -> Path:
         folder = self._domains / domain_uid
@@ -303,17 +327,14 @@ class ComputeDomainDriver:
         """Of the domains that have a daemon on this node; the CDI files say which."""
         wanted = {}
         if isinstance(self._known, Attached):
-            for prepared, _ in self._read_prepared():
+            for prepared, _ in self._prepared.read():
                 if prepared.kind == "daemon" and prepared.domain_uid:
                     folder = self._make_folder(prepared.domain_uid)
                     wanted[clique_object_name(prepared.domain_uid, self._known.clique)] = folder
         self._memberships.want(wanted)
 
-    def _write(self, request: ClaimName, spec: Json) -> None:
-        self._cdi.write(cdi_file_name(COMPUTE_DOMAIN_CDI_VENDOR, request.uid), spec)
-
     async def unprepare(self, ref: ClaimRef) -> None:
-        self._cdi.remove(cdi_file_name(COMPUTE_DOMAIN_CDI_VENDOR, ref.uid))
+        self._prepared.remove(ref.uid)
         self._follow_memberships()
         self._remove_unused_domains()
         self._count()
@@ -322,7 +343,7 @@ class ComputeDomainDriver:
 
     def _remove_unused_domains(self) -> None:
         """Directories of domains that no prepared claim on this node is of."""
-        used = {prepared.domain_uid for prepared, _ in self._read_prepared()} | set(self._awaited)
+        used = {prepared.domain_uid for prepared, _ in self._prepared.read()} | set(self._awaited)
         folders = self._domains.iterdir() if self._domains.is_dir() else ()
         for folder in folders:
             if folder.name not in used:
@@ -331,32 +352,12 @@ class ComputeDomainDriver:
                 except OSError as error:
                     log.error("folder_not_removed", extra={"path": str(folder), "error": str(error)})
 
-    async def _sweep_regularly(self) -> None:
-        while True:
-            try:
-                await self._sweep()
-            except PartitaError as error:
-                log.warning("sweep_failed", extra={"driver": self.name, "error": str(error)})
-            await asyncio.sleep(_SWEEP_INTERVAL_S)
-
-    async def _sweep(self) -> None:
-        """Unprepare claims that are gone from the API server without the kubelet's telling us."""
-        for prepared, _ in list(self._read_prepared()):
-            namespace, _, name = prepared.claim.partition("/")
-            ref = ClaimRef(namespace, name, prepared.uid)
-            if name and not await self._is_alive(ref):
-                log.warning("stale_claim", extra={"claim": prepared.claim, "claim_uid": prepared.uid})
-                await self.unprepare(ref)
-
-    async def _is_alive(self, ref: ClaimRef) -> bool:
-        try:
-            claim = await self._client.get(path(CLAIM_API, "resourceclaims", namespace=ref.namespace, name=ref.name))
-        except NotFound:
-            return False
-        return bool(claim["metadata"]["uid"] == ref.uid)
+    async def _give_back(self, claim: PreparedClaim) -> None:
+        """What a claim has that is gone, without the kubelet's telling us."""
+        await self.unprepare(ClaimRef(claim.namespace, claim.name, claim.uid))
 
     def _count(self) -> None:
-        kinds = Counter(prepared.kind for prepared, _ in self._read_prepared())
+        kinds = Counter(prepared.kind for prepared, _ in self._prepared.read())
         show_prepared(self._node, self.name, {kind: kinds[kind] for kind in ("channel", "daemon")})
 
 

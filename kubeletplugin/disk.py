@@ -1,6 +1,7 @@
 """Writing files so that they last, and what is said when that fails."""
 
 import errno
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -48,6 +49,26 @@ def timed_sync(fd: int) -> float:
 def sync_and_close(fd: int) -> float:
     try:
         return timed_sync(fd)
+    finally:
+        os.close(fd)
+
+
+def is_locked(path: Path) -> bool | None:
+    """Whether a living process holds a flock(2) on this file; None where that cannot be told.
+
+    Whoever writes into its folder may be less trusted than we are: no link is followed, and no pipe waited for.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
     finally:
         os.close(fd)
 

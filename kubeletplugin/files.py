@@ -334,6 +334,10 @@ class CdiFiles:
         self._vendor = vendor
         self._prefix = f"{vendor}-claim_"
 
+    @property
+    def directory(self) -> Path:
+        return Path(self._directory)
+
     def path(self, name: str) -> Path:
         return Path(self._directory, name)
 

@@ -75,7 +75,7 @@ class NvidiaDriver:
         self._boot_id = ""
         self._health = NodeHealth()
         self._offered: tuple[str, ...] = ()
-        self._stale = StaleClaims(client, stale_grace_s)
+        self._stale = StaleClaims(client, node, stale_grace_s)
         self._occupants = Occupants(executor.read_processes, events, node)
         self._changed: Callable[[], None] = lambda: None
         self._loads = 0

@@ -9,13 +9,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from api.client import Client, NotFound, path
 from api.errors import PartitaError
 from api.resources import allocated_devices
 from kubeletplugin.driver import CLAIM_API
-from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState
 
 log = logging.getLogger(__name__)
 
@@ -24,19 +23,49 @@ _FAILED_AGAIN_S: Final = 30.0  # what refused may refuse for long, and whoever w
 _LEAST_PAUSE_S: Final = 1.0
 
 
+class HeldClaim(Protocol):
+    """A claim that this node has prepared, or has begun to."""
+
+    @property
+    def driver(self) -> str: ...
+    @property
+    def uid(self) -> str: ...
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def claim(self) -> str: ...
+    @property
+    def is_complete(self) -> bool: ...
+    @property
+    def device_names(self) -> tuple[str, ...]: ...
+
+
+Held = TypeVar("Held", bound=HeldClaim)
+
+
 class StaleClaims:
     """What is known of the claims of one driver that are gone."""
 
-    def __init__(self, client: Client, grace_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, client: Client, node: str, grace_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """`node` is also the name of the pool that its devices are in."""
         self._client = client
+        self._node = node
         self._grace_s = grace_s
         self._clock = clock
         self._gone_since: dict[str, float] = {}
+        self._asked = asyncio.Event()
+
+    def ask(self) -> None:
+        """Let `run` sweep now: somebody waits for what a claim holds."""
+        self._asked.set()
 
     async def run(
         self, driver: str, sweep: Callable[[], Awaitable[float]], recorded: Callable[[], Collection[str]]
     ) -> None:
-        """Call `sweep` until cancelled: when the next claim is due, at the latest after as many seconds as it returns.
+        """Call `sweep` until cancelled: when the next claim is due, or `ask` was called, at the latest after as many
+        seconds as it returns.
 
         `recorded`: UIDs of all claims that have a record.
         """
@@ -47,9 +76,14 @@ class StaleClaims:
             except PartitaError as error:
                 log.warning("sweep_failed", extra={"driver": driver, "error": str(error)})
                 at_least_s = _FAILED_AGAIN_S
-            await asyncio.sleep(max(at_least_s, self.next_due_s(recorded(), otherwise_s)))
+            try:
+                async with asyncio.timeout(max(at_least_s, self.next_due_s(recorded(), otherwise_s))):
+                    await self._asked.wait()
+            except TimeoutError:
+                pass
+            self._asked.clear()
 
-    async def sweep(self, records: Iterable[ClaimRecord], give_back: Callable[[ClaimRecord], Awaitable[bool]]) -> int:
+    async def sweep(self, records: Iterable[Held], give_back: Callable[[Held], Awaitable[bool]]) -> int:
         """Give back what those of these claims hold that are stale; how many. Raises ApiError, before anything else.
 
         `give_back` is false where it must not be, for now. One that cannot be given back keeps no other waiting.
@@ -67,7 +101,7 @@ class StaleClaims:
             swept += 1
         return swept
 
-    async def find(self, records: Iterable[ClaimRecord]) -> list[ClaimRecord]:
+    async def find(self, records: Iterable[Held]) -> list[Held]:
         """Those to be given back: gone for as long as the grace, or never completed. Raises ApiError."""
         return [record for record in tuple(records) if await self._is_stale(record)]
 
@@ -89,16 +123,16 @@ class StaleClaims:
         """Its record is gone, or its claim is back."""
         self._gone_since.pop(uid, None)
 
-    async def _is_stale(self, record: ClaimRecord) -> bool:
+    async def _is_stale(self, record: HeldClaim) -> bool:
         if await self._still_holds(record):
             self.forget(record.uid)
             return False
         now = self._clock()
         since = self._gone_since.setdefault(record.uid, now)
-        return record.state is ClaimState.STARTED or now >= since + self._grace_s
+        return not record.is_complete or now >= since + self._grace_s
 
-    async def _still_holds(self, record: ClaimRecord) -> bool:
-        """Whether the claim is there, and has these devices."""
+    async def _still_holds(self, record: HeldClaim) -> bool:
+        """Whether the claim is there, and has these devices of this node."""
         where = path(CLAIM_API, "resourceclaims", namespace=record.namespace, name=record.name)
         try:
             claim = await self._client.get(where)
@@ -106,5 +140,5 @@ class StaleClaims:
             return False
         if claim["metadata"]["uid"] != record.uid:
             return False
-        allocated = {(result["pool"], result["device"]) for result in allocated_devices(claim, record.driver)}
-        return all((device.pool, device.device) in allocated for device in record.devices)
+        allocated = {result["device"] for result in allocated_devices(claim, record.driver, self._node)}
+        return allocated.issuperset(record.device_names)

@@ -1,13 +1,14 @@
-"""Watching a file that another program replaces as a whole, by inotify(7)."""
+"""Watching files that another program replaces as a whole, by inotify(7)."""
 
 import asyncio
 import ctypes
+import errno
 import json
 import logging
 import os
 import stat
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,9 +20,12 @@ Json = dict[str, Any]
 _IN_MOVED_TO: Final = 0x80
 _IN_DELETE: Final = 0x200
 _EVENTS_SIZE: Final = 4096
+_NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
 
 LOOK_AGAIN_S: Final = 30.0
-"""The file is read again after so long in any case: not every file system tells of changes."""
+"""What is watched is read again after so long in any case: not every file system tells of changes."""
+LOOK_OFTEN_S: Final = 1.0
+"""The same where the kernel tells of nothing: the inotify instances of a user are few, and others use them up."""
 MOST_BYTES: Final = 4 * 1024 * 1024
 """Of a file; more is not read. A membership of 1,000 nodes has some 250 KiB."""
 
@@ -31,23 +35,34 @@ async def watch_file(path: Path) -> AsyncGenerator[Json | None, None]:
 
     Whoever writes it replaces it as a whole. Raises OSError when its folder is not there.
     """
-    changed = asyncio.Event()
     previous: object = watch_file  # unlike anything that is read
-    with _telling(path.parent, changed):
-        while True:
-            changed.clear()
-            content = _read(path)
+    async with aclosing(watch_folder(path.parent)) as looks:
+        async for _ in looks:
+            content = read_json(path)
             if content != previous:
                 previous = content
                 yield content
+
+
+async def watch_folder(folder: Path) -> AsyncGenerator[None, None]:
+    """Yield at once, and again whenever a file is moved into the folder, or goes; now and then without cause. For ever.
+
+    Raises OSError when it is not there.
+    """
+    changed = asyncio.Event()
+    with _telling(folder, changed) as is_told:
+        while True:
+            changed.clear()
+            yield
             try:
-                async with asyncio.timeout(LOOK_AGAIN_S):
+                async with asyncio.timeout(LOOK_AGAIN_S if is_told else LOOK_OFTEN_S):
                     await changed.wait()
             except TimeoutError:
                 continue
 
 
-def _read(path: Path) -> Json | None:
+def read_json(path: Path) -> Json | None:
+    """The JSON object in the file; None where there is none that can be read."""
     try:
         content = json.loads(_read_plainly(path))
     except FileNotFoundError:
@@ -71,14 +86,19 @@ def _read_plainly(path: Path) -> bytes:
 
 
 @contextmanager
-def _telling(folder: Path, changed: asyncio.Event) -> Iterator[None]:
-    """Set `changed` whenever a file is moved into the folder, or goes."""
+def _telling(folder: Path, changed: asyncio.Event) -> Iterator[bool]:
+    """Set `changed` whenever a file is moved into the folder, or goes. False: the kernel has no room for that."""
     libc = ctypes.CDLL(None, use_errno=True)
     fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if fd < 0 or libc.inotify_add_watch(fd, os.fsencode(folder), _IN_MOVED_TO | _IN_DELETE) < 0:
             number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(folder))
+            if number not in _NO_ROOM:
+                raise OSError(number, os.strerror(number), str(folder))
+            told = f"{os.strerror(number)}: are fs.inotify.max_user_instances or max_user_watches used up?"
+            log.warning("watched_by_looking", extra={"path": str(folder), "error": told, "every_s": LOOK_OFTEN_S})
+            yield False
+            return
 
         def take() -> None:
             os.read(fd, _EVENTS_SIZE)
@@ -87,7 +107,7 @@ def _telling(folder: Path, changed: asyncio.Event) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         loop.add_reader(fd, take)
         try:
-            yield
+            yield True
         finally:
             loop.remove_reader(fd)
     finally:

@@ -222,9 +222,7 @@ def _build_environment(domain: Domain, member: Member, node_list: str) -> list[J
     }
     fields = {
         "POD_IP": "status.podIP",
-        "POD_NAME": "metadata.name",
         "POD_NAMESPACE": "metadata.namespace",
-        "POD_UID": "metadata.uid",
     }
     return [
         *({"name": name, "value": value} for name, value in values.items()),

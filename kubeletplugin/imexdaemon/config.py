@@ -62,14 +62,21 @@ def node_name(index: int) -> str:
     return f"compute-domain-daemon-{index:04d}"
 
 
-def build_node_table(membership: Membership, node: str, address: str, *, use_names: bool) -> NodeTable | None:
-    """The table as `node` sees it; None while `node` is no member, or addresses are used and not all known.
+def build_node_table(
+    membership: Membership, node: str, address: str, *, use_names: bool, has_run: bool = False
+) -> NodeTable | None:
+    """The table as `node` sees it; None while `node` is no member, or an address is awaited.
 
-    `address` is this daemon's own: what the membership says of it may be of a pod that this one replaces.
+    With addresses every change starts nvidia-imex anew. So a domain that forms waits until it knows them all; in one
+    that has formed nobody stops for a newcomer, or for one that is replaced: it is listed once it has an address.
+
+    `address` is this daemon's own: what the membership says of it may be of a pod that this one replaces. `has_run`:
+    nvidia-imex has, under this daemon.
     """
     own = membership.member(node)
     if own is None:
         return None
+    has_formed = has_run or any(member.ready for member in membership.members)
     # One that died before it had an address may never get one.
     due = [member for member in membership.members if member.address or not member.absent]
     known = {member.index: member.address or None for member in due}
@@ -79,12 +86,12 @@ def build_node_table(membership: Membership, node: str, address: str, *, use_nam
         size = max(membership.max_nodes, max(known) + 1)
         addresses = tuple(known.get(index) for index in range(size))
         return NodeTable(own.index, addresses, tuple(node_name(index) for index in range(size)), frozenset(absent))
-    places = {index: place for place, index in enumerate(sorted(known))}
-    ordered = [known[index] for index in places]
-    if None in ordered:
+    if None in known.values() and not has_formed:
         return None
-    names = tuple(each for each in ordered if each)
-    return NodeTable(places[own.index], tuple(ordered), names, frozenset(places[index] for index in absent))
+    listed = {index: each for index, each in sorted(known.items()) if each}
+    places = {index: place for place, index in enumerate(listed)}
+    names = tuple(listed.values())
+    return NodeTable(places[own.index], names, names, frozenset(places[index] for index in absent))
 
 
 def render_node_list(table: NodeTable) -> str:

@@ -60,7 +60,7 @@ class Daemon:
         self._changed_at_s = self._started_at_s = self._answered_at_s = time.monotonic()
         self._last_reload_s: float | None = None
         self._dirty_since_s: float | None = None
-        self._responding = self._formed = False
+        self._responding = self._formed = self._has_run = False
         self._all_up: NodeTable | None = None
         """The table whose peers were all up when nvidia-imex was last asked."""
         self._crashes = 0
@@ -68,6 +68,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Until cancelled; nvidia-imex is stopped before this returns."""
+        self._show_that_we_live()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_membership())
@@ -76,6 +77,14 @@ class Daemon:
         finally:
             self._set(Readiness(False, "the daemon is stopping"))
             await self._imex.stop(self._settings.grace_s)
+
+    def _show_that_we_live(self) -> None:
+        """By a lock that ends with this process, which never gives it back."""
+        self._set(self._state.value)  # first: what a daemon that was killed has said last is not ours
+        try:
+            files.hold_lock(self._settings)
+        except OSError as error:  # then the node plugin goes by the controller's word
+            log.error("not_locked", extra={"error": str(error)})
 
     async def _follow_membership(self) -> None:
         settings = self._settings
@@ -133,7 +142,9 @@ class Daemon:
         settings, membership = self._settings, self._membership
         if membership is None:
             return None
-        return build_node_table(membership, settings.node, settings.address, use_names=settings.use_names)
+        return build_node_table(
+            membership, settings.node, settings.address, use_names=settings.use_names, has_run=self._has_run
+        )
 
     async def _reconcile(self) -> float | None:
         """Do what is to be done; the seconds after which to look again, None to wait for a change."""
@@ -146,7 +157,7 @@ class Daemon:
             case Stop():
                 log.info("not_a_member", extra={"node": self._settings.node, "object": self._settings.clique_name})
                 await self._stop()
-            case Restart(reason=reason):
+            case Restart(reason):
                 log.info("imex_restarting", extra={"reason": reason})
                 await self._stop()
                 return 0.0
@@ -170,6 +181,7 @@ class Daemon:
         files.write_imex_files(self._settings, table, tls)
         await self._imex.start()
         self._running = Running(table, tls_version)
+        self._has_run = True
         self._responding = self._formed = False
         self._started_at_s, self._last_reload_s = now_s, None
         self._changed()

@@ -1,10 +1,12 @@
 """The files of the daemon: what nvidia-imex reads, and the domain's state for the workload's pods."""
 
+import fcntl
 import json
+import os
 from pathlib import Path
 from typing import Final
 
-from api.clique import DAEMON_STATUS_FILE
+from api.clique import DAEMON_LOCK_FILE, DAEMON_STATUS_FILE
 from kubeletplugin.imexdaemon.config import (
     NodeTable,
     TlsFiles,
@@ -37,6 +39,27 @@ def read_tls(settings: Settings) -> tuple[TlsFiles | None, str]:
 
 def is_there(path: Path) -> bool:
     return path.exists()
+
+
+def hold_lock(settings: Settings) -> int:
+    """Let the node plugin see that we live, until the descriptor that this returns is closed. Raises OSError.
+
+    The file is locked before it has its name: whoever finds it unlocked knows that its daemon has died.
+    """
+    path = settings.directory / Path(DAEMON_LOCK_FILE).name
+    temporary = path.with_name(f".{path.name}.new")
+    fd = -1
+    try:
+        settings.directory.mkdir(parents=True, exist_ok=True)
+        fd = os.open(temporary, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        temporary.replace(path)
+    except OSError:
+        if fd >= 0:
+            os.close(fd)
+        path.unlink(missing_ok=True)  # of a daemon before us: we are not dead
+        raise
+    return fd
 
 
 def write_imex_files(settings: Settings, table: NodeTable, tls: TlsFiles | None) -> None:

@@ -50,7 +50,6 @@ class Start:
 class Restart:
     """Its node list or its own node ID is another one: it must be started anew."""
 
-    table: NodeTable
     reason: str
 
 
@@ -87,9 +86,9 @@ def plan_imex(wanted: NodeTable | None, running: Running | None, tls_version: st
         return Stop()
     old = running.table
     if wanted.own_index != old.own_index:
-        return Restart(wanted, f"this node's index changed from {old.own_index} to {wanted.own_index}")
+        return Restart(f"this node's index changed from {old.own_index} to {wanted.own_index}")
     if wanted.names != old.names:
-        return Restart(wanted, "the node list changed")
+        return Restart("the node list changed")
     if wanted.addresses != old.addresses or tls_version != running.tls_version:
         return Reload(wanted, at_once=tls_version != running.tls_version)
     return Keep()

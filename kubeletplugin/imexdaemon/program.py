@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from api.clique import DAEMON_HTTP_PORT
 from api.errors import PartitaError
 from api.logs import configure_logging
 from kubeletplugin.imexdaemon.daemon import Daemon
@@ -23,7 +24,7 @@ async def run(settings: Settings) -> None:
     """Until SIGTERM or SIGINT."""
     state = State()
     daemon = Daemon(settings, state)
-    server = await Probes(state).serve(settings.http_port)
+    server = await Probes(state).serve(DAEMON_HTTP_PORT)
     running = asyncio.create_task(daemon.run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

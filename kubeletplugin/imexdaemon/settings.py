@@ -1,4 +1,4 @@
-"""Settings of the daemon: environment variables, of which the controller sets those in `api.clique.DAEMON_ENVIRONMENT`.
+"""Settings of the daemon: environment variables; the controller sets what the domain and the node decide.
 
 Plain dataclasses and the standard library only: this program runs once per ComputeDomain and node, and pydantic alone
 would double its memory.
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from api.clique import DAEMON_HTTP_PORT, TLS_DIRECTORY, clique_object_name
+from api.clique import TLS_DIRECTORY, clique_object_name
 from api.errors import InvalidObject
 
 
@@ -17,8 +17,6 @@ class Settings:
     """Everything that the daemon is told from outside."""
 
     domain_uid: str
-    domain_name: str
-    domain_namespace: str
     clique_id: str
     """"" on a node without NVLink fabric."""
     node: str
@@ -30,7 +28,6 @@ class Settings:
     """The domain's directory on this node; mounted by the claim's CDI device."""
     hosts_path: Path = Path("/etc/hosts")
     tls_directory: Path = Path(TLS_DIRECTORY)
-    http_port: int = DAEMON_HTTP_PORT
     use_names: bool = True
     """Node list of names that /etc/hosts resolves (NVIDIA driver 570.158.01 and later), or of addresses."""
     membership_wait_s: float = 60.0
@@ -54,8 +51,6 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         raise InvalidObject(f"IMEX_NODE_LIST is {node_list!r}; right would be names or addresses")
     return Settings(
         domain_uid=_need(environment, "COMPUTE_DOMAIN_UUID"),
-        domain_name=environment.get("COMPUTE_DOMAIN_NAME", ""),
-        domain_namespace=environment.get("COMPUTE_DOMAIN_NAMESPACE", ""),
         clique_id=environment.get("CLIQUE_ID", ""),
         node=_need(environment, "NODE_NAME"),
         address=_need(environment, "POD_IP"),
@@ -63,7 +58,6 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         directory=Path(environment.get("IMEX_DIRECTORY", "/imexd")),
         hosts_path=Path(environment.get("HOSTS_PATH", "/etc/hosts")),
         tls_directory=Path(environment.get("TLS_DIRECTORY", TLS_DIRECTORY)),
-        http_port=_number(environment, "HTTP_PORT", DAEMON_HTTP_PORT),
         use_names=node_list == "names",
         membership_wait_s=_number(environment, "MEMBERSHIP_WAIT_S", 60),
         tls_check_s=_number(environment, "TLS_CHECK_S", 30),

@@ -4,16 +4,17 @@ Device names, attributes and classes are those of NVIDIA's DRA driver; `cliqueID
 
 Channel 0 is one device that several claims may hold (DRAConsumableCapacity), so several pods of a ComputeDomain can be
 on one node. An API server that drops that field leaves one claim a node, as in NVIDIA's driver. That all of them are of
-one domain is not the scheduler's to know: the node's one daemon is of one domain, and claims of another wait for it.
+one domain is not the scheduler's to know: the node's one daemon is of one domain, and claims of another wait until
+nothing of that domain is prepared here any more.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 from api.clique import FAILED_CONDITION, FORMED_CONDITION
 from api.errors import ClaimError
-from api.names import CDI_CLAIM_CLASS, COMPUTE_DOMAIN_CDI_VENDOR
+from api.names import CDI_CLAIM_CLASS, COMPUTE_DOMAIN_CDI_VENDOR, COMPUTE_DOMAIN_DRIVER
 from kubeletplugin.model.cdi import CDI_VERSION, DeviceNode, DriverTree, driver_program_edits, node_edit
 from kubeletplugin.model.claims import ClaimRequest
 from kubeletplugin.model.devices import ApiDevice, DeviceGroup, DeviceSet, Features
@@ -37,6 +38,9 @@ DOMAIN_FOLDERS: Final = {"work": "rw", "status": "rw", "membership": "ro"}
 A daemon gets the three, never the directory itself: what the node plugin and other containers are led to through it
 must not be a daemon's to replace by a link.
 """
+
+NAMED: Final = 3
+"""Of the claims that hold a node so many are named."""
 
 _NO_CLUSTER: Final = "00000000-0000-0000-0000-000000000000"
 
@@ -104,6 +108,21 @@ class PreparedClaim:
     kind: str
     """`channel` or `daemon`."""
     domain_uid: str
+    driver: str = COMPUTE_DOMAIN_DRIVER
+    is_complete: bool = True
+    """There is a CDI spec for no other."""
+
+    @property
+    def namespace(self) -> str:
+        return self.claim.partition("/")[0]
+
+    @property
+    def name(self) -> str:
+        return self.claim.partition("/")[2]
+
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        return (CHANNEL_DEVICE if self.kind == "channel" else DAEMON_DEVICE,)
 
 
 def find_fabric(inventory: Inventory) -> NodeFabric:
@@ -251,3 +270,17 @@ def read_prepared(uid: str, spec: Mapping[str, Any] | None) -> PreparedClaim | N
     return PreparedClaim(
         uid, str(annotations.get(CLAIM_ANNOTATION, "")), kind, str(annotations.get(DOMAIN_ANNOTATION, ""))
     )
+
+
+def describe_holders(others: Sequence[PreparedClaim]) -> str:
+    """Why nothing can be prepared here for a domain, while these claims of others are."""
+    named = ", ".join(sorted(f"claim {each.claim} ({each.kind})" for each in others)[:NAMED])
+    more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+    return f"this node's IMEX channels are another ComputeDomain's until its containers here have ended: {named}{more}"
+
+
+def is_mounted(mountinfo: str, domain_uid: str, place: str) -> bool:
+    """Whether a process has a folder of this domain at this place. `mountinfo`: its /proc/PID/mountinfo."""
+    marked = f"/domains/{domain_uid}/"
+    mounts = (line.split(" ", 5) for line in mountinfo.splitlines())
+    return any(len(mount) > 4 and marked in mount[3] and mount[4] == place for mount in mounts)

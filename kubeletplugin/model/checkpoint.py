@@ -99,6 +99,14 @@ class ClaimRecord:
         """`<namespace>/<name>`, for messages."""
         return f"{self.namespace}/{self.name}"
 
+    @property
+    def is_complete(self) -> bool:
+        return self.state is ClaimState.COMPLETED
+
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        return tuple(device.device for device in self.devices)
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:

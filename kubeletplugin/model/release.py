@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from api.clique import Member, Membership, is_late
 from api.errors import ClaimError
-from kubeletplugin.model.channels import DomainUse
+from kubeletplugin.model.channels import DomainUse, PreparedClaim, describe_holders
 from kubeletplugin.model.claims import ClaimRequest
 
 MESSAGE_LENGTH: Final = 256
@@ -38,6 +38,20 @@ class DaemonReport:
     """What is missing, in its words."""
 
 
+@dataclass(frozen=True, slots=True)
+class Here:
+    """What this node knows itself, without the controller."""
+
+    report: DaemonReport | None = None
+    alive: bool | None = None
+    """Whether the daemon whose report that is still runs; None: nobody can tell, so it is not believed."""
+    others: tuple[PreparedClaim, ...] = ()
+    """What is prepared here for other domains."""
+
+
+NOTHING_KNOWN: Final = Here()
+
+
 def parse_report(raw: Mapping[str, Any] | None) -> DaemonReport | None:
     """None where there is none. Whatever is in the file, only what is right counts."""
     if raw is None:
@@ -48,9 +62,23 @@ def parse_report(raw: Mapping[str, Any] | None) -> DaemonReport | None:
 
 
 def check_release(
-    request: ClaimRequest, use: DomainUse, membership: Membership | None, node: str, report: DaemonReport | None = None
+    request: ClaimRequest,
+    use: DomainUse,
+    membership: Membership | None,
+    node: str,
+    here: Here = NOTHING_KNOWN,
 ) -> Release | Wait:
     """May this channel be given out now? Raises ClaimError where waiting is useless."""
+    decision = _check_domain(request, use, membership, node, here)
+    if not here.others:
+        return decision
+    held = describe_holders(here.others)
+    return Wait(f"{decision.reason}; {held}" if isinstance(decision, Wait) else f"claim {request.claim}: {held}")
+
+
+def _check_domain(
+    request: ClaimRequest, use: DomainUse, membership: Membership | None, node: str, here: Here
+) -> Release | Wait:
     if membership is None:
         return Wait(
             f"claim {request.claim}: ComputeDomain {use.domain_uid} has no members in this node's NVLink clique yet; "
@@ -81,18 +109,21 @@ def check_release(
         )
     if member is None:
         return Wait(f"claim {request.claim}: node {node} is not a member of {domain} yet")
-    return _check_member(request, membership, member, report)
+    return _check_member(request, membership, member, here)
 
 
-def _check_member(
-    request: ClaimRequest, membership: Membership, member: Member, report: DaemonReport | None
-) -> Release | Wait:
-    heard = report if _is_meant(membership, member, report) else None
-    if member.released or (membership.release_policy == "Connected" and heard is not None and heard.ready):
+def _check_member(request: ClaimRequest, membership: Membership, member: Member, here: Here) -> Release | Wait:
+    is_dead = here.alive is False  # the controller learns of it later than we do
+    heard = here.report if here.alive and _is_meant(membership, member, here.report) else None
+    if not is_dead and (
+        member.released or (membership.release_policy == "Connected" and heard is not None and heard.ready)
+    ):
         return Release()
     domain = f"ComputeDomain {membership.domain_namespace}/{membership.domain_name}"
     reason = member.message or f"node {member.node} is not connected in {domain} yet"
     detail = f": {heard.message}" if heard is not None and not heard.ready and heard.message else ""
+    if is_dead:
+        detail = ": its daemon on this node has ended, and does not run again yet"
     return Wait(f"claim {request.claim}: {reason}{detail}")
 
 

@@ -1,7 +1,9 @@
 """One node for a test of the driver `compute-domain.nvidia.com`; the test plays kubelet, controller and daemon."""
 
 import asyncio
+import fcntl
 import json
+import os
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +19,7 @@ from bench.node import Node
 from bench.objects import Claim, make_claim, make_namespace, make_node, wait_for_devices
 
 from api.client import Client, Json, path
+from api.clique import DAEMON_LOCK_FILE
 from tests.support.cluster import ROOT, Cluster
 from tests.support.scenario import Scenario, play_in
 
@@ -37,6 +40,15 @@ async def until(found: Callable[[], bool], patience_s: float = 20.0) -> None:
             await asyncio.sleep(0.05)
 
 
+def lock(file: Path) -> int:
+    """As a daemon does for as long as it lives; the descriptor."""
+    new = file.with_name(".new")
+    fd = os.open(new, os.O_CREAT | os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    new.replace(file)
+    return fd
+
+
 class World:
     """One GB200 node with the plugin; claims of one namespace; the membership of one ComputeDomain."""
 
@@ -46,19 +58,26 @@ class World:
         self.domain = str(uuid4())
         self.clique = ""
         self.kubelet: Kubelet
+        self._daemon = 0
+        """A descriptor, while this node's daemon lives."""
 
-    async def start(self) -> None:
-        self.node.start(DRIVERS=f"gpu.nvidia.com,{DRIVER}", POD_NAMESPACE=SYSTEM)
+    async def start(self, **environment: str) -> None:
+        self.node.start(DRIVERS=f"gpu.nvidia.com,{DRIVER}", POD_NAMESPACE=SYSTEM, **environment)
         await self.node.wait_until_registered()
         await until(lambda: self.node.find_registration(DRIVER).exists())  # none of a run before: it ended by itself
         self.kubelet = await Kubelet.register(self.node.find_registration(DRIVER))
         channel = next(device for device in await self.devices() if device["name"] == "channel-0")
         self.clique = channel["attributes"].get("cliqueID", {}).get("string", "")
 
-    async def restart(self) -> None:
+    async def restart(self, **environment: str) -> None:
         await self.kubelet.close()
         self.node.end()
-        await self.start()
+        await self.start(**environment)
+
+    async def lose(self, claim: Claim) -> None:
+        """The API server has it no more."""
+        claims = path("resource.k8s.io/v1", "resourceclaims", namespace=claim.namespace, name=claim.name)
+        await self.client.delete(claims)
 
     async def devices(self) -> list[Json]:
         return await wait_for_devices(self.client, self.node.name, DRIVER)
@@ -117,8 +136,15 @@ class World:
         """What this node's daemon writes."""
         folder = self.node.plugins / DRIVER / "domains" / self.domain / "status"
         report = {"computeDomain": self.domain, "cliqueID": self.clique, "address": address, "ready": ready}
+        if not self._daemon:
+            self._daemon = lock(folder.parent / DAEMON_LOCK_FILE)
         (folder / "new").write_text(json.dumps(report))
         (folder / "new").replace(folder / "status.json")
+
+    def kill_daemon(self) -> None:
+        """What it said last stands."""
+        os.close(self._daemon)
+        self._daemon = 0
 
     def specs(self) -> dict[str, Json]:
         return {file.name: json.loads(file.read_text()) for file in self.node.cdi.glob("*compute-domain*.json")}

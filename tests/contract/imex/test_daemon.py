@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from api.clique import DAEMON_LOCK_FILE
+from kubeletplugin.disk import is_locked
 from tests.contract.imex.imex_hosts import ip, wait_until
 from tests.contract.imex.imex_members import CLIQUE, DOMAIN, Cluster, cluster
 
@@ -89,6 +92,34 @@ def test_addresses_instead_of_names_restart_at_every_change(cluster: Cluster) ->
     cluster.wait_ready(third)
     wait_until(lambda: all(each.status()["connected"] != [] and each.ready() for each in cluster.members))
     assert "imex_restarting" in first.events()
+
+
+def test_addresses_instead_of_names_stop_nobody_for_a_newcomer_that_has_none_yet(cluster: Cluster) -> None:
+    first, second, third = cluster.members
+    cluster.connect(first, second, IMEX_NODE_LIST="addresses")
+    pid = first.imex_pid()
+    cluster.publish({0: first, 1: second, 2: None})
+    time.sleep(1)
+    assert (first.imex_pid(), first.ready()) == (pid, True)
+    cluster.publish({0: first, 1: second, 2: third})
+    cluster.start(third, IMEX_NODE_LIST="addresses")
+    wait_until(lambda: all(len(each.status().get("connected", ())) == 2 for each in cluster.members))
+    assert first.events().count("imex_started") == 2
+
+
+def test_a_daemon_that_is_killed_is_seen_to_be_dead_whatever_it_said_last(cluster: Cluster) -> None:
+    first, second, _ = cluster.members
+    cluster.connect(first, second)
+    lock = first.host.folder / "imexd" / Path(DAEMON_LOCK_FILE).name
+    assert is_locked(lock)
+    assert first.process
+    first.process.kill()
+    first.process.wait()
+    assert (first.ready(), is_locked(lock)) == (True, False)
+    os.kill(first.imex_pid(), signal.SIGKILL)  # ends with its container
+    cluster.start(first)
+    wait_until(lambda: is_locked(lock))
+    cluster.wait_ready(first, second)
 
 
 def test_a_killed_nvidia_imex_is_started_again(cluster: Cluster) -> None:

@@ -118,6 +118,7 @@ def test_an_imex_daemon_that_hangs_is_noticed_inside_the_job_and_mended(train: J
     finally:
         hardware.inject("imex", "hang", "--off")
     train.share_all_ways("a", "b")
+    train.wait_ready(2)
 
 
 def test_a_node_that_dies_leaves_when_its_pod_is_given_up_and_may_join_again_when_it_is_back(train: Job) -> None:

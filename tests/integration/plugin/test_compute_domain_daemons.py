@@ -2,12 +2,17 @@
 
 import asyncio
 import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from bench.kubelet import PrepareFailed
+from bench.objects import Claim
 
-from api.client import NotFound, path
+from api.client import path
 from tests.support.domain_node_world import API, SYSTEM, World, cluster, edits, in_world, read, until
 
 __all__ = ["cluster"]
@@ -109,9 +114,86 @@ async def test_what_a_claim_left_behind_is_removed_when_the_claim_is_gone(it: Wo
     claim = await it.claim("c0")
     await it.publish(released=True)
     await it.kubelet.prepare(claim)
-    where = path("resource.k8s.io/v1", "resourceclaims", namespace=it.namespace, name="c0")
-    await it.client.delete(where)
-    with pytest.raises(NotFound):
-        await it.client.get(where)
-    await it.restart()
+    await it.lose(claim)
+    await it.restart(STALE_CLAIM_GRACE_S="1")
     await until(lambda: not it.specs() and not it.domains())
+
+
+async def two_domains(it: World) -> tuple[Claim, Claim]:
+    """A channel of one domain that is prepared, and the claim of another's daemon on the same node."""
+    channel = await it.claim("first")
+    await it.publish(released=True)
+    await it.kubelet.prepare(channel)
+    it.domain = str(uuid4())
+    return channel, await it.claim(f"of-{it.namespace}", kind="Daemon", namespace=SYSTEM)
+
+
+@in_world()
+async def test_the_daemon_of_a_second_domain_waits_for_the_channels_of_the_first(it: World) -> None:
+    """Whoever has channel 0 when a daemon starts is in its domain: also a pod whose own domain was ended by force."""
+    channel, daemon = await two_domains(it)
+    await it.restart()
+    with pytest.raises(
+        PrepareFailed, match=rf"of-{it.namespace}: .*another ComputeDomain.*claim {it.namespace}/first \(channel"
+    ):
+        await it.kubelet.prepare(daemon)
+    waiting = asyncio.create_task(it.kubelet.prepare(daemon))
+    await until(lambda: it.node.log.read_text().count('"waiting"') > 1)
+    await it.kubelet.unprepare(channel)
+    async with asyncio.timeout(3):
+        assert (await waiting)[daemon.uid]
+    assert it.domains() == [it.domain]
+    await it.kubelet.unprepare(daemon)
+    assert (it.specs(), it.domains()) == ({}, [])
+
+
+@in_world()
+async def test_a_channel_that_is_released_waits_while_the_daemon_of_another_domain_is_on_the_node(it: World) -> None:
+    """The controller may have said so before it knew."""
+    daemon = await it.claim(f"of-{it.namespace}", kind="Daemon", namespace=SYSTEM)
+    await it.kubelet.prepare(daemon)
+    it.domain = str(uuid4())
+    await it.publish(released=True)
+    channel = await it.claim("mine")
+    waiting = asyncio.create_task(it.kubelet.prepare(channel))
+    await until(lambda: f"claim {SYSTEM}/of-{it.namespace} (daemon)" in it.node.log.read_text())
+    assert not waiting.done()
+    (file,) = it.specs()
+    (it.node.cdi / file).unlink()  # as an administrator would
+    async with asyncio.timeout(3):
+        assert (await waiting)[channel.uid]
+
+
+@contextmanager
+def container_with(channel_status: str) -> Iterator[None]:
+    """A process that sees this folder where a container with a channel does."""
+    place = "/run/partita/compute-domain"
+    script = (
+        f"mount -t tmpfs none /run && mkdir -p {place} && mount --bind {channel_status} {place} && echo on; exec cat"
+    )
+    with subprocess.Popen(
+        ("unshare", "--mount", "sh", "-c", script), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout and process.stdin
+        assert process.stdout.readline() == b"on\n"
+        yield
+        process.stdin.close()
+
+
+@in_world()
+async def test_a_claim_that_is_gone_holds_the_node_while_a_container_has_its_channel_and_not_for_ever(
+    it: World,
+) -> None:
+    channel, daemon = await two_domains(it)
+    ((_, spec),) = it.specs().items()
+    (mount,) = edits(spec)["mounts"]
+    await it.restart(STALE_CLAIM_GRACE_S="1")
+    with container_with(mount["hostPath"]):
+        await it.lose(channel)
+        waiting = asyncio.create_task(it.kubelet.prepare(daemon))
+        await until(lambda: "stale_claim_in_use" in it.node.log.read_text())
+        await asyncio.sleep(2)
+        assert not waiting.done()
+        assert len(it.specs()) == 1
+    assert (await waiting)[daemon.uid]
+    assert it.domains() == [it.domain]

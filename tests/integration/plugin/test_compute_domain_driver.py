@@ -72,6 +72,21 @@ async def test_a_channel_is_given_out_when_this_nodes_daemon_says_that_it_is_con
 
 
 @in_world()
+async def test_of_a_daemon_that_was_killed_no_word_is_believed_until_the_next_one_says_it(it: World) -> None:
+    claim, waiting = await wait_for_channel(it)
+    second = await it.claim("c1")
+    it.report("10.0.0.2")
+    assert (await waiting)[claim.uid]
+    it.kill_daemon()
+    await it.publish(released=True, address="10.0.0.2")  # the controller has not heard of it
+    waiting = asyncio.create_task(it.kubelet.prepare(second))
+    await until(lambda: "its daemon on this node has ended" in it.node.log.read_text())
+    assert not waiting.done()
+    it.report("10.0.0.2")
+    assert (await waiting)[second.uid]
+
+
+@in_world()
 async def test_with_release_policy_all_nodes_a_daemons_word_is_not_enough(it: World) -> None:
     claim, waiting = await wait_for_channel(it, policy="AllNodes")
     it.report("10.0.0.2")

@@ -143,7 +143,7 @@ class EmptyApi:
 @pytest.mark.parametrize(("grace_s", "again_s"), [(300.0, 30.0), (10.0, 10.0)])
 def test_a_claim_that_is_in_use_is_looked_at_again_soon(grace_s: float, again_s: float) -> None:
     clock, empty = Clock(), EmptyApi()
-    stale = StaleClaims(empty, grace_s, clock)  # type: ignore[arg-type]
+    stale = StaleClaims(empty, "n1", grace_s, clock)  # type: ignore[arg-type]
 
     def find() -> list[Any]:
         return asyncio.run(stale.find([record(WHOLE)]))

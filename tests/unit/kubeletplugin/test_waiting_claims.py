@@ -1,14 +1,16 @@
 """Waiting for a channel: what ends it, what does not, and what is said meanwhile. API server and clock are played."""
 
 import asyncio
+import fcntl
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
 from api.client import Forbidden, Json, NotFound
+from api.clique import DAEMON_LOCK_FILE
 from kubeletplugin import membership as membership_module
 from kubeletplugin.compute_domain import ComputeDomainDriver, NotConnectedYet
 from kubeletplugin.executor import Executor
@@ -87,6 +89,7 @@ class World:
         (proc.parents[1] / "devices").write_text("Character devices:\n234 nvidia-caps-imex-channels\n")
         client: Any = api
         backend: Any = Rack()
+        self._daemon: TextIO | None = None
         self.status = folder / "plugin/domains" / DOMAIN / "status"
         self.driver = ComputeDomainDriver(
             node=NODE,
@@ -112,10 +115,19 @@ class World:
         return [cdi for device in ready for cdi in device.cdi_ids]
 
     def report(self) -> None:
-        """The word of this node's daemon: connected."""
+        """The word of this node's daemon, which lives: connected."""
+        if self._daemon is None:
+            self._daemon = (self.status.parent / DAEMON_LOCK_FILE).open("w")
+            fcntl.flock(self._daemon, fcntl.LOCK_EX)
         told = {"computeDomain": DOMAIN, "cliqueID": CLIQUE, "address": ADDRESS, "ready": True}
         (self.status / "new").write_text(json.dumps(told))
         (self.status / "new").replace(self.status / "status.json")
+
+    def kill_daemon(self) -> None:
+        """What it said last stands."""
+        assert self._daemon
+        self._daemon.close()
+        self._daemon = None
 
 
 def run(api: Api, folder: Path, scenario: Callable[[World], Awaitable[None]], wait_s: float = 10.0) -> None:
@@ -196,4 +208,25 @@ def test_a_membership_is_kept_for_the_daemon_while_the_api_server_refuses_to_tel
         assert json.loads(file.read_text())["metadata"]["name"] == name
 
     api = Api(FORBIDDEN, FORBIDDEN)
+    run(api, tmp_path, scenario)
+
+
+def test_the_word_of_a_daemon_that_was_killed_stands_for_the_next_one_only_when_that_says_it_again(
+    tmp_path: Path,
+) -> None:
+    async def scenario(world: World) -> None:
+        first = asyncio.ensure_future(world.prepare("c0"))
+        api.tell("not connected")
+        await until(world.status.exists)
+        world.report()
+        assert await first
+        world.kill_daemon()
+        second = asyncio.ensure_future(world.prepare("c1"))
+        api.tell("not connected")
+        await asyncio.sleep(0.2)
+        assert not second.done()
+        world.report()  # word for word
+        assert await second
+
+    api = Api()
     run(api, tmp_path, scenario)

@@ -83,6 +83,18 @@ class TestNodeTable:
         incomplete = membership(("a", "", 0), ("b", "", 1))
         assert build_node_table(incomplete, "a", "10.0.0.1", use_names=False) is None
 
+    @pytest.mark.parametrize(("has_run", "is_ready"), [(True, False), (False, True)])
+    def test_with_addresses_a_domain_that_has_formed_goes_on_without_a_member_that_has_none_yet(
+        self, has_run: bool, is_ready: bool
+    ) -> None:
+        """Whoever runs does not stop for it, whoever is made anew does not wait for it: their lists are the same."""
+        seen = membership(("a", "", 0), ("c", "", 1), ("b", "10.0.0.2", 2))
+        seen = replace(seen, members=tuple(replace(each, ready=is_ready and each.node == "b") for each in seen.members))
+        made = build_node_table(seen, "a", "10.0.0.1", use_names=False, has_run=has_run)
+        assert made is not None
+        assert render_node_list(made) == "10.0.0.1\n10.0.0.2\n"
+        assert (made.own_index, made.peers, made.required) == (0, {1}, {1})
+
     @pytest.mark.parametrize("names", [True, False])
     def test_a_lost_node_stays_in_the_list_and_is_not_required(self, names: bool) -> None:
         made = with_a_lost_node("10.0.0.2", own_index=3, names=names)
@@ -142,8 +154,8 @@ class TestPlan:
             (ONE, Running(ONE, ""), "", Keep()),
             (MOVED, Running(ONE, ""), "", Reload(MOVED, False)),
             (ONE, Running(ONE, "1"), "2", Reload(ONE, True)),
-            (SWAPPED, Running(ONE, ""), "", Restart(SWAPPED, "this node's index changed from 0 to 1")),
-            (LONGER, Running(ONE, ""), "", Restart(LONGER, "the node list changed")),  # type: ignore[arg-type]
+            (SWAPPED, Running(ONE, ""), "", Restart("this node's index changed from 0 to 1")),
+            (LONGER, Running(ONE, ""), "", Restart("the node list changed")),  # type: ignore[arg-type]
             (None, Running(ONE, ""), "", Stop()),
         ],
     )
@@ -278,5 +290,5 @@ class TestSettings:
     def test_wrong_values_are_named(self) -> None:
         with pytest.raises(InvalidObject, match="IMEX_NODE_LIST"):
             read_settings({**self.ENVIRONMENT, "IMEX_NODE_LIST": "dns"})
-        with pytest.raises(InvalidObject, match="HTTP_PORT"):
-            read_settings({**self.ENVIRONMENT, "HTTP_PORT": "web"})
+        with pytest.raises(InvalidObject, match="TLS_CHECK_S"):
+            read_settings({**self.ENVIRONMENT, "TLS_CHECK_S": "soon"})

@@ -10,22 +10,25 @@ from api.device_config import parse_device_config
 from api.errors import ClaimError
 from kubeletplugin.model.cdi import DeviceNode, DriverFile, DriverTree
 from kubeletplugin.model.channels import (
+    STATUS_FOLDER,
     Attached,
     DomainUse,
     ImexNodes,
     NoFabric,
+    PreparedClaim,
     Unsettled,
     build_channel_spec,
     build_daemon_spec,
     build_domain_devices,
     domain_cdi_id,
     find_fabric,
+    is_mounted,
     read_use,
 )
 from kubeletplugin.model.claims import ClaimRequest, parse_claim
 from kubeletplugin.model.devices import Features
 from kubeletplugin.model.inventory import Fabric, Gpu, Inventory
-from kubeletplugin.model.release import MESSAGE_LENGTH, Release, Wait, check_release, parse_report
+from kubeletplugin.model.release import MESSAGE_LENGTH, Here, Release, Wait, check_release, parse_report
 
 Json = dict[str, Any]
 DRIVER = "compute-domain.nvidia.com"
@@ -231,7 +234,7 @@ class TestRelease:
         words = "not connected to node 1 (10.0.0.2)"
         for change, told in (({}, f": {words}"), ({"address": "10.0.0.9"}, "connected yet")):
             report = parse_report({**self.REPORT, "ready": False, "message": words, **change})
-            decision = check_release(claim(), CHANNEL, seen, "node-1", report)
+            decision = check_release(claim(), CHANNEL, seen, "node-1", Here(report, alive=True))
             assert isinstance(decision, Wait)
             assert decision.reason.endswith(told)
 
@@ -260,23 +263,75 @@ class TestRelease:
         self, policy: str, change: Json, released: bool
     ) -> None:
         seen = replace(membership(released=False, ipAddress="10.0.0.1"), release_policy=policy)
-        decision = check_release(claim(), CHANNEL, seen, "node-1", parse_report({**self.REPORT, **change}))
+        decision = check_release(
+            claim(), CHANNEL, seen, "node-1", Here(parse_report({**self.REPORT, **change}), alive=True)
+        )
         assert isinstance(decision, Release) is released
 
     def test_a_daemon_without_an_address_in_the_membership_is_not_the_one_it_means(self) -> None:
         seen = replace(membership(released=False, ipAddress=""), release_policy="Connected")
         report = parse_report({**self.REPORT, "address": ""})
-        assert isinstance(check_release(claim(), CHANNEL, seen, "node-1", report), Wait)
+        assert isinstance(check_release(claim(), CHANNEL, seen, "node-1", Here(report, alive=True)), Wait)
 
     def test_a_daemon_that_is_connected_opens_nothing_to_another_namespace(self) -> None:
         seen = replace(membership(released=False, ipAddress="10.0.0.1"), release_policy="Connected")
         with pytest.raises(ClaimError):
-            check_release(claim(namespace="intruder"), CHANNEL, seen, "node-1", parse_report(self.REPORT))
+            check_release(
+                claim(namespace="intruder"), CHANNEL, seen, "node-1", Here(parse_report(self.REPORT), alive=True)
+            )
+
+    @pytest.mark.parametrize("released", [True, False])
+    def test_a_daemon_that_has_died_releases_nothing_whatever_was_said_of_it(self, released: bool) -> None:
+        seen = replace(membership(released=released, ipAddress="10.0.0.1"), release_policy="Connected")
+        decision = check_release(claim(), CHANNEL, seen, "node-1", Here(parse_report(self.REPORT), alive=False))
+        assert isinstance(decision, Wait)
+        assert "its daemon on this node has ended" in decision.reason
+
+    @pytest.mark.parametrize("released", [True, False])
+    def test_of_a_daemon_that_does_not_show_whether_it_lives_the_controllers_word_counts(self, released: bool) -> None:
+        seen = replace(membership(released=released, ipAddress="10.0.0.1"), release_policy="Connected")
+        decision = check_release(claim(), CHANNEL, seen, "node-1", Here(parse_report(self.REPORT)))
+        assert isinstance(decision, Release) is released
+
+    @pytest.mark.parametrize("released", [True, False])
+    def test_a_node_on_which_another_domain_has_claims_releases_nothing_and_names_them(self, released: bool) -> None:
+        others = tuple(PreparedClaim(f"u{n}", f"team-a/c{n}", "channel", "another") for n in range(5))
+        decision = check_release(claim(), CHANNEL, membership(released=released), "node-1", Here(others=others))
+        assert isinstance(decision, Wait)
+        assert decision.reason.endswith(
+            "claim team-a/c0 (channel), claim team-a/c1 (channel), claim team-a/c2 (channel) and 2 more"
+        )
+
+    def test_a_foreign_claim_is_refused_for_good_also_while_another_domain_has_the_node(self) -> None:
+        others = (PreparedClaim("u", "team-a/c", "channel", "another"),)
+        with pytest.raises(ClaimError):
+            check_release(claim(namespace="intruder"), CHANNEL, membership(), "node-1", Here(others=others))
 
     def test_a_claim_whose_pods_are_being_deleted_is_not_waited_for(self) -> None:
         waiting = {"metadata": {"name": f"{UID}.{CLIQUE}"}, "domainNamespace": "team", "abandonedClaims": ["claim-uid"]}
         with pytest.raises(ClaimError, match="are being deleted"):
             check_release(claim(), CHANNEL, parse_membership(waiting), "node-1")
+
+
+MOUNTINFO = """\
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/root rw
+31 22 8:1 /var/lib/kubelet/plugins/compute-domain.nvidia.com/domains/{uid}/status{gone} {place} ro - ext4 /dev/root rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("uid", "place", "gone", "mounted"),
+    [
+        (UID, STATUS_FOLDER, "", True),
+        (UID, STATUS_FOLDER, "//deleted", True),
+        (UID, "/imexd/status", "", False),
+        ("another", STATUS_FOLDER, "", False),
+    ],
+)
+def test_who_has_a_channel_is_seen_by_the_folder_that_came_with_it(
+    uid: str, place: str, gone: str, mounted: bool
+) -> None:
+    assert is_mounted(MOUNTINFO.format(uid=uid, place=place, gone=gone), UID, STATUS_FOLDER) is mounted
 
 
 class TestCdi:
