@@ -120,6 +120,7 @@ def test_an_imex_daemon_that_hangs_is_noticed_inside_the_job_and_mended(train: J
     train.share_all_ways("a", "b")
 
 
+@pytest.mark.timeout(600)  # the patience of its waits together is more than the default
 def test_a_node_that_dies_leaves_when_its_pod_is_given_up_and_may_join_again_when_it_is_back(train: Job) -> None:
     cluster, driver = train.cluster, train.space.driver
     driver.move_controller(away_from="n2")
