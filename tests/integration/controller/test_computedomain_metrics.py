@@ -8,10 +8,10 @@ import pytest
 
 from tests.support.cluster import Cluster, path, wait_until
 from tests.support.computedomain import DOMAINS, Controller, Kubelets, build_domain
-from tests.support.domain_controller_world import World, kubelets, prepared, world
+from tests.support.domain_controller_world import World, kubelets, world
 from tests.support.scrape import Metrics, free_port, get, scrape
 
-__all__ = ["kubelets", "prepared", "world"]
+__all__ = ["kubelets", "world"]
 
 LABELS = {
     "partita_controller_actions_total": frozenset({"action"}),
