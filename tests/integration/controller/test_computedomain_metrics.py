@@ -43,6 +43,7 @@ def leader(prepared: Cluster, tmp_path: Path) -> Iterator[Observed]:
     try:
         it.controller.wait_leading()
         yield it
+        assert it.controller.stop() == 0
     finally:
         it.controller.stop(signal.SIGKILL)
 
@@ -84,5 +85,6 @@ def test_a_standby_is_ready_and_says_that_it_does_not_lead(prepared: Cluster, le
         standby.controller.wait_leading()
         assert standby.metrics().value("partita_controller_leading") == 1.0
         wait_until("it is ready as a leader", standby.is_ready)
+        assert standby.controller.stop() == 0
     finally:
         standby.controller.stop(signal.SIGKILL)
