@@ -40,7 +40,7 @@ def check_both(bench: Bench) -> None:
 # The plugin
 
 
-@pytest.mark.parametrize(("preparing", "unpreparing"), zip_longest(PREPARE_STEPS, UNPREPARE_STEPS))
+@pytest.mark.parametrize(("preparing", "unpreparing"), list(zip_longest(PREPARE_STEPS, UNPREPARE_STEPS)))
 def test_plugin_that_dies_in_the_middle_goes_on_after_its_restart(
     bench: Bench, preparing: str, unpreparing: str | None
 ) -> None:
