@@ -7,7 +7,7 @@ from tests.support.cluster import Cluster, Object, path, wait_until
 from tests.support.manifests import claim_template, gpu_request, mig_request, pod
 from tests.support.plugin import BARE_NODE
 
-ROUNDS = {"small": (75, 4), "half": (30, 1), "whole": (20, 1)}
+ROUNDS = {"small": (84, 4), "half": (20, 1), "whole": (12, 1)}
 """Pods of each kind, and how many of them at once."""
 TEMPLATES = {"small": ("small", "twin"), "half": ("half",), "whole": ("whole",)}
 """Of a pod's claims: a second one costs little, and a pod a second."""
