@@ -1,10 +1,8 @@
 """One node for a test of the driver `compute-domain.nvidia.com`; the test plays kubelet, controller and daemon."""
 
 import asyncio
-import inspect
 import json
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -32,9 +30,11 @@ SYSTEM = "partita-cd-driver"
 
 
 async def until(found: Callable[[], bool], patience_s: float = 60.0) -> None:
-    deadline = time.monotonic() + patience_s
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + patience_s
     while not found():
-        assert time.monotonic() < deadline, f"not within {patience_s:.0f} s: {inspect.getsource(found).strip()}"
+        where = f"{found.__qualname__}, line {found.__code__.co_firstlineno}"
+        assert loop.time() < deadline, f"not within {patience_s:.0f} s: {where}"
         await asyncio.sleep(0.05)
 
 
