@@ -110,9 +110,8 @@ class Bench:
 
     def restart_kubelet(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Kill it, do something, and start it again."""
-        self.cluster.run("kill", self.node, "kubelet")
-        meanwhile()
-        self.cluster.run("start", self.node, "kubelet")
+        with self.cluster.without(self.node, "kubelet"):
+            meanwhile()
 
     # Slices
 
@@ -179,7 +178,7 @@ class Bench:
 
     def sweep(self) -> None:
         """Afterwards: every pod gone, with a plugin that works, and nothing of any claim left on the node."""
-        self.simulator.work()
+        self.simulator.mend()
         self.cluster.wait_node(self.node)
         names = self.pod_names()
         if names or self.holdings():

@@ -6,7 +6,8 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -120,6 +121,15 @@ class Cluster:
     def stop(self) -> None:
         self.close()
         self.run("down")
+
+    @contextmanager
+    def without(self, *what: str) -> Iterator[None]:
+        """A process is killed, and started again afterwards whatever fails: `without("n1", "kubelet")`."""
+        self.run("kill", *what)
+        try:
+            yield
+        finally:
+            self.run("start", *what)
 
     def close(self) -> None:
         if self._proxy is not None:

@@ -1,4 +1,7 @@
-"""One namespace of a control plane where kubelets are played and `partita-controller` runs as a process."""
+"""One namespace of a control plane where kubelets are played and `partita-controller` runs as a process.
+
+The control plane is the fixture `prepared` of tests/integration/controller.
+"""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -17,23 +20,10 @@ from tests.support.computedomain import (
     Kubelets,
     build_domain,
     build_worker,
-    install,
-    make_node,
     playing_kubelets,
 )
-from tests.support.fixtures import session_cluster
 
 NODES = {"cd-a": f"{FABRIC}.0", "cd-b": f"{FABRIC}.0", "cd-c": f"{FABRIC}.1", "cd-plain": None}
-
-
-@pytest.fixture(scope="module")
-def prepared() -> Iterator[Cluster]:
-    """A control plane of its own: these nodes have no kubelets and would attract other tests' pods."""
-    for cluster in session_cluster("cd", "--nodes", "0", "--audit", "--provider", "local"):
-        install(cluster)
-        for node, clique in NODES.items():
-            make_node(cluster, node, clique)
-        yield cluster
 
 
 @pytest.fixture

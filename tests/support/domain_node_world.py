@@ -32,12 +32,13 @@ API = "resource.nvidia.com/v1beta1"
 SYSTEM = "partita-cd-driver"
 
 
-async def until(found: Callable[[], bool], patience_s: float = 20.0) -> None:
-    async with asyncio.timeout(patience_s):
-        while True:
-            if found():
-                return
-            await asyncio.sleep(0.05)
+async def until(found: Callable[[], bool], patience_s: float = 60.0) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + patience_s
+    while not found():
+        where = f"{found.__qualname__}, line {found.__code__.co_firstlineno}"
+        assert loop.time() < deadline, f"not within {patience_s:.0f} s: {where}"
+        await asyncio.sleep(0.05)
 
 
 def lock(file: Path) -> int:

@@ -80,6 +80,16 @@ class Simulator:
         """Calls work again; what the hardware holds stays."""
         self.inject("none")
 
+    def mend(self) -> None:
+        """The same, and no GPU is lost any more."""
+        self.work()
+        for minor in self._lost():
+            self.inject("lost", "--gpu", str(minor), "--off")
+
+    def _lost(self) -> list[int]:
+        with open_state(state_file(self.root)) as state:
+            return [gpu.fixed.minor for gpu in state.gpus[: state.gpu_count] if gpu.now.lost]
+
     def reset(self) -> None:
         """Every GPU is reset: no instances, no faults."""
         run([ROOT / "hack" / "simulator", "reset", "--root", self.root])

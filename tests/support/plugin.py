@@ -68,6 +68,15 @@ class NodePlugin:
             # nsenter stops itself when its child is stopped, and must be woken to see that it goes on or has ended.
             os.killpg(self._process.pid, signal.SIGCONT)
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """It stands still (SIGSTOP) within, and goes on afterwards whatever fails."""
+        self.signal("STOP")
+        try:
+            yield
+        finally:
+            self.signal("CONT")
+
     def wait_ended(self) -> int:
         assert self._process is not None
         code = self._process.wait(timeout=60)

@@ -1,5 +1,7 @@
 """Plays the kubelet towards a node plugin: registration, prepare and unprepare over its unix sockets."""
 
+import asyncio
+import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,7 +44,7 @@ class Kubelet:
                 request_serializer=lambda m: m.SerializeToString(),
                 response_deserializer=messages.RegistrationStatusResponse.FromString,
             )
-            info = await get_info(messages.InfoRequest(), timeout=1.0)
+            info = await _insist(get_info, messages.InfoRequest())
             await notify(messages.RegistrationStatus(plugin_registered=True), timeout=5.0)
         return cls(info.endpoint)
 
@@ -70,6 +72,18 @@ class Kubelet:
             response_deserializer=health_v1_pb2.NodeWatchResourcesResponse.FromString,
         )
         return watch(health_v1_pb2.NodeWatchResourcesRequest())
+
+
+async def _insist(get_info: Any, request: Any) -> Any:
+    """A kubelet waits a second for the answer, and asks again later when there is none; here for 20 s."""
+    deadline = time.monotonic() + 20.0
+    while True:
+        try:
+            return await get_info(request, timeout=1.0)
+        except grpc.aio.AioRpcError:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.2)
 
 
 def _claim(claim: Claim) -> Any:

@@ -25,7 +25,7 @@ CONFIG = {
 }
 
 
-def wait_until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
     """Wait for the world to become so; a generous limit, since nothing here measures time."""
     deadline = time.monotonic() + limit_s
     while not condition():

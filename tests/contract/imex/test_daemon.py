@@ -138,11 +138,11 @@ def test_only_an_nvidia_imex_that_answers_nothing_itself_is_taken_for_hanging(cl
     cluster.connect(first, second, HANG_LIMIT_S="1")
     pid = first.imex_pid()
     first.host.inject(slow_domain=60_000)
-    wait_until(lambda: "reports nothing about this node" in first.status()["message"], 60)
+    wait_until(lambda: "reports nothing about this node" in first.status()["message"])
     assert first.imex_pid() == pid
     assert "imex_hangs" not in first.events()
     first.host.inject(slow_domain=60_000, hang=0)
-    wait_until(lambda: "imex_hangs" in first.events(), 60)
+    wait_until(lambda: "imex_hangs" in first.events())
     first.host.inject()
     cluster.wait_ready(first)
     assert first.imex_pid() != pid

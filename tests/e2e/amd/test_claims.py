@@ -147,9 +147,11 @@ def test_a_rebooted_node_gives_a_claim_the_same_partition_under_other_numbers(
     (render,) = check_view(n4, nodes_seen(space, "w"), devices)
     before = n4.slots()[render]
     cluster.run("poweroff", "n4")
-    n4.simulate("--reboot", "5")
-    assert set(n4.modes().values()) == {"spx_nps1"}
-    cluster.run("poweron", "n4")
+    try:
+        n4.simulate("--reboot", "5")
+        assert set(n4.modes().values()) == {"spx_nps1"}
+    finally:
+        cluster.run("poweron", "n4")
 
     def runs_again(pod: Object) -> bool:
         return any(each["restartCount"] and each["ready"] for each in pod["status"]["containerStatuses"])

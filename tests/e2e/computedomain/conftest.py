@@ -15,7 +15,7 @@ def cluster() -> Iterator[Cluster]:
     for cluster in session_cluster("domain", "--nodes", str(len(CLIQUES)), "--profile", profiles):
         for name in ("partita", "busybox"):
             cluster.run("load", CACHE / "images" / f"{name}.tar")
-        for node in ("n3", "n4"):  # where pods start while the API server is down
+        for node in CLIQUES:  # pods start while the API server is down, and are prepared when a node has been given up
             resync_soon(cluster, node)
         yield cluster
 

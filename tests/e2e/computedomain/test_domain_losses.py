@@ -1,5 +1,6 @@
 """A running domain loses a worker, a daemon, its network, its controller, the API server: it repairs itself."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import uuid4
@@ -121,6 +122,7 @@ def test_an_imex_daemon_that_hangs_is_noticed_inside_the_job_and_mended(train: J
     train.wait_ready(2)
 
 
+@pytest.mark.timeout(600)  # the patience of its waits together is more than the default
 def test_a_node_that_dies_leaves_when_its_pod_is_given_up_and_may_join_again_when_it_is_back(train: Job) -> None:
     cluster, driver = train.cluster, train.space.driver
     driver.move_controller(away_from="n2")
@@ -215,13 +217,22 @@ def test_a_domain_forms_across_an_outage_of_the_api_server_and_a_running_one_out
     enter = ("nsenter", "-t", find_rank(cluster, "n1"), "-a")
     restarts = train.restarts()
     later = train.space.job(f"later-{uuid4().hex[:4]}", 2)
-    later.start(c="n3", d="n4")
-    wait_until("its daemons are there", lambda: len(later.daemons()) == 2, PATIENCE_S)
-    cluster.run("kill", "control-plane", "apiserver")
+    hardware = Simulator(cluster, "n3")
+    hardware.inject("imex", "slow", "--ms", "600000")
     try:
-        assert "share memory" in cluster.in_node("n1", *enter, "/tools/fabric-test", "connect", peer)
+        later.start(c="n3", d="n4")
+
+        def phases() -> list[str]:
+            return [daemon["status"]["phase"] for daemon in later.daemons().values()]
+
+        wait_until("its daemons run", lambda: phases() == ["Running", "Running"], PATIENCE_S)
+        assert [train.space.phase(worker) for worker in ("c", "d")] == ["Pending", "Pending"]
+        with cluster.without("control-plane", "apiserver"):
+            assert "share memory" in cluster.in_node("n1", *enter, "/tools/fabric-test", "connect", peer)
+            time.sleep(10.0)  # longer than a controller keeps its lease without renewing it
+            hardware.inject("imex", "slow", "--off")
     finally:
-        cluster.run("start", "control-plane", "apiserver")
+        hardware.inject("imex", "slow", "--off")
     later.wait_running("c", "d", patience_s=RETRY_S)
     later.wait_ready(2)
     later.share_all_ways("c", "d")

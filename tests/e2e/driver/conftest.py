@@ -29,9 +29,6 @@ def find_oldest() -> list[str]:
     return sorted(folder.name.removeprefix("kubernetes-") for folder in folders if (folder / "kubelet").exists())
 
 
-collect_ignore = [] if find_oldest() else ["test_oldest_kubernetes.py"]
-
-
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     for cluster in session_cluster("driver", "--nodes", "2", "--profile", "h100x2"):

@@ -1,8 +1,9 @@
 """The oldest Kubernetes that is supported: partitions are offered and used there too, where the gate is on.
 
-Collected where its programs are in the cache, for building them takes minutes: `hack/cluster --name oldest up
---kubernetes 1.34` builds them.
+Only where its programs are in the cache, for building them takes minutes.
 """
+
+import pytest
 
 from tests.e2e.driver.conftest import find_oldest
 from tests.e2e.driver.helpers import create_device_classes
@@ -14,6 +15,10 @@ from tests.support.plugin import NodePlugin
 from tests.support.workload import LOOK, sees_exactly, workspace
 
 NODE = "n1"
+pytestmark = pytest.mark.skipif(
+    not find_oldest(),
+    reason="Kubernetes 1.34 has not been built here; `hack/cluster --name oldest up --kubernetes 1.34` takes minutes",
+)
 
 
 def test_slices_made_on_demand_are_used_on_kubernetes_1_34() -> None:

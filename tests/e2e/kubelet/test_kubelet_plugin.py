@@ -1,8 +1,8 @@
 """The kubelet and the plugin on one real node: the rows "Kubelet/plugin" of the upstream DRA node suite.
 
 The plugin runs as a plain process, so that it can be killed, stopped and restarted; the kubelet is the real one. Rows
-that take long are in test_kubelet_waits.py, two drivers in one pod in test_two_drivers.py. Rows that cannot apply here,
-and why:
+that take long are in test_kubelet_waits.py, a claim that is replaced by one of the same name in
+tests/e2e/driver/test_preparing.py. Rows that cannot apply here, and why:
 
 - "Notify fails, then works": the plugin has nothing that could make it refuse a notification.
 - "DRA socket appears only after registration; one common socket": the plugin serves its DRA socket before it creates
@@ -12,6 +12,7 @@ and why:
 """
 
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -62,19 +63,19 @@ def test_is_registered_once_get_info_is_answered(cluster: Cluster, plugin: NodeP
     """While GetInfo gets no answer the driver is not registered; once it does, it is."""
     plugin.kill()
     before = len(cluster.run("logs", BARE_NODE, "kubelet"))
-    cluster.run("pause", BARE_NODE, "kubelet")
-    plugin.start()
-    try:
-        plugin.wait_logged("serving")
-        plugin.signal("STOP")
-    finally:
-        cluster.run("resume", BARE_NODE, "kubelet")
-    wait_until(
-        "the kubelet reports the failed registration",
-        lambda: "RegisterPlugin error" in cluster.run("logs", BARE_NODE, "kubelet")[before:],
-    )
-    assert not plugin.logged("registered")
-    plugin.signal("CONT")
+    with ExitStack() as standing_still:
+        cluster.run("pause", BARE_NODE, "kubelet")
+        try:
+            plugin.start()
+            plugin.wait_logged("serving")
+            standing_still.enter_context(plugin.stopped())
+        finally:
+            cluster.run("resume", BARE_NODE, "kubelet")
+        wait_until(
+            "the kubelet reports the failed registration",
+            lambda: "RegisterPlugin error" in cluster.run("logs", BARE_NODE, "kubelet")[before:],
+        )
+        assert not plugin.logged("registered")
     plugin.wait_logged("registered", REGISTER_S)
 
 
@@ -188,28 +189,8 @@ def test_pod_deleted_while_kubelet_is_down_is_not_prepared_again(
     bench.restart_kubelet(delete)
     bench.plugin.wait_logged("registered", REGISTER_S)
     stays("nothing is made", lambda: simulator.instances() == [], 8.0)
-    assert not bench.plugin.logged("claim_prepared")
-
-
-def test_same_named_claim_waits_until_the_old_one_is_unprepared(
-    cluster: Cluster, bench: Bench, simulator: Simulator
-) -> None:
-    """A claim that was replaced by one of the same name is prepared only after the old one was given back."""
-    manifests = [
-        claim("again", bench.namespace, gpu_request()),
-        pod("user", bench.namespace, claims=("again",), node=BARE_NODE, grace_s=8, command="trap '' TERM; sleep 86400"),
-    ]
-    cluster.apply(manifests)
-    bench.wait_running()
-    bench.ask_to_delete("user", gracePeriodSeconds=0)
-    cluster.delete(bench.claims("again"))
-    cluster.wait_gone(bench.claims("again"))
-    cluster.apply(manifests)
-    bench.wait_event("user", "old ResourceClaim with same name")
-    bench.wait_running()
-    assert len(bench.records()) == 1
-    bench.delete_pod("user")
-    cluster.delete(bench.claims("again"))
+    assert not bench.plugin.logged("claim_prepared"), "it was prepared again"
+    assert not bench.plugin.logged("claim_not_prepared"), "it was tried again"
 
 
 def test_force_deleted_pod_is_unprepared(bench: Bench) -> None:
@@ -303,23 +284,20 @@ def wait_health(bench: Bench, health: str, *names: str, patience_s: float = 60.0
 
 
 def test_health_of_a_gpu_reaches_the_pods_that_use_it(cluster: Cluster, bench: Bench, simulator: Simulator) -> None:
-    """Three pods see Healthy, Unhealthy when their GPU falls off the bus, and Healthy again when it is back."""
-    names = [f"user{n}" for n in range(3)]
-    cluster.apply(
-        [
-            claim("whole", bench.namespace, gpu_request()),
-            *(pod(name, bench.namespace, claims=("whole",), node=BARE_NODE) for name in names),
-        ]
-    )
-    bench.wait_running(*names)
-    wait_health(bench, "Healthy", *names)
+    """Healthy, Unhealthy when their GPU falls off the bus, Healthy again when it is back; on the other GPU Healthy."""
+    users = {"left": "whole", "right": "whole", "other": "rest"}
+    cluster.apply([claim(name, bench.namespace, gpu_request()) for name in ("whole", "rest")])
+    cluster.apply([pod(name, bench.namespace, claims=(of,), node=BARE_NODE) for name, of in users.items()])
+    bench.wait_running(*users)
+    wait_health(bench, "Healthy", *users)
     minor = int(bench.allocated("whole")[0]["device"].removeprefix("gpu-"))
     simulator.inject("lost", "--gpu", str(minor))
-    wait_health(bench, "Unhealthy", *names)
+    wait_health(bench, "Unhealthy", "left", "right")
+    wait_health(bench, "Healthy", "other")
     time.sleep(4.0)  # no GPU is reset faster than the plugin looks twice at the hardware, every 3 s
     simulator.inject("lost", "--gpu", str(minor), "--off")
-    wait_health(bench, "Healthy", *names)
-    bench.delete_pod(*names)
+    wait_health(bench, "Healthy", *users)
+    bench.delete_pod(*users)
 
 
 def test_health_is_unknown_while_the_plugin_is_away(bench: Bench) -> None:

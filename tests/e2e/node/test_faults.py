@@ -1,7 +1,8 @@
 """What dies in the middle of claims: everything converges, pods run or end, nothing leaks, nothing is held twice."""
 
-import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import zip_longest
 from typing import Any
 
 import pytest
@@ -39,30 +40,26 @@ def check_both(bench: Bench) -> None:
 # The plugin
 
 
-@pytest.mark.parametrize("step", PREPARE_STEPS)
-def test_plugin_that_dies_while_preparing_prepares_after_its_restart(bench: Bench, step: str) -> None:
-    """Killed right after a durable step of preparing, it leaves nothing behind that keeps the pods from running."""
-    bench.plugin.restart(PARTITA_CRASH_AFTER=step)
+@pytest.mark.parametrize(("preparing", "unpreparing"), list(zip_longest(PREPARE_STEPS, UNPREPARE_STEPS)))
+def test_plugin_that_dies_in_the_middle_goes_on_after_its_restart(
+    bench: Bench, preparing: str, unpreparing: str | None
+) -> None:
+    """Killed right after a durable step, and after another when claims are given back: pods run, then end; no trace."""
+    bench.plugin.restart(PARTITA_CRASH_AFTER=preparing)
     bench.plugin.wait_registered()
     start_both(bench)
     assert bench.plugin.wait_ended() == 137
     bench.plugin.start()
     check_both(bench)
-    bench.delete_pod(SLICE, WHOLE)
-    bench.wait_clean()
-
-
-@pytest.mark.parametrize("step", UNPREPARE_STEPS)
-def test_plugin_that_dies_while_unpreparing_gives_everything_back_after_its_restart(bench: Bench, step: str) -> None:
-    """Killed right after a durable step of unpreparing, it goes on from there, and the pods end."""
-    bench.plugin.restart(PARTITA_CRASH_AFTER=step)
-    bench.plugin.wait_registered()
-    start_both(bench)
-    check_both(bench)
-    bench.ask_to_delete(SLICE, WHOLE)
-    assert bench.plugin.wait_ended() == 137
-    bench.plugin.start()
-    bench.wait_gone(SLICE, WHOLE)
+    if unpreparing is None:
+        bench.delete_pod(SLICE, WHOLE)
+    else:
+        bench.plugin.restart(PARTITA_CRASH_AFTER=unpreparing)
+        bench.plugin.wait_registered()
+        bench.ask_to_delete(SLICE, WHOLE)
+        assert bench.plugin.wait_ended() == 137
+        bench.plugin.start()
+        bench.wait_gone(SLICE, WHOLE)
     bench.wait_clean()
 
 
@@ -126,20 +123,35 @@ def test_what_dies_around_the_plugin_costs_no_claim(
 
 def test_node_that_is_cut_off_during_prepare_prepares_when_it_is_back(cluster: Cluster, bench: Bench) -> None:
     """Without the API server a claim cannot be read: the call waits for it, and the pod runs once it answers."""
-    bench.plugin.signal("STOP")
-    bench.start_mig_pod()
-    bench.start_gpu_pod("other")
-    bench.wait_bound("user")
-    bench.wait_bound("other")
-    time.sleep(3.0)  # by now the kubelet has read the claims and waits for the plugin, which is about to read them
-    cluster.run("cut", BARE_NODE)
-    try:
-        bench.plugin.signal("CONT")
+    with ExitStack() as at_the_end:
+        with bench.plugin.stopped():
+            wait_called_twice(cluster, bench.start_mig_pod, lambda: bench.start_gpu_pod("other"))
+            cluster.run("cut", BARE_NODE)
+            at_the_end.callback(cluster.run, "heal", BARE_NODE)
         stays("nothing is prepared", lambda: bench.holdings() == {}, 5.0)
-    finally:
-        cluster.run("heal", BARE_NODE)
     bench.wait_running("user", "other")
     bench.delete_pod("user", "other")
+
+
+def wait_called_twice(cluster: Cluster, *starts: Callable[[], None]) -> None:
+    """Until the kubelet has read two claims and waits for the plugin, which is about to read them."""
+    before = len(cluster.run("logs", BARE_NODE, "kubelet"))
+    tell(cluster, 4)
+    try:
+        for start in starts:
+            start()
+        wait_until(
+            "the kubelet calls the plugin twice",
+            lambda: cluster.run("logs", BARE_NODE, "kubelet")[before:].count("Calling NodePrepareResources") == 2,
+        )
+    finally:
+        tell(cluster, 0)
+
+
+def tell(cluster: Cluster, verbosity: int) -> None:
+    """The kubelet's log from now on."""
+    where = f"/api/v1/nodes/{BARE_NODE}/proxy/debug/flags/v"
+    cluster.kubectl("replace", "--raw", where, "--filename", "-", text=str(verbosity))
 
 
 def test_power_cut_takes_the_slices_and_the_pods_come_back_with_theirs(cluster: Cluster, bench: Bench) -> None:
@@ -150,8 +162,10 @@ def test_power_cut_takes_the_slices_and_the_pods_come_back_with_theirs(cluster: 
     check_both(bench)
     (old,) = bench.simulator.instances()
     cluster.run("poweroff", BARE_NODE)
-    assert bench.simulator.instances() == []
-    cluster.run("poweron", BARE_NODE)
+    try:
+        assert bench.simulator.instances() == []
+    finally:
+        cluster.run("poweron", BARE_NODE)
     assert cluster.in_node(BARE_NODE, "cat", boot) != before
     bench.plugin.kill()
     bench.plugin.start()

@@ -9,9 +9,6 @@ import pytest
 from api.names import GPU_CLIQUE_NODE_LABEL
 from tests.support.cluster import Cluster, Object, path, wait_until
 from tests.support.computedomain import FABRIC, Controller, make_node, publish
-from tests.support.domain_controller_world import prepared
-
-__all__ = ["prepared"]
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +16,12 @@ def controller(prepared: Cluster, tmp_path_factory: pytest.TempPathFactory) -> I
     log = tmp_path_factory.mktemp("labels") / "controller.log"
     controller = Controller(prepared, log, options={"GPU_CLIQUE_LABEL": "true"})
     controller.start()
-    controller.wait_leading()
-    yield controller
-    controller.stop(signal.SIGKILL)
+    try:
+        controller.wait_leading()
+        yield controller
+        assert controller.stop() == 0
+    finally:
+        controller.stop(signal.SIGKILL)
 
 
 @pytest.fixture

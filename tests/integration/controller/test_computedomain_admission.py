@@ -10,7 +10,6 @@ from api.device_config import parse_device_config
 from api.errors import InvalidObject
 from tests.support.cluster import ApiError, Cluster, Object, path, wait_until
 from tests.support.computedomain import FABRIC, NAMESPACE, build_worker, install, make_node
-from tests.support.fixtures import session_cluster
 
 NVIDIA = "resource.nvidia.com/v1beta1"
 AMD = "gpu.resource.amd.com/v1alpha1"
@@ -69,12 +68,9 @@ BAD: list[tuple[str, Object, str]] = [
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    for cluster in session_cluster("cd", "--nodes", "0", "--audit", "--provider", "local"):
-        install(cluster)
-
-        wait_until("the policy bites", partial(_bites, cluster))
-        yield cluster
+def cluster(prepared: Cluster) -> Cluster:
+    wait_until("the policy bites", partial(_bites, prepared))
+    return prepared
 
 
 def _bites(cluster: Cluster) -> bool:

@@ -18,9 +18,9 @@ from tests.support.computedomain import (
     publish,
     write_kubeconfig,
 )
-from tests.support.domain_controller_world import World, condition, controller, kubelets, prepared, world
+from tests.support.domain_controller_world import World, condition, controller, kubelets, world
 
-__all__ = ["controller", "kubelets", "prepared", "world"]
+__all__ = ["controller", "kubelets", "world"]
 
 
 def test_a_domain_forms_around_its_pods_and_goes_with_them(

@@ -8,10 +8,10 @@ import pytest
 
 from tests.support.cluster import Cluster, path, wait_until
 from tests.support.computedomain import DOMAINS, Controller, Kubelets, build_domain
-from tests.support.domain_controller_world import World, kubelets, prepared, world
+from tests.support.domain_controller_world import World, kubelets, world
 from tests.support.scrape import Metrics, free_port, get, scrape
 
-__all__ = ["kubelets", "prepared", "world"]
+__all__ = ["kubelets", "world"]
 
 LABELS = {
     "partita_controller_actions_total": frozenset({"action"}),
@@ -43,6 +43,7 @@ def leader(prepared: Cluster, tmp_path: Path) -> Iterator[Observed]:
     try:
         it.controller.wait_leading()
         yield it
+        assert it.controller.stop() == 0
     finally:
         it.controller.stop(signal.SIGKILL)
 
@@ -84,5 +85,6 @@ def test_a_standby_is_ready_and_says_that_it_does_not_lead(prepared: Cluster, le
         standby.controller.wait_leading()
         assert standby.metrics().value("partita_controller_leading") == 1.0
         wait_until("it is ready as a leader", standby.is_ready)
+        assert standby.controller.stop() == 0
     finally:
         standby.controller.stop(signal.SIGKILL)

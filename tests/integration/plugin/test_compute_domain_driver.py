@@ -23,6 +23,12 @@ async def test_the_node_offers_a_channel_for_many_claims_and_one_daemon_with_the
     assert it.clique.startswith(devices["daemon-0"]["attributes"]["nvlinkDomain"]["string"])
 
 
+async def allocated_share(it: World, claim: Claim) -> str:
+    where = path("resource.k8s.io/v1", "resourceclaims", namespace=claim.namespace, name=claim.name)
+    (result,) = (await it.client.get(where))["status"]["allocation"]["devices"]["results"]
+    return str(result["shareID"])
+
+
 @in_world()
 async def test_a_channel_is_given_out_when_the_controller_says_so_and_not_before(it: World) -> None:
     claim, second = await it.claim("c0"), await it.claim("c1")
@@ -35,8 +41,9 @@ async def test_a_channel_is_given_out_when_the_controller_says_so_and_not_before
     await it.publish(released=True)
     (device,) = (await waiting)[claim.uid]
     assert device.device_name == "channel-0"
-    assert device.share_id
+    assert device.share_id == await allocated_share(it, claim)
     (other,) = (await it.kubelet.prepare(second))[second.uid]
+    assert other.share_id == await allocated_share(it, second) != device.share_id
     assert list(other.cdi_device_ids) != list(device.cdi_device_ids)
     nodes = [edits(spec)["deviceNodes"] for spec in it.specs().values()]
     assert [[node["path"] for node in each] for each in nodes] == [["/dev/nvidia-caps-imex-channels/channel0"]] * 2
@@ -200,9 +207,11 @@ async def test_claims_wait_through_an_outage_of_the_api_server_and_new_ones_join
     await it.publish(released=False, message="waits for node-2")
     await until(lambda: "waits for node-2" in it.node.log.read_text())
     await asyncio.to_thread(it.cluster.run, "kill", "control-plane", "apiserver")
-    await asyncio.sleep(15)  # long enough for attempts to become as rare as they get
-    assert not waiting.done()
-    await asyncio.to_thread(it.cluster.run, "start", "control-plane", "apiserver")
+    try:
+        await asyncio.sleep(15)  # long enough for attempts to become as rare as they get
+        assert not waiting.done()
+    finally:
+        await asyncio.to_thread(it.cluster.run, "start", "control-plane", "apiserver")
     joining = asyncio.create_task(it.kubelet.prepare(after))
     async with asyncio.timeout(60):
         await publish_when_served(it)

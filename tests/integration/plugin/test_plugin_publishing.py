@@ -106,13 +106,14 @@ async def test_a_registry_that_is_made_anew_gets_its_socket_back(it: World) -> N
 
 
 @in_world()
-async def test_an_xid_shows_in_the_health_stream_and_as_a_taint(it: World) -> None:
-    kubelet = await it.start()
+async def test_an_xid_shows_in_the_health_stream_and_as_a_taint_unless_it_is_to_be_ignored(it: World) -> None:
+    kubelet = await it.start(ADDITIONAL_XIDS_TO_IGNORE="64,77")
     await wait_for_devices(it.client, it.node.name)
     stream = kubelet.watch_health()
     first = await stream.read()
     assert {device.health for device in first.devices} == {1}
-    run("hack/simulator", "inject", "--root", str(it.node.driver_root), "xid", "--gpu", "0", "--xid", "48")
+    it.inject("xid", "--gpu", "1", "--xid", "77")  # read before the other one, for it comes first
+    it.inject("xid", "--gpu", "0", "--xid", "48")
     while True:
         report = await asyncio.wait_for(stream.read(), 30)
         bad = {device.device.device_name for device in report.devices if device.health == 2}
@@ -121,11 +122,17 @@ async def test_an_xid_shows_in_the_health_stream_and_as_a_taint(it: World) -> No
     assert {name.partition("-mig-")[0] for name in bad} == {"gpu-0"}
     assert len(report.devices) == len(first.devices)
 
-    async def tainted() -> list[Json]:
-        devices = await published_devices(it.client, it.node.name)
-        return [device for device in devices if device.get("taints")]
+    async def effects() -> dict[str, set[str]]:
+        """Of taints, by GPU."""
+        found: dict[str, set[str]] = {}
+        for device in await published_devices(it.client, it.node.name):
+            gpu = found.setdefault(device["name"].partition("-mig-")[0], set())
+            gpu.update(taint["effect"] for taint in device.get("taints", ()))
+        return found if all(found.values()) else {}
 
-    assert await until("taints", tainted)
+    assert await until("taints of both", effects) == {"gpu-0": {"NoSchedule"}, "gpu-1": {"None"}}, (
+        "an ignored one only tells"
+    )
 
 
 @in_world()

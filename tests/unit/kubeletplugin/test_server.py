@@ -118,6 +118,20 @@ def test_health_is_streamed_whole_and_again_at_every_change(tmp_path: Path, vers
     asyncio.run(scenario())
 
 
+def test_health_that_does_not_change_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the kubelet would hold every device for unknown after 30 s."""
+    monkeypatch.setattr("kubeletplugin.server.HEALTH_RESEND_S", 0.01)
+
+    async def scenario() -> None:
+        board = HealthBoard()
+        board.show([DeviceHealth("n1", "gpu-0", 1)])
+        stream = board.stream()
+        async with asyncio.timeout(20):
+            assert [await anext(stream) for _ in range(3)] == [(DeviceHealth("n1", "gpu-0", 1),)] * 3
+
+    asyncio.run(scenario())
+
+
 def test_the_grpc_health_service_knows_two_names(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path):

@@ -1,9 +1,9 @@
 """Claims of two drivers in one pod: GPUs and the channel of a ComputeDomain, served by one process."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import uuid4
 
-import pytest
 import yaml
 
 from tests.support.bench import RESOURCE_API, Bench, open_bench
@@ -18,10 +18,11 @@ SYSTEM = "partita-system"
 CHANCES_S = 400.0
 """The kubelet asks a pod's drivers in any order, and none after one that fails, which takes it most of a minute."""
 CREATE = "nvmlDeviceCreateGpuInstanceWithPlacement"
+DESTROY = "nvmlGpuInstanceDestroy"
 
 
-@pytest.fixture
-def fabric_bench(cluster: Cluster, device_classes: None) -> Iterator[Bench]:
+@contextmanager
+def fabric_bench(cluster: Cluster) -> Iterator[Bench]:
     """The node with an NVLink fabric, both drivers; the test plays the controller."""
     for file in sorted((ROOT / "deployments/helm/partita/crds").glob("computedomain*.yaml")):
         cluster.apply(yaml.safe_load(file.read_text()))
@@ -29,13 +30,17 @@ def fabric_bench(cluster: Cluster, device_classes: None) -> Iterator[Bench]:
     environment = {"DRIVERS": f"gpu.nvidia.com,{CHANNELS}", "POD_NAMESPACE": SYSTEM}
     plugin = NodePlugin(cluster, FABRIC_NODE, environment)
     bench = open_bench(cluster, plugin, Simulator(cluster, FABRIC_NODE))
-    plugin.start()
-    for driver in environment["DRIVERS"].split(","):
-        plugin.wait_logged("registered", driver=driver)
-    bench.wait_published()
-    yield bench
-    bench.sweep()
-    plugin.kill()
+    try:
+        plugin.start()
+        for driver in environment["DRIVERS"].split(","):
+            plugin.wait_logged("registered", driver=driver)
+        bench.wait_published()
+        try:
+            yield bench
+        finally:
+            bench.sweep()
+    finally:
+        plugin.kill()
 
 
 def clique_of(cluster: Cluster) -> str:
@@ -52,7 +57,7 @@ def clique_of(cluster: Cluster) -> str:
     return wait_until("the channel is published", published)
 
 
-def release_channel(cluster: Cluster, bench: Bench, domain: str, clique: str) -> None:
+def release_channel(bench: Bench, domain: str, clique: str) -> None:
     """What the controller writes once the domain is formed."""
     member = {"nodeName": FABRIC_NODE, "ipAddress": "", "cliqueID": clique, "index": 0, "released": True, "message": ""}
     body: Object = {
@@ -64,15 +69,12 @@ def release_channel(cluster: Cluster, bench: Bench, domain: str, clique: str) ->
         "draining": False,
         "daemons": [member],
     }
-    cluster.apply(body)
+    bench.cluster.apply(body)
 
 
-@pytest.mark.timeout(900)
-def test_one_is_blocked_and_the_other_fails_then_both_are_prepared_and_unprepared(
-    cluster: Cluster, fabric_bench: Bench
-) -> None:
-    """The pod waits for both, over a restart of the kubelet, runs when both can be had, and gives both back."""
-    bench, domain, clique = fabric_bench, str(uuid4()), clique_of(cluster)
+def block_one_and_fail_the_other(bench: Bench) -> None:
+    """When the pod starts, and over a restart of the kubelet; when it ends one of them fails."""
+    cluster, domain, clique = bench.cluster, str(uuid4()), clique_of(bench.cluster)
     channel = config(CHANNELS, {"apiVersion": API, "kind": "ComputeDomainChannelConfig", "domainID": domain})
     channel_request = request("channel", "compute-domain-default-channel.nvidia.com")
     profile = sorted(
@@ -90,9 +92,7 @@ def test_one_is_blocked_and_the_other_fails_then_both_are_prepared_and_unprepare
     )
     bench.wait_bound()
     bench.wait_event("user", "Failed to prepare dynamic resources", patience_s=120.0)
-    cluster.run("kill", FABRIC_NODE, "kubelet")
-    release_channel(cluster, bench, domain, clique)
-    cluster.run("start", FABRIC_NODE, "kubelet")
+    bench.restart_kubelet(lambda: release_channel(bench, domain, clique))
     bench.plugin.wait_logged("claim_prepared", CHANCES_S, driver=CHANNELS)
     assert bench.simulator.instances() == []
     bench.simulator.work()
@@ -102,5 +102,10 @@ def test_one_is_blocked_and_the_other_fails_then_both_are_prepared_and_unprepare
     assert cluster.in_pod("user", "ls", "/dev/nvidia-caps-imex-channels", namespace=bench.namespace).split() == [
         "channel0"
     ]
-    bench.delete_pod("user")
+    bench.simulator.fail(DESTROY, "unknown")
+    bench.ask_to_delete("user")
+    bench.plugin.wait_logged("claim_not_unprepared", driver="gpu.nvidia.com")
+    assert cluster.find(bench.pods("user")) is not None
+    bench.simulator.work()
+    bench.wait_gone("user")
     assert bench.holdings() == {}
