@@ -76,14 +76,9 @@ class Forbidden(ApiError):
 
 
 class Invalid(ApiError, InvalidObject):
-    """The object breaks the API's rules; `causes` name the fields."""
+    """The object breaks the API's rules."""
 
     reason = "Invalid"
-
-    @property
-    def causes(self) -> Objects:
-        details = self.body.get("details") or {}
-        return list(details.get("causes") or [])
 
 
 class Gone(ApiError):
@@ -203,10 +198,10 @@ class Client:
         query.setdefault("fieldManager", FIELD_MANAGER)
         return await self._request("PATCH", path, body=body, query=query, content_type=content_type)
 
-    async def apply(self, path: str, body: Json, *, force: bool = True, **query: str) -> Json:
+    async def apply(self, path: str, body: Json, **query: str) -> Json:
         """Server-side apply: create or bring our fields in line; the body must carry apiVersion, kind and name."""
         query.setdefault("fieldManager", FIELD_MANAGER)
-        query["force"] = "true" if force else "false"
+        query["force"] = "true"
         return await self._request("PATCH", path, body=body, query=query, content_type=APPLY_PATCH)
 
     async def delete(

@@ -25,11 +25,12 @@ from api.names import (
 )
 from api.nesting import allow_deep_objects
 from kubeletplugin.compute_domain import ComputeDomainDriver
+from kubeletplugin.crash import CrashPoint
 from kubeletplugin.driver import ClaimService, NodeDriver
 from kubeletplugin.driver_files import DriverFiles
 from kubeletplugin.events import Recorder
 from kubeletplugin.executor import Executor
-from kubeletplugin.files import CdiFiles, CrashPoint, Store
+from kubeletplugin.files import CdiFiles, Store
 from kubeletplugin.hardware.nvml import NvmlBackend
 from kubeletplugin.hardware.tree import DriverRoot
 from kubeletplugin.metrics import HttpServer

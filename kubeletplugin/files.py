@@ -10,7 +10,6 @@ import fcntl
 import json
 import logging
 import os
-import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -389,16 +388,3 @@ class CdiFiles:
             except (OSError, ValueError):
                 spec = None
             yield uid, spec if isinstance(spec, dict) else None
-
-
-class CrashPoint:
-    """Ends the process right after one durable step, for tests of what a restart makes of it."""
-
-    def __init__(self, after: str) -> None:
-        self._after = after
-
-    def __call__(self, step: str) -> None:
-        if step == self._after:
-            sys.stderr.write(f"PARTITA_CRASH_AFTER={step}\n")
-            sys.stderr.flush()
-            os._exit(137)

@@ -9,12 +9,13 @@ from typing import Final
 from api.client import ApiError, Client, Json
 from api.errors import Busy, HardwareError, PartitaError, StateUnreadable
 from api.names import NVIDIA_CDI_VENDOR, NVIDIA_GPU_DRIVER
+from kubeletplugin.crash import CrashPoint
 from kubeletplugin.driver import ready_devices
 from kubeletplugin.driver_files import DriverFiles
 from kubeletplugin.events import Recorder, node_reference
 from kubeletplugin.evidence import Evidence, gather_evidence
 from kubeletplugin.executor import Executor
-from kubeletplugin.files import CdiFiles, CrashPoint, Store
+from kubeletplugin.files import CdiFiles, Store
 from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.cdi import cdi_file_name, encode_cdi_spec
 from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState, count_prepared
@@ -23,12 +24,7 @@ from kubeletplugin.model.devices import DeviceSet, Features, build_devices
 from kubeletplugin.model.health import IGNORED_XIDS, NodeHealth, observe_event, observe_inventory
 from kubeletplugin.model.inventory import Inventory
 from kubeletplugin.model.mig import gpu_device_name
-from kubeletplugin.model.prepare import (
-    PreparePlan,
-    complete,
-    plan_prepare,
-    plan_recovery,
-)
+from kubeletplugin.model.prepare import PreparePlan, complete, plan_prepare, plan_recovery
 from kubeletplugin.model.rebuild import rebuild_checkpoint, unrecorded_claims
 from kubeletplugin.occupants import ASK_AGAIN_S, Occupants
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice

@@ -213,8 +213,6 @@ def _build_container(domain: Domain, member: Member, clique: Clique, settings: S
 def _build_environment(domain: Domain, member: Member, node_list: str) -> list[Json]:
     values = {
         "COMPUTE_DOMAIN_UUID": domain.ref.uid,
-        "COMPUTE_DOMAIN_NAME": domain.ref.name,
-        "COMPUTE_DOMAIN_NAMESPACE": domain.ref.namespace,
         "CLIQUE_ID": member.clique_id,
         "NODE_NAME": member.node,
         "IMEX_NODE_LIST": node_list,

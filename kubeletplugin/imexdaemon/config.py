@@ -8,7 +8,7 @@ refuse each other, and SIGUSR1 makes it resolve names anew and read its TLS file
 from dataclasses import dataclass
 from typing import Final
 
-from api.clique import IMEX_PORT, Membership
+from api.clique import IMEX_PORT, Membership, node_name
 
 IMEX_COMMAND_PORT: Final = 50005
 """IMEX_CMD_PORT: where nvidia-imex-ctl asks every daemon of the domain for its state."""
@@ -55,11 +55,6 @@ class NodeTable:
     def required(self) -> frozenset[int]:
         """Node IDs of the peers without which this node is not connected."""
         return self.peers - self.absent
-
-
-def node_name(index: int) -> str:
-    """As in NVIDIA's DRA driver."""
-    return f"compute-domain-daemon-{index:04d}"
 
 
 def build_node_table(

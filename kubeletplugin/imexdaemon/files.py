@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 from typing import Final
 
-from api.clique import DAEMON_LOCK_FILE, DAEMON_STATUS_FILE
+from api.clique import DAEMON_LOCK_FILE, DAEMON_STATUS_FILE, node_name
 from kubeletplugin.imexdaemon.config import (
     NodeTable,
     TlsFiles,
-    node_name,
     render_config,
     render_hosts,
     render_node_list,

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from api.client import Json, NotFound
+from kubeletplugin.crash import CrashPoint
 from kubeletplugin.executor import Executor
-from kubeletplugin.files import CdiFiles, CrashPoint, Store
+from kubeletplugin.files import CdiFiles, Store
 from kubeletplugin.hardware.backend import DeviceLost
 from kubeletplugin.model.checkpoint import ClaimRecord
 from kubeletplugin.model.devices import Features
