@@ -29,7 +29,6 @@ EventType = Literal["SYNC", "ADDED", "MODIFIED", "DELETED"]
 REQUEST_TIMEOUT_S: Final = 30.0
 SILENCE_S: Final = 90.0  # bookmarks come every minute (kube-apiserver), so a longer silence is a dead connection
 PAGE_SIZE: Final = 500  # what client-go asks for
-REQUESTS_AT_ONCE: Final = 256
 BACK_OFF_S: Final = (0.5, 30.0)
 APPLY_PATCH: Final = "application/apply-patch+yaml"
 MERGE_PATCH: Final = "application/merge-patch+json"
@@ -140,7 +139,7 @@ def path(
 class Client:
     """One connection pool to one API server."""
 
-    def __init__(self, connection: Connection, at_once: int = REQUESTS_AT_ONCE) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._host = connection.host
         self._extra: dict[str, Any] = {}
@@ -149,15 +148,11 @@ class Client:
         if connection.server_hostname:
             self._extra["server_hostname"] = connection.server_hostname
         self._session: aiohttp.ClientSession | None = None
-        self._turns = asyncio.Semaphore(at_once)
 
     @classmethod
-    async def connect(cls, kubeconfig: str | None, at_once: int = REQUESTS_AT_ONCE) -> Self:
-        """By that kubeconfig, else by the pod's service account. Sends nothing yet. Raises ConnectionUnknown.
-
-        `at_once`: requests under way, each on a connection of its own; watches do not count, others wait.
-        """
-        return cls(await Connection.load(kubeconfig), at_once)
+    async def connect(cls, kubeconfig: str | None) -> Self:
+        """By that kubeconfig, else by the pod's service account. Sends nothing yet. Raises ConnectionUnknown."""
+        return cls(await Connection.load(kubeconfig))
 
     async def __aenter__(self) -> Self:
         return self
@@ -306,12 +301,9 @@ class Client:
     ) -> Json:
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         try:
-            async with (
-                self._turns,
-                await self._send(
-                    method, path, query=query, data=data, content_type=content_type, accept=accept
-                ) as response,
-            ):
+            async with await self._send(
+                method, path, query=query, data=data, content_type=content_type, accept=accept
+            ) as response:
                 if response.status >= 300:
                     raise await self._error(response, method, path)
                 answer: Json = json.loads(await response.read())

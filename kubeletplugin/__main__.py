@@ -115,7 +115,6 @@ BUILDERS: dict[str, Build] = {
 
 NVIDIA_DRIVERS: Final = (NVIDIA_GPU_DRIVER, COMPUTE_DOMAIN_DRIVER)
 _LOOK_INTERVAL_S: Final = 10.0
-_REQUESTS_AT_ONCE: Final = 16  # a new connection costs both sides more than waiting for one: many pods may come at once
 
 
 def find_drivers(settings: Settings, enabled: Sequence[str]) -> list[str]:
@@ -187,7 +186,7 @@ async def run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stopping.set)
     syncer = ThreadPoolExecutor(2, thread_name_prefix="sync")
-    async with await Client.connect(settings.kubeconfig or None, _REQUESTS_AT_ONCE) as client:
+    async with await Client.connect(settings.kubeconfig or None) as client:
         plugins: dict[str, Plugin] = {}
         try:
             async with asyncio.TaskGroup() as tasks:
