@@ -14,7 +14,6 @@ from pathlib import Path
 from api.client import Client, Json
 from api.errors import Busy
 from api.names import COMPUTE_DOMAIN_CDI_VENDOR, COMPUTE_DOMAIN_DRIVER
-from kubeletplugin.disk import disk_error
 from kubeletplugin.files import CdiFiles
 from kubeletplugin.model.cdi import cdi_file_name
 from kubeletplugin.model.channels import (
@@ -70,20 +69,24 @@ class PreparedClaims:
         return tuple(each for each, _ in self.read() if each.domain_uid not in ("", domain_uid))
 
     async def follow_others(self, domain_uid: str) -> AsyncGenerator[tuple[PreparedClaim, ...], None]:
-        """The claims of other domains, at every change. One that is gone from the API server is looked into."""
-        try:
-            self._cdi.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise disk_error(error, self._cdi.directory) from error
-        before: tuple[PreparedClaim, ...] | None = None
+        """The claims of other domains, at every change until there are none; `check_free` sees who comes after that.
+
+        One that is gone from the API server is looked into.
+        """
+        before = self.find_others(domain_uid)
+        yield before
+        if not before:
+            return
+        self._stale.ask()
         async with aclosing(watch_folder(self._cdi.directory)) as looks:
             async for _ in looks:
                 others = self.find_others(domain_uid)
                 if others != before:
                     before = others
-                    if others:
-                        self._stale.ask()
+                    self._stale.ask()
                     yield others
+                if not others:
+                    return
 
     async def sweep_regularly(self, unprepare: Callable[[PreparedClaim], Awaitable[None]]) -> None:
         """Give back, until cancelled, what is gone from the API server for long and what no container has."""
