@@ -170,6 +170,11 @@ COMPUTE_DOMAIN_CLIQUE: Final = CustomResource(
     scope="Namespaced",
     description="The members of one IMEX domain: the nodes of a ComputeDomain that are in one NVLink clique.",
     properties={
+        "spec": {
+            "type": "object",
+            "properties": {"replicas": {"type": "integer", "minimum": 0}},
+            "description": "How many daemons there are to be, for whoever counts them, as PodDisruptionBudgets do.",
+        },
         "daemons": _DAEMONS_SCHEMA,
         "domainName": {"type": "string", "description": "The ComputeDomain's name."},
         "domainNamespace": {"type": "string", "description": "The only namespace whose claims may use the domain."},
@@ -195,6 +200,7 @@ COMPUTE_DOMAIN_CLIQUE: Final = CustomResource(
         },
     },
     status_subresource=False,
+    replicas_path=".spec.replicas",
     columns=(
         Column("Domain", ".domainName"),
         Column("Namespace", ".domainNamespace"),

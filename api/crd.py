@@ -39,6 +39,8 @@ class CustomResource:
     properties: Mapping[str, Any]
     required: tuple[str, ...] = ()
     status_subresource: bool = True
+    replicas_path: str = ""
+    """Where an object says how many pods it wants (`.spec.replicas`): what asks for its scale is told that."""
     short_names: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
 
@@ -108,6 +110,10 @@ def build_crd(resource: CustomResource) -> dict[str, Any]:
     }
     if resource.status_subresource:
         version["subresources"] = {"status": {}}
+    if resource.replicas_path:
+        # The server wants a path for those that are there, too, below status; nobody asks for it.
+        scale = {"specReplicasPath": resource.replicas_path, "statusReplicasPath": ".status.replicas"}
+        version.setdefault("subresources", {})["scale"] = scale
     names: dict[str, Any] = {
         "kind": resource.kind,
         "listKind": f"{resource.kind}List",

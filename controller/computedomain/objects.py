@@ -110,6 +110,7 @@ def build_membership(domain: Domain, members: list[Member], max_nodes: int, aban
         "maxNodes": max_nodes,
         "draining": domain.deleted_at is not None,
         **deleted,
+        "spec": {"replicas": len(members)},
         "daemons": [_build_entry(member) for member in members],
         "abandonedClaims": list(abandoned),
     }

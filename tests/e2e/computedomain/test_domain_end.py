@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.e2e.computedomain.jobs import CONTROLLER, FORCE, PATIENCE_S, Driver, Space, condition
-from tests.support.cluster import CommandFailed, path, wait_until
+from tests.support.cluster import ApiError, CommandFailed, path, wait_until
 from tests.support.hardware import Simulator
 
 ELSEWHERE = "nvidia-dra-driver-gpu-2"
@@ -41,6 +41,31 @@ def test_the_force_annotation_ends_a_domain_under_its_pods(here: Space) -> None:
     here.cluster.wait_gone(job.place, PATIENCE_S)
     assert here.phase("a") == "Running"
     wait_until("the job can see it", lambda: "FAIL" in job.check("a"), PATIENCE_S)
+
+
+def test_daemons_are_not_evicted_beside_their_jobs_and_their_budget_counts_them_as_healthy(here: Space) -> None:
+    job = here.job("train", 2)
+    job.run(a="n1", b="n3")
+    job.wait_ready(2)
+    ours = here.driver.namespace
+
+    def are_counted() -> bool:
+        (budget,) = here.cluster.list(path("policy/v1", "poddisruptionbudgets", namespace=ours))
+        if all(budget["status"][each] == 2 for each in ("expectedPods", "desiredHealthy", "currentHealthy")):
+            return True
+        # The disruption controller learns of new kinds every 30 s, and then looks when something changes.
+        touched = {"metadata": {"annotations": {"touched": budget["metadata"]["resourceVersion"]}}}
+        here.cluster.patch(
+            path("policy/v1", "poddisruptionbudgets", namespace=ours, name=budget["metadata"]["name"]), touched
+        )
+        return False
+
+    wait_until("both daemons are counted", are_counted, PATIENCE_S)
+    daemon = job.daemons()["n1"]["metadata"]["name"]
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": daemon, "namespace": ours}}
+    with pytest.raises(ApiError, match="disruption budget") as refused:
+        here.cluster.create(f"{path('v1', 'pods', namespace=ours, name=daemon)}/eviction", eviction)
+    assert refused.value.status == 429
 
 
 def test_an_elastic_domain_grows_and_shrinks_and_members_keep_their_indexes(here: Space) -> None:
