@@ -10,13 +10,13 @@ from collections.abc import Callable, Coroutine, Iterator
 from api import compute_domain, kaiwo
 from api.client import Client, Json
 from api.errors import PartitaError
+from api.events import Recorder
 from api.logs import configure_logging
 from api.nesting import allow_deep_objects
 from controller.computedomain.labels import CliqueLabels
 from controller.computedomain.reconcile import ComputeDomains
 from controller.computedomain.state import Settings
 from controller.crds import renew_crds
-from controller.events import Events
 from controller.leader import Elector, LeaseSettings
 from controller.loop import WorkQueue
 from controller.metrics import Metrics, serve
@@ -76,7 +76,7 @@ async def lead(
     client: Client, settings: ControllerSettings, metrics: Metrics, filled: list[Callable[[], bool]]
 ) -> None:
     """What the one that leads does. Puts into `filled` what says whether the caches are."""
-    events = Events(client, settings.identity)
+    events = Recorder(client, "partita-controller", settings.identity)
     queues: list[WorkQueue] = []
     metrics.watch_queue(lambda: sum(len(queue) for queue in queues))
     await renew_crds(client, _needed_crds(settings))

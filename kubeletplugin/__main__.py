@@ -14,6 +14,7 @@ from typing import Final
 
 from api.client import Client
 from api.errors import InvalidObject, PartitaError
+from api.events import Recorder
 from api.logs import configure_logging
 from api.names import (
     AMD_CDI_VENDOR,
@@ -28,7 +29,6 @@ from kubeletplugin.compute_domain import ComputeDomainDriver
 from kubeletplugin.crash import CrashPoint
 from kubeletplugin.driver import ClaimService, NodeDriver
 from kubeletplugin.driver_files import DriverFiles
-from kubeletplugin.events import Recorder
 from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles, Store
 from kubeletplugin.hardware.nvml import NvmlBackend

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
+from api.ref import Ref
 from controller.computedomain.report import Report
-from controller.computedomain.state import Binding, Members, Observation, Ref
+from controller.computedomain.state import Binding, Members, Observation
 
 Json = dict[str, Any]
 

@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 from api.client import Client, path
+from api.events import Recorder
 from api.names import COMPUTE_DOMAIN_DRIVER, COMPUTE_DOMAIN_LABEL, RESOURCE_API_VERSION
+from api.ref import Ref
 from controller.apply import PartlyApplied, apply_stages
 from controller.computedomain.actions import Plan
 from controller.computedomain.check import check_plan
@@ -32,13 +34,11 @@ from controller.computedomain.state import (
     Domain,
     NodeFabric,
     Observation,
-    Ref,
     Settings,
     Standing,
     Template,
     TlsSecret,
 )
-from controller.events import Events
 from controller.loop import WorkQueue
 from controller.metrics import Metrics
 from controller.observe import Cache
@@ -58,7 +58,7 @@ TOLERATED_S: Final = 2.0
 class ComputeDomains:
     """Watches everything that belongs to ComputeDomains and brings each of them in order."""
 
-    def __init__(self, client: Client, settings: Settings, events: Events, metrics: Metrics) -> None:
+    def __init__(self, client: Client, settings: Settings, events: Recorder, metrics: Metrics) -> None:
         self._client = client
         self._settings = settings
         self._events = events
@@ -272,7 +272,7 @@ class ComputeDomains:
             self._held.pop(uid, None)
         self._leaving.follow(uid, seen.domain.ref.namespace if seen.domain and plan.follow_pods else None)
         for report in plan.reports:
-            self._events.report(report.regarding, report.kind, report.reason, report.note)
+            self._events.report(report.regarding, report.kind, report.reason, "Reconcile", report.note)
         return plan
 
     def _tell_rivals(self, seen: Observation, standing: Standing | None) -> None:

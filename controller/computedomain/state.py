@@ -9,19 +9,7 @@ from enum import Enum
 from typing import Any, Final, Literal
 
 from api.clique import Membership, Moment
-
-
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """One object in the cluster, and which incarnation of it."""
-
-    kind: str
-    namespace: str
-    name: str
-    uid: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
+from api.ref import Ref
 
 
 @dataclass(frozen=True, slots=True)

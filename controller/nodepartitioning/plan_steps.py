@@ -3,7 +3,7 @@
 import json
 import zlib
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from api.kaiwo import (
     DCM_PROFILE_LABEL,
@@ -215,7 +215,7 @@ def _wake_after(status: PartitioningStatus, settings: Settings) -> float | None:
     return None if is_resting else settings.poll_s
 
 
-_EVENTS: Final[dict[Phase, tuple[str, str]]] = {
+_EVENTS: Final[dict[Phase, tuple[Literal["Normal", "Warning"], str]]] = {
     "DrainingUntoleratedPods": ("Normal", "PartitioningStarted"),
     "ApplyingPartitions": ("Normal", "NodeDrained"),
     "WaitingForResourceUpdate": ("Normal", "PartitionsApplied"),

@@ -4,15 +4,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final
 
 from api.client import Client, path
+from api.events import Recorder
 from api.kaiwo import CONFIG_MAP_NAME, CONFIG_MAP_NAMESPACE, ENABLED_LABEL
 from api.names import AMD_GPU_DRIVER, KAIWO_API_VERSION
+from api.ref import Ref
 from controller.apply import PartlyApplied, apply_stages
-from controller.events import Events
 from controller.loop import WorkQueue
 from controller.metrics import Metrics
 from controller.nodepartitioning.actions import Action, AddTolerations, EvictPod, Plan
@@ -45,20 +45,10 @@ PASSES: Final = 12
 _EMPTYING: Final = frozenset({"Pending", "DrainingUntoleratedPods"})
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """What an Event is about."""
-
-    kind: str
-    name: str
-    uid: str
-    namespace: str = ""
-
-
 class NodePartitioning:
     """Watches nodes of AMD GPUs and brings each into the mode that is asked for."""
 
-    def __init__(self, client: Client, settings: Settings, events: Events, metrics: Metrics) -> None:
+    def __init__(self, client: Client, settings: Settings, events: Recorder, metrics: Metrics) -> None:
         self._client = client
         self._settings = settings
         self._events = events
@@ -208,10 +198,10 @@ class NodePartitioning:
     async def _carry_out(self, node: Node, plan: Plan) -> None:
         for report in plan.reports:
             stored = self.kaiwo_nodes.get("", node.name)
-            about = [Ref("Node", node.name, node.uid)]
-            about += [Ref("KaiwoNode", node.name, stored.uid)] if stored else []
+            about = [Ref("Node", "", node.name, node.uid)]
+            about += [Ref("KaiwoNode", "", node.name, stored.uid)] if stored else []
             for ref in about:
-                self._events.report(ref, report.kind, report.reason, report.note)
+                self._events.report(ref, report.kind, report.reason, "Reconcile", report.note)
         if not plan.actions:
             return
         started = time.monotonic()
@@ -230,7 +220,8 @@ class NodePartitioning:
             },
         )
         if refused:
-            self._events.report(Ref("Node", node.name, node.uid), "Warning", "PartitioningRefused", refused[0])
+            about_node = Ref("Node", "", node.name, node.uid)
+            self._events.warn(about_node, "PartitioningRefused", "Reconcile", refused[0])
             raise PartlyApplied(refused[0])
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from api.clique import Moment, parse_membership
+from api.ref import Ref
 from controller.computedomain.actions import (
     Action,
     AddFinalizer,
@@ -30,7 +31,6 @@ from controller.computedomain.state import (
     Domain,
     Observation,
     Phase,
-    Ref,
     Settings,
     Template,
     TlsSecret,

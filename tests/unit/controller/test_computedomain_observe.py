@@ -7,12 +7,13 @@ from typing import Any, cast
 import pytest
 
 from api.client import Conflict
+from api.ref import Ref
 from controller.apply import PartlyApplied
 from controller.computedomain.actions import Delete
 from controller.computedomain.execute import Executor
 from controller.computedomain.members import plan_members
 from controller.computedomain.reconcile import ComputeDomains
-from controller.computedomain.state import Ref, Settings
+from controller.computedomain.state import Settings
 from controller.loop import WorkQueue
 from controller.metrics import Metrics
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from computedomain_world import SETTINGS, UID, World, condition, formed, indexes, make_domain
 
+from api.ref import Ref
 from controller.computedomain.actions import (
     Create,
     MakeCertificates,
@@ -12,7 +13,7 @@ from controller.computedomain.actions import (
     WriteMembership,
 )
 from controller.computedomain.plan import plan_domain
-from controller.computedomain.state import Binding, Phase, Ref, Settings, Template
+from controller.computedomain.state import Binding, Phase, Settings, Template
 from controller.computedomain.status import find_condition
 
 
