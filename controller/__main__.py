@@ -15,14 +15,11 @@ from api.logs import configure_logging
 from api.nesting import allow_deep_objects
 from controller.computedomain.labels import CliqueLabels
 from controller.computedomain.reconcile import ComputeDomains
-from controller.computedomain.state import Settings
 from controller.crds import renew_crds
-from controller.leader import Elector, LeaseSettings
+from controller.leader import Elector
 from controller.loop import WorkQueue
 from controller.metrics import Metrics, serve
 from controller.nodepartitioning.reconcile import NodePartitioning
-from controller.nodepartitioning.state import Limits
-from controller.nodepartitioning.state import Settings as PartitioningSettings
 from controller.settings import ControllerSettings, parse_settings
 
 log = logging.getLogger(__name__)
@@ -57,7 +54,7 @@ async def run(settings: ControllerSettings) -> None:
     """Until SIGTERM or SIGINT. Raises LeadershipLost, and whatever ends the work."""
     metrics = Metrics()
     async with await Client.connect(settings.kubeconfig) as client:
-        elector = Elector(client, build_lease_settings(settings))
+        elector = Elector(client, settings.lease)
         metrics.watch_leading(lambda: elector.leading)
         filled: list[Callable[[], bool]] = []
 
@@ -76,14 +73,14 @@ async def lead(
     client: Client, settings: ControllerSettings, metrics: Metrics, filled: list[Callable[[], bool]]
 ) -> None:
     """What the one that leads does. Puts into `filled` what says whether the caches are."""
-    events = Recorder(client, "partita-controller", settings.identity)
+    events = Recorder(client, "partita-controller", settings.lease.identity)
     queues: list[WorkQueue] = []
     metrics.watch_queue(lambda: sum(len(queue) for queue in queues))
     await renew_crds(client, _needed_crds(settings))
     async with asyncio.TaskGroup() as group:
         group.create_task(events.run())
         if settings.compute_domains:
-            domains = ComputeDomains(client, build_domain_settings(settings), events, metrics)
+            domains = ComputeDomains(client, settings.domains, events, metrics)
             metrics.watch_domains(domains.count)
             queues.append(domains.queue)
             filled.append(lambda: domains.synced)
@@ -94,7 +91,7 @@ async def lead(
                 filled.append(lambda: labels.synced)
                 group.create_task(labels.run())
         if settings.node_partitioning:
-            nodes = NodePartitioning(client, build_partitioning_settings(settings), events, metrics)
+            nodes = NodePartitioning(client, settings.partitioning, events, metrics)
             queues.append(nodes.queue)
             filled.append(lambda: nodes.synced)
             group.create_task(nodes.run())
@@ -103,43 +100,6 @@ async def lead(
 def _needed_crds(settings: ControllerSettings) -> list[Json]:
     domains = compute_domain.build_crds() if settings.compute_domains else []
     return domains + (kaiwo.build_crds() if settings.node_partitioning else [])
-
-
-def build_lease_settings(settings: ControllerSettings) -> LeaseSettings:
-    return LeaseSettings(
-        namespace=settings.namespace,
-        name=settings.lease_name,
-        identity=settings.identity,
-        duration_s=settings.lease_duration_s,
-        renew_deadline_s=settings.lease_renew_deadline_s,
-        retry_period_s=settings.lease_retry_period_s,
-    )
-
-
-def build_domain_settings(settings: ControllerSettings) -> Settings:
-    return Settings(
-        namespace=settings.namespace,
-        image=settings.image,
-        max_nodes_per_imex_domain=settings.max_nodes_per_imex_domain,
-        tls=settings.imex_tls,
-        node_list=settings.imex_node_list,
-        service_account=settings.daemon_service_account,
-        priority_class=settings.daemon_priority_class,
-        image_pull_policy=settings.image_pull_policy,
-        image_pull_secrets=settings.image_pull_secrets,
-    )
-
-
-def build_partitioning_settings(settings: ControllerSettings) -> PartitioningSettings:
-    return PartitioningSettings(
-        limits=Limits(
-            drain_s=settings.partitioning_drain_s,
-            plugin_apply_s=settings.partitioning_apply_s,
-            dcm_apply_s=settings.partitioning_dcm_s,
-        ),
-        max_unavailable=settings.partitioning_max_unavailable,
-        tolerate_kube_system=settings.partitioning_tolerate_kube_system,
-    )
 
 
 async def _until_stopped(work: Coroutine[None, None, None]) -> None:

@@ -7,6 +7,8 @@ from typing import Final
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from api.options import Endpoint
+
 _SECONDS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0)
 
 
@@ -48,8 +50,8 @@ class Metrics:
             self._domains.labels(status).set_function(partial(count, status))
 
 
-async def serve(endpoint: str, metrics: Metrics, ready: Callable[[], bool]) -> web.AppRunner:
-    """Listen on `host:port` or `:port`; the caller cleans the runner up. Port 0 is any free one."""
+async def serve(endpoint: Endpoint, metrics: Metrics, ready: Callable[[], bool]) -> web.AppRunner:
+    """Listen until the caller cleans the runner up."""
 
     async def tell(_: web.Request) -> web.Response:
         return web.Response(
@@ -70,6 +72,6 @@ async def serve(endpoint: str, metrics: Metrics, ready: Callable[[], bool]) -> w
     app.add_routes([web.get("/metrics", tell), web.get("/healthz", live), web.get("/readyz", readiness)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    host, _, port = endpoint.rpartition(":")
-    await web.TCPSite(runner, host or None, int(port)).start()
+    host, port = endpoint
+    await web.TCPSite(runner, host or None, port).start()
     return runner

@@ -37,7 +37,7 @@ from kubeletplugin.metrics import HttpServer
 from kubeletplugin.nvidia import NvidiaDriver
 from kubeletplugin.publisher import Publisher
 from kubeletplugin.server import HealthBoard, KubeletServer
-from kubeletplugin.settings import RELOAD_MARK, Settings, parse_endpoint, parse_settings, parse_xids
+from kubeletplugin.settings import RELOAD_MARK, Settings, parse_settings, parse_xids
 
 log = logging.getLogger("kubeletplugin")
 
@@ -80,7 +80,7 @@ def build_compute_domain(
         cdi=CdiFiles(Path(settings.cdi_root), COMPUTE_DOMAIN_CDI_VENDOR),
         root=root,
         directory=settings.data_directory(COMPUTE_DOMAIN_DRIVER),
-        binding=settings.binding_conditions == "true",
+        binding=settings.binding_conditions,
         stale_grace_s=settings.stale_claim_grace_s,
     )
 
@@ -203,8 +203,7 @@ async def run(settings: Settings) -> None:
                 if len(plugins) < len(enabled):
                     tasks.create_task(_start_later(settings, [name for name in enabled if name not in plugins], start))
                 if settings.http_endpoint:
-                    host, port = parse_endpoint(settings.http_endpoint)
-                    http = HttpServer(host, port, lambda: _are_ready(plugins))
+                    http = HttpServer(*settings.http_endpoint, lambda: _are_ready(plugins))
                     tasks.create_task(http.run())
                 tasks.create_task(_stop_when(stopping))
         except* _Stopped:

@@ -150,14 +150,14 @@ class Settings:
     namespace: str
     """The driver's namespace: daemons, memberships and certificates live there."""
     image: str
-    max_nodes_per_imex_domain: int = 18
-    tls: bool = True
-    node_list: str = "names"
+    max_nodes_per_imex_domain: int
+    tls: bool
+    node_list: str
     """What nvidia-imex's node list has: names, which survive a change of address, or addresses."""
-    service_account: str = "partita-imex-daemon"
-    priority_class: str = ""
-    image_pull_policy: str = "IfNotPresent"
-    image_pull_secrets: tuple[str, ...] = ()
+    service_account: str
+    priority_class: str
+    image_pull_policy: str
+    image_pull_secrets: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,9 +36,11 @@ from controller.computedomain.state import (
     TlsSecret,
 )
 from controller.computedomain.status import find_condition
+from controller.settings import parse_settings
 
 UID = "d0"
-SETTINGS = Settings(namespace="driver", image="partita:dev", max_nodes_per_imex_domain=3)
+DEFAULTS = parse_settings([], {"POD_NAMESPACE": "driver", "IMAGE": "partita:dev"}).domains
+SETTINGS = replace(DEFAULTS, max_nodes_per_imex_domain=3)
 FABRIC = {"n0": "f.0", "n1": "f.0", "n2": "f.0", "n3": "f.0", "m0": "f.1", "m1": "f.1", "plain": ""}
 
 

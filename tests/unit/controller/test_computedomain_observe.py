@@ -13,12 +13,12 @@ from controller.computedomain.actions import Delete
 from controller.computedomain.execute import Executor
 from controller.computedomain.members import plan_members
 from controller.computedomain.reconcile import ComputeDomains
-from controller.computedomain.state import Settings
 from controller.loop import WorkQueue
 from controller.metrics import Metrics
+from controller.settings import parse_settings
 
 LABEL = "resource.nvidia.com/computeDomain"
-SETTINGS = Settings("driver", "image")
+SETTINGS = parse_settings([], {"POD_NAMESPACE": "driver", "IMAGE": "partita:dev"}).domains
 
 
 @dataclass
