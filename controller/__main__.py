@@ -83,7 +83,7 @@ async def lead(
             domains = ComputeDomains(client, settings.domains, events, metrics)
             metrics.watch_domains(domains.count)
             queues.append(domains.queue)
-            filled.append(lambda: domains.synced)
+            filled.append(lambda: domains.caches.synced)
             group.create_task(domains.run())
             if settings.gpu_clique_label:
                 labels = CliqueLabels(client, domains)
@@ -93,7 +93,7 @@ async def lead(
         if settings.node_partitioning:
             nodes = NodePartitioning(client, settings.partitioning, events, metrics)
             queues.append(nodes.queue)
-            filled.append(lambda: nodes.synced)
+            filled.append(lambda: nodes.caches.synced)
             group.create_task(nodes.run())
 
 

@@ -42,7 +42,7 @@ async def _delete(domains: ComputeDomains, ref: Ref) -> None:
             raise Conflict("DELETE", 409, {"message": "the UID in the precondition does not match"})
 
     client: Any = Refusing()
-    await Executor(client, domains._record, domains._drop).execute(Delete(ref))
+    await Executor(client, domains.caches.record, domains._drop).execute(Delete(ref))
 
 
 def _metadata(name: str, namespace: str, **more: Any) -> dict[str, Any]:
