@@ -11,6 +11,7 @@ from api import compute_domain, kaiwo
 from api.client import Client, Json
 from api.errors import PartitaError
 from api.events import Recorder
+from api.http import HttpServer
 from api.logs import configure_logging
 from api.nesting import allow_deep_objects
 from controller.computedomain.labels import CliqueLabels
@@ -18,7 +19,7 @@ from controller.computedomain.reconcile import ComputeDomains
 from controller.crds import renew_crds
 from controller.leader import Elector
 from controller.loop import WorkQueue
-from controller.metrics import Metrics, serve
+from controller.metrics import Metrics
 from controller.nodepartitioning.reconcile import NodePartitioning
 from controller.settings import ControllerSettings, parse_settings
 
@@ -62,11 +63,12 @@ async def run(settings: ControllerSettings) -> None:
             """A standby is, when it can see the lease; the one that leads, when it has seen everything once."""
             return elector.seen and (not elector.leading or all(each() for each in filled))
 
-        web = await serve(settings.http_endpoint, metrics, is_ready)
-        try:
+        unready = "the API server has not been read yet"
+        http = HttpServer(settings.http_endpoint, metrics.registry, is_ready, unready)
+        async with asyncio.TaskGroup() as group:
+            serving = group.create_task(http.run())
             await _until_stopped(elector.run(lambda: lead(client, settings, metrics, filled)))
-        finally:
-            await web.cleanup()
+            serving.cancel()
 
 
 async def lead(

@@ -12,9 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from prometheus_client import REGISTRY
+
 from api.client import Client
 from api.errors import InvalidObject, PartitaError
 from api.events import Recorder
+from api.http import HttpServer
 from api.logs import configure_logging
 from api.names import (
     AMD_CDI_VENDOR,
@@ -33,7 +36,6 @@ from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles, Store
 from kubeletplugin.hardware.nvml import NvmlBackend
 from kubeletplugin.hardware.tree import DriverRoot
-from kubeletplugin.metrics import HttpServer
 from kubeletplugin.nvidia import NvidiaDriver
 from kubeletplugin.publisher import Publisher
 from kubeletplugin.server import HealthBoard, KubeletServer
@@ -203,7 +205,8 @@ async def run(settings: Settings) -> None:
                 if len(plugins) < len(enabled):
                     tasks.create_task(_start_later(settings, [name for name in enabled if name not in plugins], start))
                 if settings.http_endpoint:
-                    http = HttpServer(*settings.http_endpoint, lambda: _are_ready(plugins))
+                    unready = "not ready: see the log"
+                    http = HttpServer(settings.http_endpoint, REGISTRY, lambda: _are_ready(plugins), unready)
                     tasks.create_task(http.run())
                 tasks.create_task(_stop_when(stopping))
         except* _Stopped:
