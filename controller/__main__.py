@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 
 from api import compute_domain, kaiwo
 from api.client import Client, Json
-from api.errors import PartitaError
+from api.errors import InvalidObject, PartitaError
 from api.events import Recorder
 from api.http import HttpServer
 from api.logs import configure_logging
@@ -28,11 +28,14 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """`partita-controller`: exit status 0 after a clean stop, 1 when leadership was lost or something is wrong."""
-    failed = False
     allow_deep_objects()
     try:
         settings = parse_settings(sys.argv[1:], os.environ)
-        configure_logging(settings.log_level)
+    except InvalidObject as wrong:
+        sys.exit(f"Error: {wrong}")
+    configure_logging(settings.log_level)
+    failed = False
+    try:
         asyncio.run(run(settings))
     except* PartitaError as group:
         failed = True

@@ -3,6 +3,7 @@
 import pytest
 
 from api.errors import InvalidObject
+from controller.__main__ import main
 from controller.settings import parse_settings
 
 
@@ -33,3 +34,9 @@ def test_a_verbosity_means_what_the_chart_makes_of_it_for_the_node_plugin(verbos
 def test_a_setting_that_cannot_be_is_refused_by_name(environment: dict[str, str]) -> None:
     with pytest.raises(InvalidObject, match=next(iter(environment))):
         parse_settings([], environment)
+
+
+def test_the_program_says_which_setting_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["partita-controller", "--http-endpoint", ":http"])
+    with pytest.raises(SystemExit, match="HTTP_ENDPOINT=:http: right would be"):
+        main()
