@@ -11,10 +11,9 @@ How a ComputeDomainClique is read: `api.clique`.
 
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import ConfigDict, Field
 
-from api.crd import Column, CustomResource, build_crd, build_schema
+from api.crd import Column, Condition, CustomResource, Model, build_crd, build_schema
 from api.names import RESOURCE_GROUP
 
 RESOURCE_VERSION: Final = "v1beta1"
@@ -29,22 +28,16 @@ MAX_NODES_PER_IMEX_DOMAIN: Final = 18
 DNS_SUBDOMAIN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"  # RFC 1123
 
 
-class _Model(BaseModel):
-    """Camel-case on the wire; unknown fields are left to the API server, which prunes them."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore")
-
-
-class ResourceClaimTemplateReference(_Model):
+class ResourceClaimTemplateReference(Model):
     """Names the ResourceClaimTemplate that pods refer to; the controller makes it."""
 
     name: str = Field(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)
 
 
-class Channel(_Model):
+class Channel(Model):
     """The IMEX channels that every pod of the domain gets."""
 
-    resource_claim_template: ResourceClaimTemplateReference = Field(alias="resourceClaimTemplate")
+    resource_claim_template: ResourceClaimTemplateReference
     allocation_mode: Literal["All", "Single"] = Field(
         default="Single", description="Single: channel 0. All: all 2048 channels, for what partitions them further."
     )
@@ -56,7 +49,7 @@ class Channel(_Model):
     """*Added.*"""
 
 
-class ComputeDomainSpec(_Model):
+class ComputeDomainSpec(Model):
     """What the user asks for."""
 
     model_config = ConfigDict(
@@ -76,28 +69,23 @@ class ComputeDomainSpec(_Model):
 NodeStatus = Literal["Ready", "NotReady"]
 
 
-class ComputeDomainNode(_Model):
+class ComputeDomainNode(Model):
     """One member. `ipAddress` is empty until the daemon's pod has one; `cliqueID` is empty without NVLink fabric."""
 
     name: str
-    ip_address: str = Field(alias="ipAddress")
+    ip_address: str
     clique_id: str = Field(alias="cliqueID")
     index: int = Field(default=0, description="Position in the IMEX domain of its clique; -1 without fabric.")
     status: NodeStatus = "NotReady"
 
 
-class Condition(_Model):
+class ComputeDomainCondition(Condition):
     """`metav1.Condition`."""
 
-    type: str
-    status: Literal["True", "False", "Unknown"]
-    reason: str
-    message: str = ""
-    observed_generation: int = Field(default=0, alias="observedGeneration")
-    last_transition_time: str = Field(alias="lastTransitionTime", json_schema_extra={"format": "date-time"})
+    observed_generation: int = 0
 
 
-class ComputeDomainStatus(_Model):
+class ComputeDomainStatus(Model):
     """Where the domain is. Everything but `status` and `nodes` is *added*."""
 
     status: NodeStatus = "NotReady"
@@ -105,21 +93,21 @@ class ComputeDomainStatus(_Model):
         default_factory=list,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
-    conditions: list[Condition] = Field(
+    conditions: list[ComputeDomainCondition] = Field(
         default_factory=list,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    observed_generation: int = Field(default=0, alias="observedGeneration")
-    member_nodes: int = Field(default=0, alias="memberNodes", description="Nodes with a claim of this domain.")
-    ready_nodes: int = Field(default=0, alias="readyNodes", description="Members that are connected to their peers.")
+    observed_generation: int = 0
+    member_nodes: int = Field(default=0, description="Nodes with a claim of this domain.")
+    ready_nodes: int = Field(default=0, description="Members that are connected to their peers.")
     progress: str = Field(default="", description="Ready nodes of wanted ones, for people: 2/4.")
 
 
-class CliqueDaemon(_Model):
+class CliqueDaemon(Model):
     """One member of an IMEX domain, and what its daemon's pod says about itself."""
 
-    node_name: str = Field(alias="nodeName")
-    ip_address: str = Field(alias="ipAddress", description="The daemon's pod; empty until it has an address.")
+    node_name: str
+    ip_address: str = Field(description="The daemon's pod; empty until it has an address.")
     clique_id: str = Field(alias="cliqueID")
     index: int = Field(default=0, ge=0, description="Kept for as long as the node is a member.")
     status: NodeStatus = Field(default="NotReady", description="Ready: connected to the members that are present.")
@@ -131,7 +119,6 @@ class CliqueDaemon(_Model):
     """*Added.*"""
     holds_node: bool = Field(
         default=False,
-        alias="holdsNode",
         description="Its channel may have been given out: no other domain gets the node.",
     )
     """*Added.*"""

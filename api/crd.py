@@ -10,10 +10,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
 
 SCHEMA_ANNOTATION: Final = "partita/schema"
 """Tells a definition from that of another version: a digest of its spec."""
+
+
+class Model(BaseModel):
+    """Camel-case on the wire; unknown fields are left to the API server, which prunes them."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore")
+
+
+class Condition(Model):
+    """`metav1.Condition`."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str = ""
+    last_transition_time: str = Field(json_schema_extra={"format": "date-time"})
 
 
 @dataclass(frozen=True, slots=True)

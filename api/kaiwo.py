@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from api.crd import Column, CustomResource, build_crd, build_schema
+from api.crd import Column, Condition, CustomResource, Model, build_crd, build_schema
 from api.errors import InvalidObject
 from api.names import KAIWO_GROUP
 
@@ -47,10 +47,6 @@ TOLERATIONS: Final[tuple[dict[str, str], ...]] = (
     {"key": KAIWO_TAINT_KEY, "operator": "Exists"},
 )
 """What workloads of kube-system get: to stay on a node that is being partitioned, and to come back to it meanwhile."""
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore")
 
 
 # --- profiles ---
@@ -179,7 +175,7 @@ class Target(_Strict):
     """`cpx_nps4` by index of GPU; None: as it is."""
 
 
-class TargetReport(_Model):
+class TargetReport(Model):
     """How it went."""
 
     id: str
@@ -192,23 +188,13 @@ class TargetReport(_Model):
 # --- KaiwoNode ---
 
 
-class PartitioningSpec(_Model):
+class PartitioningSpec(Model):
     enabled: bool = False
     profile: str = Field(default="", description="A profile of the ConfigMap config-manager-config: spx, cpx, or own.")
 
 
-class KaiwoNodeSpec(_Model):
+class KaiwoNodeSpec(Model):
     partitioning: PartitioningSpec = PartitioningSpec()
-
-
-class KaiwoCondition(_Model):
-    """`metav1.Condition`."""
-
-    type: str
-    status: Literal["True", "False", "Unknown"]
-    reason: str
-    message: str = ""
-    last_transition_time: str = Field(json_schema_extra={"format": "date-time"})
 
 
 Phase = Literal[
@@ -223,7 +209,7 @@ Phase = Literal[
 """Kaiwo's, and *added* `Pending`: waiting until fewer nodes are being partitioned."""
 
 
-class PartitioningStatus(_Model):
+class PartitioningStatus(Model):
     applied_profile: str = ""
     phase: Phase = ""
     target_profile: str = Field(default="", description="What is being applied, or was tried last.")
@@ -243,14 +229,14 @@ class PartitioningStatus(_Model):
     )
 
 
-class Amount(_Model):
+class Amount(Model):
     """Quantities. `nominal` is what Kaiwo plans with: nine tenths."""
 
     actual: str = "0"
     nominal: str = "0"
 
 
-class GpuResources(_Model):
+class GpuResources(Model):
     vendor: str = ""
     model: str = Field(default="", description="As attribute productName of the devices.")
     resource_name: str = Field(default="", description="The DeviceClass.")
@@ -261,7 +247,7 @@ class GpuResources(_Model):
     is_partitioned: bool = False
 
 
-class NodeResources(_Model):
+class NodeResources(Model):
     cpu: Amount = Amount()
     memory: Amount = Amount()
     gpus: GpuResources = GpuResources()
@@ -271,7 +257,7 @@ Overall = Literal["NotReady", "Ready", "Unknown", "Error", "Partitioning"]
 NodeType = Literal["", "gpu", "cpu-only"]
 
 
-class KaiwoNodeStatus(_Model):
+class KaiwoNodeStatus(Model):
     status: Overall = "Unknown"
     partitioning: PartitioningStatus = PartitioningStatus()
     node_type: NodeType = ""
@@ -279,7 +265,7 @@ class KaiwoNodeStatus(_Model):
     is_control_plane: bool = False
     unschedulable: bool = False
     kueue_flavor_name: str = Field(default="", description="Kaiwo's; left as it is.")
-    conditions: list[KaiwoCondition] = Field(
+    conditions: list[Condition] = Field(
         default_factory=list,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )

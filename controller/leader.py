@@ -24,14 +24,14 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class LeaseSettings:
-    """`duration_s` > `renew_deadline_s` > `retry_period_s`; the first two are client-go's defaults."""
+    """`duration_s` > `renew_deadline_s` > `retry_period_s`."""
 
     namespace: str
     name: str
     identity: str
-    duration_s: float = 15.0
-    renew_deadline_s: float = 10.0
-    retry_period_s: float = 1.0
+    duration_s: float
+    renew_deadline_s: float
+    retry_period_s: float
 
 
 class LeadershipLost(PartitaError):

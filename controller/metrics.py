@@ -1,11 +1,10 @@
-"""What the controller counts, and the HTTP endpoint that tells it: /metrics, /healthz, /readyz."""
+"""What the controller counts."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _SECONDS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0)
 
@@ -46,30 +45,3 @@ class Metrics:
     def watch_domains(self, count: Callable[[str], int]) -> None:
         for status in ("Ready", "NotReady"):
             self._domains.labels(status).set_function(partial(count, status))
-
-
-async def serve(endpoint: str, metrics: Metrics, ready: Callable[[], bool]) -> web.AppRunner:
-    """Listen on `host:port` or `:port`; the caller cleans the runner up. Port 0 is any free one."""
-
-    async def tell(_: web.Request) -> web.Response:
-        return web.Response(
-            body=generate_latest(metrics.registry), headers={"Content-Type": "text/plain; version=0.0.4"}
-        )
-
-    async def live(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def readiness(_: web.Request) -> web.Response:
-        return (
-            web.Response(text="ok\n")
-            if ready()
-            else web.Response(text="the API server has not been read yet\n", status=503)
-        )
-
-    app = web.Application()
-    app.add_routes([web.get("/metrics", tell), web.get("/healthz", live), web.get("/readyz", readiness)])
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    host, _, port = endpoint.rpartition(":")
-    await web.TCPSite(runner, host or None, int(port)).start()
-    return runner

@@ -6,7 +6,7 @@ the caches as they are by then. Objects are parsed on arrival and dropped; a cac
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -168,6 +168,29 @@ class Cache(Generic[T]):
                     if not names:
                         del self._indexes[index][key]
         changed(entry.value)
+
+
+class Caches(dict[str, tuple[Cache[Any], Callable[[Any], None]]]):
+    """Of one reconciler: each cache by the kind it holds, and what a change in it concerns."""
+
+    def record(self, kind: str, obj: Json) -> None:
+        """What the API server answered to a write of ours."""
+        cache, changed = self[kind]
+        cache.record(obj, changed)
+
+    @property
+    def synced(self) -> bool:
+        return all(cache.synced.is_set() for cache, _ in self.values())
+
+    async def run(self, client: Client, work: Callable[[], Awaitable[None]]) -> None:
+        """Follow all of them, and `work` once each has been filled, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for cache, changed in self.values():
+                group.create_task(cache.run(client, changed))
+            for cache, _ in self.values():
+                await cache.synced.wait()
+            log.info("caches_filled", extra={kind: len(cache) for kind, (cache, _) in self.items()})
+            await work()
 
 
 GONE_KEPT = 1000

@@ -12,8 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from prometheus_client import REGISTRY
+
 from api.client import Client
 from api.errors import InvalidObject, PartitaError
+from api.events import Recorder
+from api.http import HttpServer
 from api.logs import configure_logging
 from api.names import (
     AMD_CDI_VENDOR,
@@ -28,16 +32,14 @@ from kubeletplugin.compute_domain import ComputeDomainDriver
 from kubeletplugin.crash import CrashPoint
 from kubeletplugin.driver import ClaimService, NodeDriver
 from kubeletplugin.driver_files import DriverFiles
-from kubeletplugin.events import Recorder
 from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles, Store
 from kubeletplugin.hardware.nvml import NvmlBackend
 from kubeletplugin.hardware.tree import DriverRoot
-from kubeletplugin.metrics import HttpServer
 from kubeletplugin.nvidia import NvidiaDriver
 from kubeletplugin.publisher import Publisher
 from kubeletplugin.server import HealthBoard, KubeletServer
-from kubeletplugin.settings import RELOAD_MARK, Settings, parse_endpoint, parse_settings, parse_xids
+from kubeletplugin.settings import RELOAD_MARK, Settings, parse_settings, parse_xids
 
 log = logging.getLogger("kubeletplugin")
 
@@ -80,7 +82,7 @@ def build_compute_domain(
         cdi=CdiFiles(Path(settings.cdi_root), COMPUTE_DOMAIN_CDI_VENDOR),
         root=root,
         directory=settings.data_directory(COMPUTE_DOMAIN_DRIVER),
-        binding=settings.binding_conditions == "true",
+        binding=settings.binding_conditions,
         stale_grace_s=settings.stale_claim_grace_s,
     )
 
@@ -202,8 +204,8 @@ async def run(settings: Settings) -> None:
                 if len(plugins) < len(enabled):
                     tasks.create_task(_start_later(settings, [name for name in enabled if name not in plugins], start))
                 if settings.http_endpoint:
-                    host, port = parse_endpoint(settings.http_endpoint)
-                    http = HttpServer(host, port, lambda: _are_ready(plugins))
+                    unready = "not ready: see the log"
+                    http = HttpServer(settings.http_endpoint, REGISTRY, lambda: _are_ready(plugins), unready)
                     tasks.create_task(http.run())
                 tasks.create_task(_stop_when(stopping))
         except* _Stopped:

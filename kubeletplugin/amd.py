@@ -10,13 +10,13 @@ from typing import Final, TypeVar
 
 from api.client import ApiError, Client, Json
 from api.errors import Busy, HardwareError, PartitaError, StateUnreadable
+from api.events import Recorder, node_reference
 from api.names import AMD_CDI_VENDOR, AMD_GPU_DRIVER
 from kubeletplugin.amd_home import HomeModes
 from kubeletplugin.amd_reload import ReloadMark
 from kubeletplugin.amd_target import NodeTarget
 from kubeletplugin.crash import CrashPoint
 from kubeletplugin.driver import ready_devices
-from kubeletplugin.events import Recorder, node_reference
 from kubeletplugin.files import CdiFiles, Store
 from kubeletplugin.hardware.amdsmi import AmdBackend, ModeRefused
 from kubeletplugin.hardware.backend import LibraryMissing

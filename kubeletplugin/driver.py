@@ -13,8 +13,9 @@ from typing import Any, Final, Protocol
 
 from api.client import Client, Forbidden, Json, NotFound, back_off_s, path
 from api.errors import Busy, ClaimError, InvalidObject, PartitaError, Retryable
+from api.events import Recorder
 from api.logs import add_to_log_context, log_context
-from kubeletplugin.events import Recorder
+from api.ref import Ref
 from kubeletplugin.hardware.backend import DeviceBusy, LibraryMissing
 from kubeletplugin.metrics import RequestMetrics
 from kubeletplugin.model.checkpoint import ClaimRecord
@@ -180,13 +181,7 @@ class ClaimService:
     def _fail(self, operation: str, ref: ClaimRef, reason: str, message: str) -> str:
         self._metrics[operation].fail(reason)
         log.error(f"claim_not_{operation}d", extra={"reason": reason, "error": message})
-        regarding = {
-            "apiVersion": CLAIM_API,
-            "kind": "ResourceClaim",
-            "namespace": ref.namespace,
-            "name": ref.name,
-            "uid": ref.uid,
-        }
+        regarding = Ref("ResourceClaim", ref.namespace, ref.name, ref.uid)
         self._events.warn(regarding, reason, operation.capitalize(), message)
         return message
 

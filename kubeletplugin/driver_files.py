@@ -4,8 +4,8 @@ import asyncio
 import logging
 from typing import Final
 
+from api.events import Recorder, node_reference
 from api.names import NVIDIA_GPU_DRIVER
-from kubeletplugin.events import Recorder, node_reference
 from kubeletplugin.hardware.tree import DriverRoot, read_driver_tree
 from kubeletplugin.model.cdi import DriverTree, check_libraries
 from kubeletplugin.model.inventory import Inventory

@@ -1,15 +1,11 @@
 """Metrics of the node plugin. `nvidia_dra_*` are names and labels of NVIDIA's DRA driver: dashboards keep working."""
 
-import asyncio
-import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
-
-log = logging.getLogger(__name__)
+from prometheus_client import Counter, Gauge, Histogram
 
 # The reference's nine buckets from 0.05 s, doubling, and finer ones below, where our requests lie.
 _BUCKETS: Final = (0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
@@ -76,44 +72,3 @@ def show_prepared(node: str, driver: str, counts: dict[str, int]) -> None:
     """`counts` by device type: gpu, mig, channel, daemon, ..."""
     for device_type, count in counts.items():
         _PREPARED.labels(node, driver, device_type).set(count)
-
-
-class HttpServer:
-    """GET /metrics, /healthz and /readyz, and nothing else: too little to load a web framework for."""
-
-    def __init__(self, host: str, port: int, ready: Callable[[], bool]) -> None:
-        self._host = host
-        self._port = port
-        self._ready = ready
-
-    async def run(self) -> None:
-        """Serve until cancelled. Raises OSError where the port is taken."""
-        server = await asyncio.start_server(self._answer, self._host, self._port, limit=8192)
-        async with server:
-            await server.serve_forever()
-
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(5.0):
-                request = await reader.readuntil(b"\r\n\r\n")
-                writer.write(self._response(request))
-                await writer.drain()
-        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-            log.debug("http_request_failed", extra={"error": str(error)})
-        finally:
-            writer.close()
-
-    def _response(self, request: bytes) -> bytes:
-        method, _, rest = request.partition(b" ")
-        target = rest.partition(b" ")[0].partition(b"?")[0].decode("latin-1")
-        kind, status, body = "text/plain; charset=utf-8", "200 OK", b"ok\n"
-        if method not in (b"GET", b"HEAD"):
-            status, body = "405 Method Not Allowed", b"only GET\n"
-        elif target == "/metrics":
-            kind, body = CONTENT_TYPE_LATEST, generate_latest()
-        elif target == "/readyz" and not self._ready():
-            status, body = "503 Service Unavailable", b"not ready: see the log\n"
-        elif target not in ("/healthz", "/readyz"):
-            status, body = "404 Not Found", b"/metrics, /healthz, /readyz\n"
-        head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        return head.encode() + (b"" if method == b"HEAD" else body)

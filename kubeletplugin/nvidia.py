@@ -8,11 +8,11 @@ from typing import Final
 
 from api.client import ApiError, Client, Json
 from api.errors import Busy, HardwareError, PartitaError, StateUnreadable
+from api.events import Recorder, node_reference
 from api.names import NVIDIA_CDI_VENDOR, NVIDIA_GPU_DRIVER
 from kubeletplugin.crash import CrashPoint
 from kubeletplugin.driver import ready_devices
 from kubeletplugin.driver_files import DriverFiles
-from kubeletplugin.events import Recorder, node_reference
 from kubeletplugin.evidence import Evidence, gather_evidence
 from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles, Store

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from api.errors import HardwareError
-from kubeletplugin.events import Recorder, node_reference
+from api.events import Recorder, node_reference
 from kubeletplugin.model.checkpoint import ClaimRecord
 from kubeletplugin.model.occupation import describe_occupation, is_of_a_pod, list_held
 

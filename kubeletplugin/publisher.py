@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from api.client import ApiError, Client, Invalid, Json, NotFound, back_off_s, path
 from api.errors import PartitaError
+from api.events import Recorder, node_reference
 from api.resources import NodeView, view_node
 from kubeletplugin.driver import NodeDriver
-from kubeletplugin.events import Recorder
 from kubeletplugin.metrics import DEVICES, PUBLISH_DURATION, PUBLISH_ERRORS, SLICES
 from kubeletplugin.model.devices import Features
 from kubeletplugin.model.slices import (
@@ -166,7 +166,7 @@ class Publisher:
         )
         actions = plan_publication(tuple(self._stored.values()), desired, node)
         for batch in _batches(actions):
-            results = await asyncio.gather(*(self._try(action, node) for action in batch), return_exceptions=True)
+            results = await asyncio.gather(*(self._try(action) for action in batch), return_exceptions=True)
             # After all have ended, so that none is under way when the next pass begins.
             if True in results:
                 # The server dropped fields, or refused: what was meant is not what it would offer. Begin again.
@@ -191,10 +191,10 @@ class Publisher:
                 },
             )
 
-    async def _try(self, action: SliceAction, node: NodeView) -> bool:
+    async def _try(self, action: SliceAction) -> bool:
         """As `_apply`; also true where the server turned out to want another layout."""
         try:
-            return await self._apply(action, node)
+            return await self._apply(action)
         except Invalid as error:
             if self._features.counters_apart and wants_counters_joined(str(error)):
                 log.info("counters_joined", extra={"driver": self._driver.name})
@@ -206,7 +206,7 @@ class Publisher:
                 raise
         return True
 
-    async def _apply(self, action: SliceAction, node: NodeView) -> bool:
+    async def _apply(self, action: SliceAction) -> bool:
         """Write, and remember what came of it; true where the server turned out to lack a feature."""
         collection = path(SLICE_API, "resourceslices")
         match action:
@@ -224,9 +224,9 @@ class Publisher:
             case CreateSlice():
                 written = await self._client.create(collection, action.body)
         self._remember(written)
-        return self._degrade(action.body["spec"], written["spec"], node)
+        return self._degrade(action.body["spec"], written["spec"])
 
-    def _degrade(self, wanted: SliceSpec, written: Mapping[str, Any], node: NodeView) -> bool:
+    def _degrade(self, wanted: SliceSpec, written: Mapping[str, Any]) -> bool:
         dropped = dropped_features(wanted, written)
         fields = {_FEATURE_FIELDS[gate] for gate in dropped if gate in _FEATURE_FIELDS}
         missing = {field for field in fields if getattr(self._features, field)}
@@ -239,8 +239,7 @@ class Publisher:
             "(no partitions on demand, no device taints respectively) until the gate is on and this plugin restarted"
         )
         log.error("features_missing", extra={"driver": self._driver.name, "gates": gates, "error": message})
-        regarding = {"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid}
-        self._events.warn(regarding, "FeatureGateOff", "Publish", message)
+        self._events.warn(node_reference(self._node_name), "FeatureGateOff", "Publish", message)
         return True
 
 

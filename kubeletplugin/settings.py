@@ -5,14 +5,15 @@
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from api.errors import InvalidObject
+from api.options import Endpoint, parse_bool, parse_choice, parse_endpoint, parse_level, parse_seconds
 
-_SECONDS: Final = {"rescan_interval_s": 3.0, "stale_claim_grace_s": 300.0}
 RELOAD_MARK: Final = "reloading"
 """In a driver's data directory: a reload of its kernel module has begun (`kubeletplugin.amd_reload`)."""
 CRASH_STEPS: Final = ("intent", "hardware", "cdi", "done", "undone", "cdi_removed", "removed")
@@ -34,8 +35,8 @@ class Settings:
     kubelet_registrar_directory_path: str = "/var/lib/kubelet/plugins_registry"
     kubelet_plugins_directory_path: str = "/var/lib/kubelet/plugins"
     kubeconfig: str = ""
-    http_endpoint: str = ":8080"
-    """`[address]:port` of /metrics, /healthz and /readyz; empty for none."""
+    http_endpoint: Endpoint | None = ("", 8080)
+    """Of /metrics, /healthz and /readyz."""
     pod_uid: str = ""
     """Set for rolling updates: every instance then has sockets of its own."""
     pod_namespace: str = "default"
@@ -47,10 +48,10 @@ class Settings:
     """Comma list of XID numbers."""
     amd_partitioning: str = "on-claim"
     """`on-claim`: a GPU is brought into the mode that a claim asks for; `static`: modes are an administrator's."""
-    binding_conditions: str = "false"
-    """`true`: the scheduler binds a pod only when its ComputeDomain is formed (DRADeviceBindingConditions)."""
-    rescan_interval_s: float = _SECONDS["rescan_interval_s"]
-    stale_claim_grace_s: float = _SECONDS["stale_claim_grace_s"]
+    binding_conditions: bool = False
+    """The scheduler binds a pod only when its ComputeDomain is formed (DRADeviceBindingConditions)."""
+    rescan_interval_s: float = 3.0
+    stale_claim_grace_s: float = 300.0
     """What a claim holds that is gone from the API server is given back after so long; its container may still run."""
     boot_id_path: str = "/proc/sys/kernel/random/boot_id"
     """File whose content differs after every boot of the node."""
@@ -97,6 +98,17 @@ _HELP = {
     "partita_crash_after": f"for tests: end right after a durable step, one of {', '.join(CRASH_STEPS)}",
 }
 
+_PARSERS: Final[dict[str, Callable[[str, str], Any]]] = {
+    "http_endpoint": lambda name, text: parse_endpoint(name, text) if text else None,
+    "amd_partitioning": partial(parse_choice, right=("on-claim", "static")),
+    "binding_conditions": parse_bool,
+    "rescan_interval_s": parse_seconds,
+    "stale_claim_grace_s": parse_seconds,
+    "log_level": parse_level,
+    "partita_crash_after": lambda name, text: parse_choice(name, text, CRASH_STEPS) if text else "",
+}
+"""What is more than a text."""
+
 
 def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
     """Flags win over environment variables, both over defaults. Raises InvalidObject; `--help` exits."""
@@ -107,32 +119,8 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
     given = {name: environment[name.upper()] for name in _HELP if environment.get(name.upper())} | flags
     if not given.get("node_name"):
         raise InvalidObject("NODE_NAME is not set: give the name of the Node object that this process runs on")
-    crash_after = given.get("partita_crash_after", "")
-    if crash_after and crash_after not in CRASH_STEPS:
-        raise InvalidObject(f"PARTITA_CRASH_AFTER={crash_after}: expected one of {', '.join(CRASH_STEPS)}")
-    if given.get("amd_partitioning", "on-claim") not in ("on-claim", "static"):
-        raise InvalidObject(f"AMD_PARTITIONING={given['amd_partitioning']}: expected on-claim or static")
-    if given.get("binding_conditions", "false") not in ("true", "false"):
-        raise InvalidObject(f"BINDING_CONDITIONS={given['binding_conditions']}: expected true or false")
-    rescan_interval_s, stale_claim_grace_s = (
-        _parse_seconds(name, given.pop(name, default)) for name, default in _SECONDS.items()
-    )
-    return Settings(**given, rescan_interval_s=rescan_interval_s, stale_claim_grace_s=stale_claim_grace_s)
-
-
-def _parse_seconds(name: str, text: str | float) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise InvalidObject(f"{name.upper()}: expected seconds, {error}") from error
-
-
-def parse_endpoint(endpoint: str) -> tuple[str, int]:
-    """`:8080` -> (``, 8080), which is every address of both families. Raises InvalidObject."""
-    host, _, port = endpoint.rpartition(":")
-    if not port.isdigit() or int(port) > 65535:
-        raise InvalidObject(f"HTTP_ENDPOINT={endpoint}: expected [address]:port")
-    return host.strip("[]"), int(port)
+    values = {name: _PARSERS[name](name.upper(), text) if name in _PARSERS else text for name, text in given.items()}
+    return Settings(**values)
 
 
 def parse_xids(text: str) -> frozenset[int]:

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final
+from typing import Any
 
+from api.ref import Ref
 from controller.computedomain.report import Report
-from controller.computedomain.state import Binding, Members, Observation, Ref
+from controller.computedomain.state import Binding, Members, Observation
 
 Json = dict[str, Any]
 
@@ -78,7 +79,7 @@ Action = (
 
 
 class Situation(Enum):
-    """What a domain is to us; `SITUATIONS` says which stages that calls for."""
+    """What a domain is to us."""
 
     LIVING = "living"
     DRAINING = "draining"
@@ -110,25 +111,14 @@ class Plan:
         return tuple(action for stage in self.stages for action in stage)
 
 
-SITUATIONS: Final = {
-    # (exists, deleted, used by claims, forced)
-    (False, False, False, False): Situation.GONE,
-    (True, False, False, False): Situation.LIVING,
-    (True, True, True, False): Situation.DRAINING,
-    (True, True, False, False): Situation.ENDING,
-    (True, True, True, True): Situation.ENDING,
-    (True, True, False, True): Situation.ENDING,
-}
-"""Every transition of a domain's life. A domain that is not deleted lives, whoever uses it."""
-
-
 def find_situation(seen: Observation, used: bool) -> Situation:
-    """`used`: an accepted claim is reserved for a pod."""
+    """`used`: an accepted claim is reserved for a pod. A domain that is not deleted lives, whoever uses it."""
     domain = seen.domain
     if domain is None:
         return Situation.GONE
-    deleted = domain.deleted_at is not None
-    return SITUATIONS[(True, deleted, deleted and used, deleted and domain.force)]
+    if domain.deleted_at is None:
+        return Situation.LIVING
+    return Situation.DRAINING if used and not domain.force else Situation.ENDING
 
 
 def is_anything_left(seen: Observation) -> bool:

@@ -4,11 +4,12 @@ import asyncio
 import base64
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Final, assert_never
+from typing import Any, assert_never
 
 from api.client import MERGE_PATCH, Client, Conflict, NotFound, path
 from api.clique import node_name
 from api.names import COMPUTE_DOMAIN_DRIVER, COMPUTE_DOMAIN_FINALIZER, COMPUTE_DOMAIN_LABEL, RESOURCE_API_VERSION
+from api.ref import COLLECTIONS, Ref
 from controller.computedomain.actions import (
     Action,
     AddFinalizer,
@@ -21,28 +22,18 @@ from controller.computedomain.actions import (
     WriteStatus,
 )
 from controller.computedomain.parse import RENEW_ANNOTATION
-from controller.computedomain.state import Ref
 from controller.computedomain.tls import Authority, Certificates, make_certificates
 
 Json = dict[str, Any]
 
-_COLLECTIONS: Final = {
-    "ComputeDomain": (RESOURCE_API_VERSION, "computedomains"),
-    "ComputeDomainClique": (RESOURCE_API_VERSION, "computedomaincliques"),
-    "ResourceClaimTemplate": ("resource.k8s.io/v1", "resourceclaimtemplates"),
-    "ResourceClaim": ("resource.k8s.io/v1", "resourceclaims"),
-    "Pod": ("v1", "pods"),
-    "Secret": ("v1", "secrets"),
-}
-
 
 def object_path(ref: Ref, subresource: str | None = None) -> str:
-    version, plural = _COLLECTIONS[ref.kind]
+    version, plural = COLLECTIONS[ref.kind]
     return path(version, plural, namespace=ref.namespace, name=ref.name, subresource=subresource)
 
 
 def collection_path(ref: Ref) -> str:
-    version, plural = _COLLECTIONS[ref.kind]
+    version, plural = COLLECTIONS[ref.kind]
     return path(version, plural, namespace=ref.namespace)
 
 

@@ -5,6 +5,7 @@ from typing import Final
 
 from api.clique import Member as StoredMember
 from api.clique import Membership, clique_object_name
+from api.ref import Ref
 from controller.computedomain.actions import Action, Create, WriteMembership
 from controller.computedomain.objects import Json, build_clique, build_membership
 from controller.computedomain.state import (
@@ -16,7 +17,6 @@ from controller.computedomain.state import (
     Member,
     Members,
     Observation,
-    Ref,
     Settings,
 )
 from controller.computedomain.waiting import find_abandoned

@@ -16,7 +16,8 @@ from api.names import (
     DAEMON_CLASS,
     RESOURCE_API_VERSION,
 )
-from controller.computedomain.state import Clique, Domain, Member, Ref, Settings
+from api.ref import Ref
+from controller.computedomain.state import Clique, Domain, Member, Settings
 
 Json = dict[str, Any]
 

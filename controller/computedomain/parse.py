@@ -17,6 +17,7 @@ from api.names import (
     COMPUTE_DOMAIN_FINALIZER,
     COMPUTE_DOMAIN_LABEL,
 )
+from api.ref import Ref
 from controller.computedomain.objects import NODE_ANNOTATION
 from controller.computedomain.state import (
     Binding,
@@ -27,7 +28,6 @@ from controller.computedomain.state import (
     Domain,
     NodeFabric,
     Phase,
-    Ref,
     Template,
     TlsSecret,
 )

@@ -11,6 +11,7 @@ remembers, and the order of the stages is what keeps every intermediate state ha
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from api.ref import Ref
 from controller.computedomain.actions import (
     Action,
     AddFinalizer,
@@ -46,7 +47,6 @@ from controller.computedomain.state import (
     Members,
     Observation,
     Phase,
-    Ref,
     Settings,
     Template,
 )

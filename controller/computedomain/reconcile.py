@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 from api.client import Client, path
+from api.events import Recorder
 from api.names import COMPUTE_DOMAIN_DRIVER, COMPUTE_DOMAIN_LABEL, RESOURCE_API_VERSION
+from api.ref import Ref
 from controller.apply import PartlyApplied, apply_stages
 from controller.computedomain.actions import Plan
 from controller.computedomain.check import check_plan
@@ -32,16 +34,14 @@ from controller.computedomain.state import (
     Domain,
     NodeFabric,
     Observation,
-    Ref,
     Settings,
     Standing,
     Template,
     TlsSecret,
 )
-from controller.events import Events
 from controller.loop import WorkQueue
 from controller.metrics import Metrics
-from controller.observe import Cache
+from controller.observe import Cache, Caches
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ TOLERATED_S: Final = 2.0
 class ComputeDomains:
     """Watches everything that belongs to ComputeDomains and brings each of them in order."""
 
-    def __init__(self, client: Client, settings: Settings, events: Events, metrics: Metrics) -> None:
+    def __init__(self, client: Client, settings: Settings, events: Recorder, metrics: Metrics) -> None:
         self._client = client
         self._settings = settings
         self._events = events
@@ -72,8 +72,9 @@ class ComputeDomains:
         """Of each domain with members: how it stood when its rivals (by UID) were told last."""
         self._make_caches()
         self._make_own_caches(settings.namespace)
+        self.caches = self._tie_caches()
         self._leaving = LeavingPods(client, self.queue.add)
-        self._executor = Executor(client, self._record, self._drop)
+        self._executor = Executor(client, self.caches.record, self._drop)
 
     def _make_caches(self) -> None:
         self.domains: Cache[Domain] = Cache(
@@ -122,18 +123,18 @@ class ComputeDomains:
             label_selector=COMPUTE_DOMAIN_LABEL,
         )
 
-    @property
-    def caches(self) -> dict[str, tuple[Cache[Any], Callable[[Any], None]]]:
-        """Each cache by the kind it holds, and what a change in it concerns."""
-        return {
-            "ComputeDomain": (self.domains, lambda d: self.queue.add(d.ref.uid)),
-            "ComputeDomainClique": (self.cliques, lambda c: self.queue.add(c.membership.domain_uid)),
-            "ResourceClaim": (self.claims, self._claim_changed),
-            "ResourceClaimTemplate": (self.templates, self._template_changed),
-            "Pod": (self.pods, lambda p: self.queue.add(p.domain_uid)),
-            "Secret": (self.secrets, lambda s: self.queue.add(s.domain_uid)),
-            "ResourceSlice": (self.fabric, self._fabric_changed),
-        }
+    def _tie_caches(self) -> Caches:
+        return Caches(
+            {
+                "ComputeDomain": (self.domains, lambda d: self.queue.add(d.ref.uid)),
+                "ComputeDomainClique": (self.cliques, lambda c: self.queue.add(c.membership.domain_uid)),
+                "ResourceClaim": (self.claims, self._claim_changed),
+                "ResourceClaimTemplate": (self.templates, self._template_changed),
+                "Pod": (self.pods, lambda p: self.queue.add(p.domain_uid)),
+                "Secret": (self.secrets, lambda s: self.queue.add(s.domain_uid)),
+                "ResourceSlice": (self.fabric, self._fabric_changed),
+            }
+        )
 
     def _claim_changed(self, claim: ChannelClaim | DaemonClaim) -> None:
         """Whoever waits for the node looks at it when a daemon leaves."""
@@ -153,20 +154,12 @@ class ComputeDomains:
         for claim in self.claims.find("node", fabric.node):
             self.queue.add(claim.domain_uid)
 
-    def _record(self, kind: str, obj: dict[str, Any]) -> None:
-        cache, changed = self.caches[kind]
-        cache.record(obj, changed)
-
     def _drop(self, ref: Ref) -> None:
         """Of what is cached under its name, only this incarnation is gone."""
         cache, changed = self.caches[ref.kind]
         cached = cache.get(ref.namespace, ref.name)
         if cached is not None and cached.ref.uid == ref.uid:
             cache.drop(ref.namespace, ref.name, changed)
-
-    @property
-    def synced(self) -> bool:
-        return all(cache.synced.is_set() for cache, _ in self.caches.values())
 
     def count(self, status: str) -> int:
         """ComputeDomains whose `status.status` is this one."""
@@ -177,12 +170,7 @@ class ComputeDomains:
         """Work until cancelled; nothing is planned before every cache has been filled once."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._leaving.run())
-            for cache, changed in self.caches.values():
-                group.create_task(cache.run(self._client, changed))
-            for cache, _ in self.caches.values():
-                await cache.synced.wait()
-            log.info("caches_filled", extra={kind: len(cache) for kind, (cache, _) in self.caches.items()})
-            group.create_task(self.queue.run(self.reconcile, WORKERS))
+            await self.caches.run(self._client, lambda: self.queue.run(self.reconcile, WORKERS))
 
     def observe(self, uid: str, now: float) -> Observation:
         """The caches as they are now, for one domain."""
@@ -272,7 +260,7 @@ class ComputeDomains:
             self._held.pop(uid, None)
         self._leaving.follow(uid, seen.domain.ref.namespace if seen.domain and plan.follow_pods else None)
         for report in plan.reports:
-            self._events.report(report.regarding, report.kind, report.reason, report.note)
+            self._events.report(report.regarding, report.kind, report.reason, "Reconcile", report.note)
         return plan
 
     def _tell_rivals(self, seen: Observation, standing: Standing | None) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from controller.computedomain.state import ChannelClaim, Domain, Member, Members, Observation, Ref
+from api.ref import Ref
+from controller.computedomain.state import ChannelClaim, Domain, Member, Members, Observation
 from controller.computedomain.status import find_condition, find_trouble
 from controller.computedomain.waiting import find_waited_s, find_waiting
 

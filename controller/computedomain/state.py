@@ -9,19 +9,7 @@ from enum import Enum
 from typing import Any, Final, Literal
 
 from api.clique import Membership, Moment
-
-
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """One object in the cluster, and which incarnation of it."""
-
-    kind: str
-    namespace: str
-    name: str
-    uid: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
+from api.ref import Ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +150,14 @@ class Settings:
     namespace: str
     """The driver's namespace: daemons, memberships and certificates live there."""
     image: str
-    max_nodes_per_imex_domain: int = 18
-    tls: bool = True
-    node_list: str = "names"
+    max_nodes_per_imex_domain: int
+    tls: bool
+    node_list: str
     """What nvidia-imex's node list has: names, which survive a change of address, or addresses."""
-    service_account: str = "partita-imex-daemon"
-    priority_class: str = ""
-    image_pull_policy: str = "IfNotPresent"
-    image_pull_secrets: tuple[str, ...] = ()
+    service_account: str
+    priority_class: str
+    image_pull_policy: str
+    image_pull_secrets: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The vocabulary of plans for partitioning nodes: what can be done to the cluster. Each is safe to repeat."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from api.kaiwo import KaiwoNodeStatus, Target
 from controller.nodepartitioning.state import Taint
@@ -100,8 +101,7 @@ Action = (
 class Report:
     """An Event for people, on the Node."""
 
-    kind: str
-    """Normal or Warning."""
+    kind: Literal["Normal", "Warning"]
     reason: str
     note: str
 

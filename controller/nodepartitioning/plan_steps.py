@@ -3,12 +3,12 @@
 import json
 import zlib
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+from api.crd import Condition
 from api.kaiwo import (
     DCM_PROFILE_LABEL,
     DCM_STATE_LABEL,
-    KaiwoCondition,
     KaiwoNodeStatus,
     NodeType,
     Overall,
@@ -178,7 +178,7 @@ def _build_status(seen: Observation, kaiwo: KaiwoNode, status: PartitioningStatu
 
 def _build_conditions(
     seen: Observation, kaiwo: KaiwoNode, status: PartitioningStatus, sensed: Sensed
-) -> list[KaiwoCondition]:
+) -> list[Condition]:
     if status.phase == "" and not sensed.message:
         return []
     old = next((condition for condition in kaiwo.status.conditions if condition.type == CONDITION), None)
@@ -190,7 +190,7 @@ def _build_conditions(
     if old is not None and keeps and not message:
         message = old.message  # why it failed stays to be read
     return [
-        KaiwoCondition(
+        Condition(
             type=CONDITION,
             status="True" if reason == "Complete" else "False",
             reason=reason,
@@ -215,7 +215,7 @@ def _wake_after(status: PartitioningStatus, settings: Settings) -> float | None:
     return None if is_resting else settings.poll_s
 
 
-_EVENTS: Final[dict[Phase, tuple[str, str]]] = {
+_EVENTS: Final[dict[Phase, tuple[Literal["Normal", "Warning"], str]]] = {
     "DrainingUntoleratedPods": ("Normal", "PartitioningStarted"),
     "ApplyingPartitions": ("Normal", "NodeDrained"),
     "WaitingForResourceUpdate": ("Normal", "PartitionsApplied"),

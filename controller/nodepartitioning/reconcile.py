@@ -1,18 +1,17 @@
 """Nodes of AMD GPUs: the shell around the planner. Caches in, plans out, and nothing decided here."""
 
-import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import groupby
 from typing import Any, Final
 
 from api.client import Client, path
+from api.events import Recorder
 from api.kaiwo import CONFIG_MAP_NAME, CONFIG_MAP_NAMESPACE, ENABLED_LABEL
 from api.names import AMD_GPU_DRIVER, KAIWO_API_VERSION
+from api.ref import Ref
 from controller.apply import PartlyApplied, apply_stages
-from controller.events import Events
 from controller.loop import WorkQueue
 from controller.metrics import Metrics
 from controller.nodepartitioning.actions import Action, AddTolerations, EvictPod, Plan
@@ -36,7 +35,7 @@ from controller.nodepartitioning.parse import (
 from controller.nodepartitioning.plan_steps import plan_node
 from controller.nodepartitioning.sense import KUBE_SYSTEM
 from controller.nodepartitioning.state import Node, Observation, Pod, Settings, Workload
-from controller.observe import Cache
+from controller.observe import Cache, Caches
 
 log = logging.getLogger(__name__)
 
@@ -45,25 +44,14 @@ PASSES: Final = 12
 _EMPTYING: Final = frozenset({"Pending", "DrainingUntoleratedPods"})
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """What an Event is about."""
-
-    kind: str
-    name: str
-    uid: str
-    namespace: str = ""
-
-
 class NodePartitioning:
     """Watches nodes of AMD GPUs and brings each into the mode that is asked for."""
 
-    def __init__(self, client: Client, settings: Settings, events: Events, metrics: Metrics) -> None:
+    def __init__(self, client: Client, settings: Settings, events: Recorder, metrics: Metrics) -> None:
         self._client = client
         self._settings = settings
         self._events = events
         self._metrics = metrics
-        self._executor = Executor(client, self._record)
         self._workloads: tuple[Workload, ...] = ()
         self._workloads_until = 0.0
         self.queue = WorkQueue()
@@ -87,16 +75,16 @@ class NodePartitioning:
             field_selector=f"metadata.name={CONFIG_MAP_NAME}",
         )
 
-    @property
-    def caches(self) -> dict[str, tuple[Cache[Any], Callable[[Any], None]]]:
-        """Each cache by the kind it holds, and what a change in it concerns."""
-        return {
-            "Node": (self.nodes, lambda node: self.queue.add(node.name)),
-            "KaiwoNode": (self.kaiwo_nodes, lambda stored: self.queue.add(stored.name)),
-            "ResourceSlice": (self.slices, lambda piece: self.queue.add(piece.node)),
-            "ResourceClaim": (self.holdings, self._holding_changed),
-            "ConfigMap": (self.profiles, self._profiles_changed),
-        }
+        self.caches = Caches(
+            {
+                "Node": (self.nodes, lambda node: self.queue.add(node.name)),
+                "KaiwoNode": (self.kaiwo_nodes, lambda stored: self.queue.add(stored.name)),
+                "ResourceSlice": (self.slices, lambda piece: self.queue.add(piece.node)),
+                "ResourceClaim": (self.holdings, self._holding_changed),
+                "ConfigMap": (self.profiles, self._profiles_changed),
+            }
+        )
+        self._executor = Executor(client, self.caches.record)
 
     def _holding_changed(self, holding: Holding) -> None:
         for node in holding.nodes:
@@ -107,28 +95,14 @@ class NodePartitioning:
         for stored in self.kaiwo_nodes.find("all", ""):
             self.queue.add(stored.name)
 
-    def _record(self, kind: str, obj: dict[str, Any]) -> None:
-        cache, changed = self.caches[kind]
-        cache.record(obj, changed)
-
     def _phase(self, name: str) -> str:
         stored = self.kaiwo_nodes.get("", name)
         return stored.kaiwo.status.partitioning.phase if stored else ""
 
-    @property
-    def synced(self) -> bool:
-        return all(cache.synced.is_set() for cache, _ in self.caches.values())
-
     async def run(self) -> None:
         """Work until cancelled; nothing is planned before every cache has been filled once."""
-        async with asyncio.TaskGroup() as group:
-            for cache, changed in self.caches.values():
-                group.create_task(cache.run(self._client, changed))
-            for cache, _ in self.caches.values():
-                await cache.synced.wait()
-            log.info("caches_filled", extra={kind: len(cache) for kind, (cache, _) in self.caches.items()})
-            # One worker: how many nodes may be partitioned at a time is counted over all of them.
-            group.create_task(self.queue.run(self.reconcile, 1))
+        # One worker: how many nodes may be partitioned at a time is counted over all of them.
+        await self.caches.run(self._client, lambda: self.queue.run(self.reconcile, 1))
 
     async def reconcile(self, name: str) -> float | None:
         """Bring one node in order; answers when to look again. Raises PartitaError for the queue's back-off."""
@@ -208,10 +182,10 @@ class NodePartitioning:
     async def _carry_out(self, node: Node, plan: Plan) -> None:
         for report in plan.reports:
             stored = self.kaiwo_nodes.get("", node.name)
-            about = [Ref("Node", node.name, node.uid)]
-            about += [Ref("KaiwoNode", node.name, stored.uid)] if stored else []
+            about = [Ref("Node", "", node.name, node.uid)]
+            about += [Ref("KaiwoNode", "", node.name, stored.uid)] if stored else []
             for ref in about:
-                self._events.report(ref, report.kind, report.reason, report.note)
+                self._events.report(ref, report.kind, report.reason, "Reconcile", report.note)
         if not plan.actions:
             return
         started = time.monotonic()
@@ -230,7 +204,8 @@ class NodePartitioning:
             },
         )
         if refused:
-            self._events.report(Ref("Node", node.name, node.uid), "Warning", "PartitioningRefused", refused[0])
+            about_node = Ref("Node", "", node.name, node.uid)
+            self._events.warn(about_node, "PartitioningRefused", "Reconcile", refused[0])
             raise PartlyApplied(refused[0])
 
 

@@ -127,12 +127,12 @@ class Observation:
 class Limits:
     """Seconds. A phase that lasts longer ends in Error."""
 
+    drain_s: float
+    plugin_apply_s: float
+    dcm_apply_s: float
+    """DCM tries again each minute for 30 minutes, so that `failure` may become `success`."""
     begin_s: float = 300.0
     """For ResourceSlices to show the node's GPUs, DCM to be ready, and pods of kube-system to tolerate the taints."""
-    drain_s: float = 300.0
-    plugin_apply_s: float = 300.0
-    dcm_apply_s: float = 2100.0
-    """DCM tries again each minute for 30 minutes, so that `failure` may become `success`."""
     verify_s: float = 120.0
     retry_after_s: tuple[float, ...] = (120.0, 300.0, 600.0, 1200.0, 1800.0)
     """After the first, second ... failure. After the last one only a change of the request starts anew."""
@@ -140,9 +140,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    limits: Limits = Limits()
-    max_unavailable: int = 1
+    limits: Limits
+    max_unavailable: int
     """Nodes that are partitioned at a time."""
-    tolerate_kube_system: bool = True
+    tolerate_kube_system: bool
     """Add tolerations to the Deployments and DaemonSets in kube-system before the first node is tainted."""
     poll_s: float = 2.0

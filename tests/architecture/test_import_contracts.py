@@ -69,7 +69,7 @@ def test_pure_modules_neither_act_nor_import_what_acts() -> None:
         "from kubeletplugin import files",
         "from kubeletplugin.imexdaemon import plan, process",
         "from controller.observe import Cache",
-        "from controller import computedomain, events",
+        "from controller import computedomain, leader",
         "from controller.computedomain.execute import Executor",
         "from controller.nodepartitioning import reconcile",
         "from . import plan",

@@ -20,11 +20,11 @@ from typing import Any, Final
 
 from api.client import ApiError, Client, Conflict, Json, NotFound, path
 from api.errors import Retryable
+from api.events import Recorder
 from api.names import COMPUTE_DOMAIN_CDI_VENDOR
 from bench.computedomain_cluster import NAMESPACE
 from kubeletplugin.compute_domain import ComputeDomainDriver
 from kubeletplugin.driver import ClaimService
-from kubeletplugin.events import Recorder
 from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles
 from kubeletplugin.hardware.nvml import NvmlBackend

@@ -9,9 +9,9 @@ import pytest
 
 from api.client import Client, Conflict
 from api.nesting import allow_deep_objects
+from api.ref import Ref
 from controller.computedomain.actions import AddFinalizer
 from controller.computedomain.execute import Executor
-from controller.computedomain.state import Ref
 from tests.support.cluster import ApiError, Cluster, Object, path, wait_until
 from tests.support.computedomain import (
     DOMAINS,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from api.clique import Moment, parse_membership
+from api.ref import Ref
 from controller.computedomain.actions import (
     Action,
     AddFinalizer,
@@ -30,15 +31,16 @@ from controller.computedomain.state import (
     Domain,
     Observation,
     Phase,
-    Ref,
     Settings,
     Template,
     TlsSecret,
 )
 from controller.computedomain.status import find_condition
+from controller.settings import parse_settings
 
 UID = "d0"
-SETTINGS = Settings(namespace="driver", image="partita:dev", max_nodes_per_imex_domain=3)
+DEFAULTS = parse_settings([], {"POD_NAMESPACE": "driver", "IMAGE": "partita:dev"}).domains
+SETTINGS = replace(DEFAULTS, max_nodes_per_imex_domain=3)
 FABRIC = {"n0": "f.0", "n1": "f.0", "n2": "f.0", "n3": "f.0", "m0": "f.1", "m1": "f.1", "plain": ""}
 
 

@@ -6,6 +6,7 @@ import pytest
 from computedomain_world import SETTINGS, UID, World, condition, formed, indexes
 
 from api.clique import Membership, Moment
+from api.ref import Ref
 from controller.computedomain.actions import (
     Create,
     Delete,
@@ -14,7 +15,7 @@ from controller.computedomain.actions import (
     Situation,
 )
 from controller.computedomain.check import UnsafePlan, check_plan
-from controller.computedomain.state import OVERDUE_S, Clique, Ref, Template
+from controller.computedomain.state import OVERDUE_S, Clique, Template
 from controller.computedomain.status import find_condition
 
 

@@ -7,17 +7,18 @@ from typing import Any, cast
 import pytest
 
 from api.client import Conflict
+from api.ref import Ref
 from controller.apply import PartlyApplied
 from controller.computedomain.actions import Delete
 from controller.computedomain.execute import Executor
 from controller.computedomain.members import plan_members
 from controller.computedomain.reconcile import ComputeDomains
-from controller.computedomain.state import Ref, Settings
 from controller.loop import WorkQueue
 from controller.metrics import Metrics
+from controller.settings import parse_settings
 
 LABEL = "resource.nvidia.com/computeDomain"
-SETTINGS = Settings("driver", "image")
+SETTINGS = parse_settings([], {"POD_NAMESPACE": "driver", "IMAGE": "partita:dev"}).domains
 
 
 @dataclass
@@ -41,7 +42,7 @@ async def _delete(domains: ComputeDomains, ref: Ref) -> None:
             raise Conflict("DELETE", 409, {"message": "the UID in the precondition does not match"})
 
     client: Any = Refusing()
-    await Executor(client, domains._record, domains._drop).execute(Delete(ref))
+    await Executor(client, domains.caches.record, domains._drop).execute(Delete(ref))
 
 
 def _metadata(name: str, namespace: str, **more: Any) -> dict[str, Any]:

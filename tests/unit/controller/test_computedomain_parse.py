@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from api.ref import Ref
 from controller.computedomain.parse import parse_claim, parse_domain, parse_fabric, parse_pod
-from controller.computedomain.state import ChannelClaim, DaemonClaim, NodeFabric, Phase, Ref
+from controller.computedomain.state import ChannelClaim, DaemonClaim, NodeFabric, Phase
 from controller.explain import PodFacts, explain_pod, list_domains
 
 DRIVER = "compute-domain.nvidia.com"

@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from computedomain_world import SETTINGS, UID, World, condition, formed, indexes, make_domain
+from computedomain_world import DEFAULTS, SETTINGS, UID, World, condition, formed, indexes, make_domain
 
+from api.ref import Ref
 from controller.computedomain.actions import (
     Create,
     MakeCertificates,
@@ -12,7 +13,7 @@ from controller.computedomain.actions import (
     WriteMembership,
 )
 from controller.computedomain.plan import plan_domain
-from controller.computedomain.state import Binding, Phase, Ref, Settings, Template
+from controller.computedomain.state import Binding, Phase, Template
 from controller.computedomain.status import find_condition
 
 
@@ -98,7 +99,7 @@ def test_a_full_clique_leaves_the_latest_node_out_and_says_so() -> None:
 
 def test_of_nineteen_nodes_of_a_clique_the_last_waits_for_a_place_by_default() -> None:
     nodes = [f"r{number:02}" for number in range(19)]
-    world = World(domain=make_domain(num_nodes=18), settings=Settings("driver", "partita:dev"))
+    world = World(domain=make_domain(num_nodes=18), settings=DEFAULTS)
     world.fabric = dict.fromkeys(nodes, "f.0")
     for node in nodes:
         world.add_claim(node)

@@ -7,7 +7,8 @@ from computedomain_world import World, condition, make_domain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.computedomain.state import Phase, Ref
+from api.ref import Ref
+from controller.computedomain.state import Phase
 from controller.computedomain.status import find_condition
 
 

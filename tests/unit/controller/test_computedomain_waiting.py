@@ -5,9 +5,10 @@ from dataclasses import replace
 from computedomain_world import World, condition, indexes, make_domain
 
 from api.clique import Moment
+from api.ref import Ref
 from controller.computedomain.actions import WriteStatus
 from controller.computedomain.report import SLOW_S
-from controller.computedomain.state import ABSENT_AFTER_S, Phase, Ref
+from controller.computedomain.state import ABSENT_AFTER_S, Phase
 from controller.computedomain.status import find_condition
 from controller.computedomain.waiting import FOLLOW_AFTER_S
 

@@ -1,14 +1,12 @@
-"""Carrying out a plan, stage after stage, and what its Events say."""
+"""Carrying out a plan, stage after stage."""
 
 import asyncio
-from datetime import UTC, datetime
 
 import pytest
 from limited import run_limited
 
 from api.client import Conflict, Invalid, TooManyRequests, Unavailable
 from controller.apply import IN_FLIGHT, PartlyApplied, apply_stages
-from controller.events import build_event
 
 
 def _apply(stages: list[list[str]], errors: dict[str, Exception]) -> tuple[tuple[str, ...] | str, list[str]]:
@@ -51,12 +49,3 @@ def test_an_api_server_that_sheds_load_gets_no_more_of_the_stage_and_what_it_ask
         run_limited(apply_stages([range(1000), range(1000)], execute))
     assert len(sent) == IN_FLIGHT
     assert refusal.value.retry_after_s == 7.0
-
-
-def test_a_long_note_is_cut_to_what_the_api_takes() -> None:
-    class Regarding:
-        kind, namespace, name, uid = "Pod", "ns", "p", "u"
-
-    event = build_event(Regarding(), "Warning", "Why", "x" * 5000, datetime(2026, 1, 1, tzinfo=UTC), "me")
-    assert len(event["note"]) == 1024
-    assert event["regarding"]["apiVersion"] == "v1"

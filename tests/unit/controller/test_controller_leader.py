@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +13,7 @@ from api.client import Conflict, NotFound
 from api.identity import ServiceAccount
 from controller.leader import Elector, LeadershipLost, LeaseSettings, SeenLease, build_lease, is_free
 
-LEASE = LeaseSettings("ns", "lease", "me")
+LEASE = LeaseSettings("ns", "lease", "me", duration_s=15.0, renew_deadline_s=10.0, retry_period_s=1.0)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def _elect(server: LeaseServer, settings: LeaseSettings) -> Elector:
 
 def test_a_leader_whose_renewals_are_answered_late_has_stopped_before_another_may_begin() -> None:
     """Another counts from the write; so the deadline does from before it, and no answer is waited for past it."""
-    settings = LeaseSettings("ns", "lease", "me", duration_s=1.5, renew_deadline_s=1.0, retry_period_s=0.1)
+    settings = replace(LEASE, duration_s=1.5, renew_deadline_s=1.0, retry_period_s=0.1)
     server = LeaseServer(lambda number: (0.0, 0.45)[number] if number < 2 else 60.0)
 
     async def scenario() -> float:
@@ -117,7 +118,7 @@ def test_a_leader_whose_renewals_are_answered_late_has_stopped_before_another_ma
 
 @pytest.mark.parametrize("hangs", [1, 2, 5])
 def test_one_renewal_that_is_never_answered_costs_no_leadership(hangs: int) -> None:
-    settings = LeaseSettings("ns", "lease", "me", duration_s=1.5, renew_deadline_s=1.0, retry_period_s=0.1)
+    settings = replace(LEASE, duration_s=1.5, renew_deadline_s=1.0, retry_period_s=0.1)
     server = LeaseServer(lambda number: 60.0 if number == hangs else 0.0)
 
     async def scenario() -> None:
@@ -133,7 +134,7 @@ def test_one_renewal_that_is_never_answered_costs_no_leadership(hangs: int) -> N
 
 def test_a_stop_during_a_renewal_gives_the_lease_up_all_the_same() -> None:
     """The server has taken the renewal whose answer is not waited for, so what we know of the lease is old."""
-    settings = LeaseSettings("ns", "lease", "me", retry_period_s=0.01)
+    settings = replace(LEASE, retry_period_s=0.01)
     server = LeaseServer(lambda number: 60.0 if number == 1 else 0.0)
 
     async def scenario() -> None:

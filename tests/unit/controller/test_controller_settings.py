@@ -3,17 +3,13 @@
 import pytest
 
 from api.errors import InvalidObject
-from controller.settings import parse_duration, parse_settings
+from controller.__main__ import main
+from controller.settings import parse_settings
 
 
 def test_flags_beat_the_environment() -> None:
     settings = parse_settings(["--lease-name", "flag"], {"LEASE_NAME": "environment", "IMEX_TLS": "false"})
-    assert settings.lease_name == "flag" and settings.imex_tls is False
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("15s", 15.0), ("1m30s", 90.0), ("500ms", 0.5), ("1h", 3600.0)])
-def test_durations_are_gos(text: str, seconds: float) -> None:
-    assert parse_duration(text) == seconds
+    assert settings.lease.name == "flag" and settings.domains.tls is False
 
 
 @pytest.mark.parametrize(
@@ -28,6 +24,7 @@ def test_a_verbosity_means_what_the_chart_makes_of_it_for_the_node_plugin(verbos
     [
         {"LEASE_DURATION": "15"},
         {"LEASE_DURATION": "5s"},
+        {"HTTP_ENDPOINT": ":http"},
         {"IMEX_TLS": "yes"},
         {"IMEX_NODE_LIST": "dns"},
         {"MAX_NODES_PER_IMEX_DOMAIN": "0"},
@@ -35,5 +32,11 @@ def test_a_verbosity_means_what_the_chart_makes_of_it_for_the_node_plugin(verbos
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_by_name(environment: dict[str, str]) -> None:
-    with pytest.raises(InvalidObject, match=next(iter(environment)).split("_")[0] + "|duration"):
+    with pytest.raises(InvalidObject, match=next(iter(environment))):
         parse_settings([], environment)
+
+
+def test_the_program_says_which_setting_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["partita-controller", "--http-endpoint", ":http"])
+    with pytest.raises(SystemExit, match="HTTP_ENDPOINT=:http: right would be"):
+        main()

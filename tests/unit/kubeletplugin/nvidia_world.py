@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from api.client import Json, NotFound
+from api.ref import Ref
 from kubeletplugin.crash import CrashPoint
 from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles, Store
@@ -89,7 +90,7 @@ class Board:
     def __init__(self) -> None:
         self.pinned: list[str] = []
 
-    def warn(self, regarding: dict[str, str], reason: str, action: str, note: str) -> None:
+    def warn(self, regarding: Ref, reason: str, action: str, note: str) -> None:
         self.pinned.append(reason)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from api.client import Forbidden, Json, NotFound, Unavailable
 from api.errors import Busy, ClaimError
+from api.ref import Ref
 from kubeletplugin import driver as driver_module
 from kubeletplugin.driver import ClaimService
 from kubeletplugin.model.devices import DeviceSet, Features
@@ -77,8 +78,8 @@ class Board:
     def __init__(self) -> None:
         self.pinned: list[tuple[str, str, str]] = []
 
-    def warn(self, regarding: dict[str, str], reason: str, action: str, note: str) -> None:
-        self.pinned.append((f"{regarding['namespace']}/{regarding['name']}", reason, action))
+    def warn(self, regarding: Ref, reason: str, action: str, note: str) -> None:
+        self.pinned.append((str(regarding), reason, action))
 
 
 def run(rack: Rack, api: Api, scenario: Callable[[ClaimService, Board], Awaitable[None]]) -> None:

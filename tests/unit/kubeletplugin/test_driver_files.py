@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from api.ref import Ref
 from kubeletplugin.driver_files import DriverFiles
 from kubeletplugin.hardware.tree import DriverRoot
 from kubeletplugin.model.inventory import Inventory
@@ -26,8 +27,8 @@ class Node:
         (root / LIBRARY).touch()
         self.files = DriverFiles(DriverRoot("/run/nvidia/driver", root), self, "n1")  # type: ignore[arg-type]
 
-    def warn(self, regarding: dict[str, str], reason: str, action: str, note: str) -> None:
-        assert (regarding["name"], reason) == ("n1", "DriverLibrariesMissing")
+    def warn(self, regarding: Ref, reason: str, action: str, note: str) -> None:
+        assert (regarding.name, reason) == ("n1", "DriverLibrariesMissing")
         self.notes.append(note)
 
     def look(self, seen: Inventory = WITH_GPU) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 
 from api.client import Json, NotFound
 from api.errors import HardwareError
+from api.ref import Ref
 from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState, GpuHolding, MigHolding, PreparedDevice
 from kubeletplugin.model.inventory import Placement
 from kubeletplugin.model.occupation import is_of_a_pod
@@ -31,8 +32,8 @@ class World:
         self._proc = proc
         self.occupants = Occupants(self._read, self, "n1", proc)  # type: ignore[arg-type]
 
-    def warn(self, regarding: dict[str, str], reason: str, action: str, note: str) -> None:
-        assert (regarding["kind"], regarding["name"], reason) == ("Node", "n1", "StaleClaimInUse")
+    def warn(self, regarding: Ref, reason: str, action: str, note: str) -> None:
+        assert (regarding.kind, regarding.name, reason) == ("Node", "n1", "StaleClaimInUse")
         self.notes.append(note)
 
     def run(self, pid: int, cgroup: str) -> None:

@@ -38,6 +38,7 @@ from controller.nodepartitioning.admission import admit, find_unavailable
 from controller.nodepartitioning.plan import APPLY_TAINTS, DCM_TAINTS
 from controller.nodepartitioning.plan_steps import plan_node
 from controller.nodepartitioning.state import Device, KaiwoNode, Node, Observation, Pod, Settings, Workload
+from controller.settings import parse_settings
 
 GPUS = 8
 
@@ -259,4 +260,4 @@ class Cluster:
 
 def build_cluster(count: int = 1, **settings: object) -> Cluster:
     machines = {f"node-{i}": Machine(Node(f"node-{i}", f"uid-{i}")) for i in range(count)}
-    return Cluster(machines, replace(Settings(), **settings))  # type: ignore[arg-type]
+    return Cluster(machines, replace(parse_settings([], {}).partitioning, **settings))  # type: ignore[arg-type]
