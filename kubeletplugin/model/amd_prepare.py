@@ -19,7 +19,7 @@ from kubeletplugin.model.amd_partitions import (
     parse_device_name,
 )
 from kubeletplugin.model.checkpoint import Checkpoint, ClaimRecord, ClaimState, PartitionHolding, PreparedDevice
-from kubeletplugin.model.claims import AllocatedDevice, ClaimRequest
+from kubeletplugin.model.claims import AnyClaim, AnyDevice, ClaimRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class AmdPreparePlan:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    device: AllocatedDevice
+    device: AnyDevice
     slot: int | None
     """The partition that an earlier attempt gave."""
 
@@ -75,10 +75,7 @@ class _Wanted:
 class _Claim:
     """The claim in hand, and what everybody else holds."""
 
-    driver: str
-    uid: str
-    namespace: str
-    name: str
+    owner: AnyClaim
     inventory: AmdInventory
     others: tuple[Held, ...]
     boot_id: str
@@ -86,7 +83,7 @@ class _Claim:
 
     @property
     def label(self) -> str:
-        return f"{self.namespace}/{self.name}"
+        return self.owner.claim
 
     def fault(self, message: str, reason: str) -> ClaimError:
         return ClaimError(self.label, message, reason=reason)
@@ -99,7 +96,7 @@ def plan_amd_prepare(
     record = checkpoint.get(request.uid)
     if record is not None:
         asked = sorted(_key(device) for device in request.devices)
-        if asked != sorted(_record_key(device) for device in record.devices):
+        if asked != sorted(_key(device) for device in record.devices):
             raise Busy(
                 f"claim {request.claim} still holds {', '.join(d.device for d in record.devices)} of an earlier "
                 "allocation; what it asks for now can be prepared once that is given back"
@@ -107,10 +104,7 @@ def plan_amd_prepare(
         return plan_amd_again(record, inventory, checkpoint, boot_id, on_claim=on_claim)
     wanted = [_Wanted(device, None) for device in request.devices]
     others = tuple(held_partitions(checkpoint))
-    claim = _Claim(
-        request.driver, request.uid, request.namespace, request.name, inventory, others, boot_id, on_claim=on_claim
-    )
-    return _plan(claim, wanted)
+    return _plan(_Claim(request, inventory, others, boot_id, on_claim), wanted)
 
 
 def plan_amd_again(
@@ -121,15 +115,11 @@ def plan_amd_again(
     if is_current and all(_is_in_place(device, inventory) for device in record.devices):
         return AmdPreparePlan(record)
     wanted = [
-        _Wanted(
-            AllocatedDevice(device.request, device.pool, device.device, device.admin_access, device.share_id),
-            device.holding.slot if isinstance(device.holding, PartitionHolding) else None,
-        )
+        _Wanted(device, device.holding.slot if isinstance(device.holding, PartitionHolding) else None)
         for device in record.devices
     ]
     others = tuple(held_partitions(checkpoint, without=(record.uid,)))
-    claim = _Claim(record.driver, record.uid, record.namespace, record.name, inventory, others, boot_id, on_claim)
-    return _plan(claim, wanted)
+    return _plan(_Claim(record, inventory, others, boot_id, on_claim), wanted)
 
 
 def complete_amd(plan: AmdPreparePlan) -> ClaimRecord:
@@ -148,11 +138,7 @@ def unfinished_claims(checkpoint: Checkpoint, inventory: AmdInventory, boot_id: 
     )
 
 
-def _key(device: AllocatedDevice) -> tuple[str, str, str, str]:
-    return device.request, device.pool, device.device, device.share_id or ""
-
-
-def _record_key(device: PreparedDevice) -> tuple[str, str, str, str]:
+def _key(device: AnyDevice) -> tuple[str, str, str, str]:
     return device.request, device.pool, device.device, device.share_id or ""
 
 
@@ -166,6 +152,7 @@ def _is_in_place(device: PreparedDevice, inventory: AmdInventory) -> bool:
 
 
 def _plan(claim: _Claim, wanted: Sequence[_Wanted]) -> AmdPreparePlan:
+    owner = claim.owner
     devices: list[PreparedDevice] = []
     changes: dict[str, Mode] = {}
     for want in wanted:
@@ -177,25 +164,25 @@ def _plan(claim: _Claim, wanted: Sequence[_Wanted]) -> AmdPreparePlan:
         devices.append(_prepared(claim, want.device, gpu, ref, slot))
     _check_own_modes(claim, devices)
     record = ClaimRecord(
-        claim.driver, claim.uid, claim.namespace, claim.name, ClaimState.STARTED, claim.boot_id, tuple(devices)
+        owner.driver, owner.uid, owner.namespace, owner.name, ClaimState.STARTED, claim.boot_id, tuple(devices)
     )
     return AmdPreparePlan(record, _plan_steps(claim, devices, changes))
 
 
-def _prepared(claim: _Claim, device: AllocatedDevice, gpu: AmdGpu, ref: DeviceRef, slot: int) -> PreparedDevice:
+def _prepared(claim: _Claim, device: AnyDevice, gpu: AmdGpu, ref: DeviceRef, slot: int) -> PreparedDevice:
     compute, memory = (ref.mode.compute, ref.mode.memory) if ref.mode else (None, None)
     return PreparedDevice(
         request=device.request,
         pool=device.pool,
         device=device.device,
         holding=PartitionHolding(gpu.pci_address, compute, memory, slot),
-        cdi_ids=(f"{AMD_CDI_VENDOR}/{CDI_CLAIM_CLASS}={claim.uid}-{device.device}-{slot}",),
+        cdi_ids=(f"{AMD_CDI_VENDOR}/{CDI_CLAIM_CLASS}={claim.owner.uid}-{device.device}-{slot}",),
         admin_access=device.admin_access,
         share_id=device.share_id,
     )
 
 
-def _find(claim: _Claim, device: AllocatedDevice) -> tuple[AmdGpu, DeviceRef]:
+def _find(claim: _Claim, device: AnyDevice) -> tuple[AmdGpu, DeviceRef]:
     ref = parse_device_name(device.device)
     gpu = claim.inventory.gpu(ref.pci_address) if ref else None
     where = f"request {device.request}: device {device.device} of pool {device.pool}"
@@ -211,7 +198,7 @@ def _find(claim: _Claim, device: AllocatedDevice) -> tuple[AmdGpu, DeviceRef]:
     return gpu, ref
 
 
-def _check_change(claim: _Claim, device: AllocatedDevice, gpu: AmdGpu, mode: Mode) -> None:
+def _check_change(claim: _Claim, device: AnyDevice, gpu: AmdGpu, mode: Mode) -> None:
     """Whether the GPU may be brought into another mode now."""
     now = gpu.mode.profile if gpu.mode else "none"
     if device.admin_access:
@@ -239,7 +226,7 @@ def _awaits_reload(other: Held, mode: Mode, boot_id: str) -> bool:
     return is_waiting and other.mode is not None and other.mode.memory == mode.memory
 
 
-def _held_in_other_mode(claim: _Claim, device: AllocatedDevice, other: Held) -> Busy:
+def _held_in_other_mode(claim: _Claim, device: AnyDevice, other: Held) -> Busy:
     held = other.mode.profile if other.mode else "none"
     return Busy(
         f"claim {claim.label}: device {device.device} cannot be had while claim {other.record.claim} holds a partition "
