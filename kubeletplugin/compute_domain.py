@@ -56,6 +56,7 @@ from kubeletplugin.model.channels import (
 )
 from kubeletplugin.model.claims import ClaimRequest, parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features
+from kubeletplugin.model.health import HealthStatus
 from kubeletplugin.model.release import DaemonReport, Here, Release, check_release, parse_report
 from kubeletplugin.prepared import PreparedClaims, busy
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
@@ -65,7 +66,6 @@ log = logging.getLogger(__name__)
 
 _MISSING_RETRY_S: Final = 5.0
 _RESCAN_INTERVAL_S: Final = 10.0
-_HEALTHY, _UNHEALTHY = 1, 2
 
 
 class NotConnectedYet(Retryable):
@@ -166,7 +166,7 @@ class ComputeDomainDriver:
         if self._known is None:
             return ()
         unwell = self._fabric.reason if isinstance(self._fabric, Unsettled) else ""
-        status = _UNHEALTHY if unwell else _HEALTHY
+        status = HealthStatus.UNHEALTHY if unwell else HealthStatus.HEALTHY
         return tuple(DeviceHealth(self._node, device, status, unwell) for device in (CHANNEL_DEVICE, DAEMON_DEVICE))
 
     # Claims

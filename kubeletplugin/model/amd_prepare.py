@@ -138,6 +138,15 @@ def unfinished_claims(checkpoint: Checkpoint, inventory: AmdInventory, boot_id: 
     )
 
 
+def plan_reload(gpus: Sequence[AmdGpu], memory_mode: str) -> tuple[AmdStep, ...]:
+    """Bring these GPUs into another memory mode: asked for once per hive."""
+    hives = {gpu.hive_id or gpu.pci_address: gpu.pci_address for gpu in reversed(gpus)}
+    return (
+        *(SetMemoryMode(pci, memory_mode) for pci in sorted(hives.values())),
+        ReloadDriver(tuple(gpu.pci_address for gpu in gpus), memory_mode),
+    )
+
+
 def _key(device: AnyDevice) -> tuple[str, str, str, str]:
     return device.request, device.pool, device.device, device.share_id or ""
 
@@ -281,9 +290,7 @@ def _plan_steps(claim: _Claim, devices: Sequence[PreparedDevice], changes: dict[
     reloaded = [gpu for gpu in gpus if gpu.mode and gpu.mode.memory != changes[gpu.pci_address].memory]
     if reloaded:
         memory = changes[reloaded[0].pci_address].memory
-        hives = {gpu.hive_id or gpu.pci_address: gpu.pci_address for gpu in reversed(reloaded)}
-        steps += [SetMemoryMode(pci, memory) for pci in sorted(hives.values())]
-        steps.append(ReloadDriver(tuple(gpu.pci_address for gpu in reloaded), memory))
+        steps += plan_reload(reloaded, memory)
         # The reload resets every GPU, those of this claim too that were in their mode before.
         changes = changes | {
             d.holding.gpu_uuid: Mode(d.holding.compute_mode, d.holding.memory_mode)
