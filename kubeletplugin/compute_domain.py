@@ -26,7 +26,7 @@ from api.clique import (
 )
 from api.errors import HardwareError, PartitaError, Retryable
 from api.names import COMPUTE_DOMAIN_DRIVER, RESOURCE_API_VERSION
-from kubeletplugin.disk import disk_error, is_locked
+from kubeletplugin.disk import disk_errors, is_locked
 from kubeletplugin.driver import RETRY_FOR_S
 from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles
@@ -316,11 +316,9 @@ class ComputeDomainDriver:
 
     def _make_folder(self, domain_uid: str) -> Path:
         folder = self._domains / domain_uid
-        try:
+        with disk_errors(folder):
             for each in DOMAIN_FOLDERS:
                 (folder / each).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise disk_error(error, folder) from error
         return folder
 
     def _follow_memberships(self) -> None:

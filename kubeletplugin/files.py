@@ -4,7 +4,6 @@ Several instances of the program (a rolling update) share one journal under a lo
 """
 
 import asyncio
-import contextlib
 import errno
 import fcntl
 import json
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from api.errors import Busy, NewerState, StateUnreadable
-from kubeletplugin.disk import disk_error, sync_and_close, sync_directory, timed_sync, write_whole
+from kubeletplugin.disk import disk_error, disk_errors, replace_whole, sync_and_close, timed_sync
 from kubeletplugin.model.checkpoint import (
     Checkpoint,
     ClaimRecord,
@@ -96,11 +95,9 @@ class Store:
 
     async def _lock(self) -> None:
         if self._lock_fd < 0:
-            try:
+            with disk_errors(self._lock_path):
                 self._lock_path.parent.mkdir(parents=True, exist_ok=True)
                 self._lock_fd = os.open(self._lock_path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            except OSError as error:
-                raise disk_error(error, self._lock_path) from error
         if self._try_lock():
             return
         try:
@@ -127,19 +124,14 @@ class Store:
 
         Raises StateUnreadable; DiskFailed.
         """
-        try:
-            status = self.path.stat()
-        except FileNotFoundError:
-            self._replace(self.checkpoint if self._fd >= 0 else Checkpoint())
-            return
-        except OSError as error:
-            raise disk_error(error, self.path) from error
-        if self._fd >= 0 and (status.st_size, status.st_ino) == (self._size, self._inode):
-            return
-        try:
-            self._load()
-        except OSError as error:
-            raise disk_error(error, self.path) from error
+        with disk_errors(self.path):
+            try:
+                status = self.path.stat()
+            except FileNotFoundError:
+                self._replace(self.checkpoint if self._fd >= 0 else Checkpoint())
+                return
+            if self._fd < 0 or (status.st_size, status.st_ino) != (self._size, self._inode):
+                self._load()
 
     def _load(self) -> None:
         try:
@@ -254,10 +246,8 @@ class Store:
         under_way = self._syncing
         if under_way is None or under_way.done():
             under_way = self._start_sync()
-        try:
+        with disk_errors(self.path):
             await asyncio.shield(under_way)
-        except OSError as error:
-            raise disk_error(error, self.path) from error
 
     def _start_sync(self) -> asyncio.Future[float]:
         covers, fd = self._appended, os.dup(self._fd)
@@ -301,22 +291,15 @@ class Store:
             self._suspect = True
 
     def _replace(self, checkpoint: Checkpoint) -> None:
-        """Write the journal anew beside the old one, and rename: a crash leaves the old or the new, whole."""
+        """Write the journal anew; a crash leaves the old or the new."""
         durable = checkpoint
         for uid, before in self._reserved.items():
             durable = _restored(durable, uid, before)
         data = encode_checkpoint(self._driver, durable)
-        temporary = self.path.with_suffix(".new")
-        try:
+        with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(temporary, data, durable=True)
-            temporary.rename(self.path)
-            sync_directory(self.path.parent)
+            replace_whole(self.path, data, durable=True)
             self._open()
-        except OSError as error:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
-            raise disk_error(error, self.path) from error
         self.checkpoint, self._size, self._lines = checkpoint, len(data), len(durable.records) + 1
         self._synced, self._suspect = self._appended, False
 
@@ -346,29 +329,20 @@ class CdiFiles:
     def write(self, name: str, spec: dict[str, Any] | bytes) -> None:
         """`spec` as a value or as JSON. Appears whole or not at all. Raises DiskFull, DiskFailed."""
         final = f"{self._directory}/{name}"
-        # Runtimes read every *.json here at any time, so the unfinished file has another ending.
-        temporary = f"{final}.tmp"
         data = spec if isinstance(spec, bytes) else json.dumps(spec, separators=(",", ":")).encode()
-        try:
+        # Runtimes read every *.json here at any time; the unfinished file has another ending.
+        with disk_errors(final):
             try:
-                write_whole(temporary, data, durable=False)
+                replace_whole(final, data, durable=False)
             except FileNotFoundError:
                 Path(self._directory).mkdir(parents=True, exist_ok=True)
-                write_whole(temporary, data, durable=False)
-            Path(temporary).rename(final)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-            raise disk_error(error, Path(final)) from error
+                replace_whole(final, data, durable=False)
 
     def remove(self, name: str) -> None:
         """Absent is success. Raises DiskFailed."""
-        try:
-            Path(f"{self._directory}/{name}").unlink()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise disk_error(error, self.path(name)) from error
+        file = self.path(name)
+        with disk_errors(file):
+            file.unlink(missing_ok=True)
 
     def set_aside(self, name: str) -> Path:
         """Keep it where neither runtimes nor `read_all` look. Raises OSError."""

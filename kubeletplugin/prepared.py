@@ -14,7 +14,7 @@ from pathlib import Path
 from api.client import Client, Json
 from api.errors import Busy
 from api.names import COMPUTE_DOMAIN_CDI_VENDOR, COMPUTE_DOMAIN_DRIVER
-from kubeletplugin.disk import disk_error
+from kubeletplugin.disk import disk_errors
 from kubeletplugin.files import CdiFiles
 from kubeletplugin.model.cdi import cdi_file_name
 from kubeletplugin.model.channels import (
@@ -71,10 +71,8 @@ class PreparedClaims:
 
     async def follow_others(self, domain_uid: str) -> AsyncGenerator[tuple[PreparedClaim, ...], None]:
         """The claims of other domains, at every change. One that is gone from the API server is looked into."""
-        try:
+        with disk_errors(self._cdi.directory):
             self._cdi.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise disk_error(error, self._cdi.directory) from error
         before: tuple[PreparedClaim, ...] | None = None
         async with aclosing(watch_folder(self._cdi.directory)) as looks:
             async for _ in looks:
