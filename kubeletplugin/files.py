@@ -1,4 +1,4 @@
-"""The checkpoint's journal and the CDI files: everything that the node plugin keeps on disk.
+"""The checkpoint's journal and the CDI files: what the node plugin keeps on disk of claims.
 
 Several instances of the program (a rolling update) share one journal under a lock file; one of them writes at a time.
 """
@@ -72,9 +72,10 @@ class Store:
 
     @asynccontextmanager
     async def lease(self, *, read: bool = True) -> AsyncIterator[None]:
-        """Hold the journal against other instances; any number of tasks of this one share it. Raises Busy.
+        """Hold the journal against other instances; any number of tasks of this one share it.
 
-        Unless `read`, the caller calls `refresh`, before anybody else here can have the lease.
+        Unless `read`, the caller calls `refresh`, before anybody else here can have the lease. Raises Busy, DiskFull,
+        DiskFailed, StateUnreadable.
         """
         async with self._locking:
             if self._holders == 0:
@@ -122,7 +123,7 @@ class Store:
     def refresh(self) -> None:
         """Read the journal where it is not what this instance wrote last. Call under the lease.
 
-        Raises StateUnreadable; DiskFailed.
+        Raises StateUnreadable, DiskFull, DiskFailed.
         """
         with disk_errors(self.path):
             try:
@@ -161,7 +162,10 @@ class Store:
         self._inode = os.fstat(self._fd).st_ino
 
     def set_aside(self) -> Path:
-        """Keep the unreadable journal as `.unreadable-<n>`. It stays in place too, until `adopt` has replaced it."""
+        """Keep the unreadable journal as `.unreadable-<n>`. It stays in place too, until `adopt` has replaced it.
+
+        Raises OSError.
+        """
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.unreadable-{number}")).exists():
             if aside.samefile(self.path):
@@ -171,7 +175,7 @@ class Store:
         return aside
 
     def adopt(self, checkpoint: Checkpoint) -> None:
-        """Begin a new journal with that content, durable on return. Call under the lease. Raises DiskFull."""
+        """Begin a new journal with that content, durable on return; under the lease. Raises DiskFull, DiskFailed."""
         self._replace(checkpoint)
 
     # Changing
@@ -192,13 +196,13 @@ class Store:
         return _restored(self.checkpoint, uid, self._reserved[uid]) if uid in self._reserved else self.checkpoint
 
     def put(self, record: ClaimRecord) -> None:
-        """Append. Raises DiskFull, after which nothing changed."""
+        """Append. Raises DiskFull, DiskFailed, after which nothing changed."""
         self._append(encode_record(record))
         self._reserved.pop(record.uid, None)
         self.checkpoint = self.checkpoint.with_record(record)
 
     def remove(self, uid: str) -> None:
-        """Append a removal. Raises DiskFull, after which nothing changed."""
+        """Append a removal. Raises DiskFull, DiskFailed, after which nothing changed."""
         self._append(encode_removal(uid))
         self._reserved.pop(uid, None)
         self.checkpoint = self.checkpoint.without(uid)

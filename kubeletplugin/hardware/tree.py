@@ -101,7 +101,7 @@ class DriverRoot:
 
 
 def read_driver_tree(root: DriverRoot, driver_version: str) -> DriverTree:
-    """Everything that CDI specs may name. Cheap: directory listings and two small files."""
+    """Everything that CDI specs may name. Cheap: directory listings, two small files, once the hook."""
     own = root.has_own_devices()
     dev = root.seen / "dev" if own else Path("/dev")
     host_dev = _join(root.host, "dev") if own else "/dev"

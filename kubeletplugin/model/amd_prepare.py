@@ -51,7 +51,9 @@ AmdStep = SetMemoryMode | ReloadDriver | SetComputeMode
 
 @dataclass(frozen=True, slots=True)
 class AmdPreparePlan:
-    """Write `record`, do `steps` in order, read the inventory again, write `complete_amd(plan)`, then the CDI file.
+    """Where there are `steps`: write `record`, do them in order, and read the inventory again.
+
+    Then write `complete_amd(plan)`, and the CDI file.
 
     Where `done`, there is nothing to do and nothing to write: `record` is the answer.
     """

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PreparePlan:
-    """Write `record`, do `steps` in order, write `complete(plan, results)`, then the CDI file.
+    """Where there are `steps`: write `record`, do them in order. Then write `complete(plan, results)` and the CDI file.
 
     Where `done`, there is nothing to do and nothing to write: `record` is the answer.
     """
@@ -59,7 +59,10 @@ class PreparePlan:
 
 @dataclass(frozen=True, slots=True)
 class UndoPlan:
-    """Do `steps` in order, remove the claim's CDI file, then remove the record."""
+    """Give back what the claim holds, remove its CDI file, then remove the record.
+
+    `steps` are by what the hardware was when it was last read; none: there is nothing to give back.
+    """
 
     record: ClaimRecord
     steps: tuple[HardwareStep, ...]
