@@ -245,7 +245,7 @@ class ComputeDomainDriver:
         asked, refusal = False, ""
         held = self._prepared.follow_others(use.domain_uid)
         async with aclosing(merge(self._cliques.follow(name), status, held)) as news:
-            async for _, found in news:
+            async for found in news:
                 if isinstance(found, Seen):
                     membership = parse_membership(found.clique) if found.clique else None
                     asked, refusal = True, found.refusal
