@@ -201,7 +201,9 @@ class ComputeDomainDriver:
 
     async def _wait_for_node(self, request: ClaimRequest, use: DomainUse) -> None:
         """Until nothing of another domain is prepared here. Raises Busy in the end."""
-        others: tuple[PreparedClaim, ...] = ()
+        others = self._prepared.find_others(use.domain_uid)
+        if not others:
+            return
         try:
             async with (
                 asyncio.timeout(self._wait_s),
