@@ -10,6 +10,9 @@ NVIDIA_GPU_DRIVER: Final = "gpu.nvidia.com"
 AMD_GPU_DRIVER: Final = "gpu.amd.com"
 COMPUTE_DOMAIN_DRIVER: Final = "compute-domain.nvidia.com"
 
+# API version of ResourceClaims and ResourceSlices.
+DRA_API_VERSION: Final = "resource.k8s.io/v1"
+
 # API groups and versions of the opaque configs and custom resources.
 RESOURCE_GROUP: Final = "resource.nvidia.com"
 RESOURCE_API_VERSION: Final = "resource.nvidia.com/v1beta1"

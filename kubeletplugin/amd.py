@@ -38,6 +38,7 @@ from kubeletplugin.model.cdi import cdi_file_name, read_record
 from kubeletplugin.model.checkpoint import Checkpoint, ClaimRecord, ClaimState
 from kubeletplugin.model.claims import parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features
+from kubeletplugin.model.health import HealthStatus
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
 from kubeletplugin.settings import RELOAD_MARK
 from kubeletplugin.stale import SWEEP_INTERVAL_S, StaleClaims
@@ -48,7 +49,6 @@ log = logging.getLogger(__name__)
 _MISSING_RETRY_S: Final = 5.0
 _IDLE_S: Final = 15.0  # pods of one application that is being replaced come within that
 _MOST_PATIENCE_S: Final = 3600.0
-_HEALTHY: Final = 1
 
 T = TypeVar("T")
 
@@ -280,7 +280,7 @@ class AmdDriver:
     def health(self) -> tuple[DeviceHealth, ...]:
         """What cannot be read is not offered, and what is offered has been read a moment ago."""
         return tuple(
-            DeviceHealth(self._node, device["name"], _HEALTHY, "")
+            DeviceHealth(self._node, device["name"], HealthStatus.HEALTHY, "")
             for group in self._offered.groups
             for device in group.devices
         )

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from api.errors import Retryable
-from kubeletplugin.disk import disk_error, write_whole
+from kubeletplugin.disk import disk_errors, replace_whole
 from kubeletplugin.model.amd_partitions import AmdInventory
 
 log = logging.getLogger(__name__)
@@ -81,10 +81,8 @@ class HomeModes:
 
     def forget(self) -> None:
         """Somebody has decided on the present modes. Raises DiskFailed."""
-        try:
+        with disk_errors(self._path):
             self._path.unlink(missing_ok=True)
-        except OSError as error:
-            raise disk_error(error, self._path) from error
 
     def target(self, boot_id: str, inventory: AmdInventory) -> tuple[str | None, ...]:
         """For `plan_target`: the modes to return to where a memory mode differs; empty where none does."""
@@ -112,12 +110,8 @@ class HomeModes:
             return None
 
     def _write(self, boot_id: str, kept: _Kept) -> None:
-        fresh = self._path.with_suffix(".fresh")
-        try:
-            write_whole(fresh, json.dumps({"bootID": boot_id, **asdict(kept)}).encode(), durable=True)
-            fresh.rename(self._path)
-        except OSError as error:
-            raise disk_error(error, self._path) from error
+        with disk_errors(self._path):
+            replace_whole(self._path, json.dumps({"bootID": boot_id, **asdict(kept)}).encode(), durable=True)
 
 
 def _memory(profile: str) -> str:

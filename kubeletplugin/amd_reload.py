@@ -7,7 +7,7 @@ an administrator has unloaded the driver, and it stays so.
 
 from pathlib import Path
 
-from kubeletplugin.disk import disk_error, write_whole
+from kubeletplugin.disk import disk_errors, write_whole
 
 
 class ReloadMark:
@@ -18,22 +18,17 @@ class ReloadMark:
 
     def set(self, boot_id: str) -> None:
         """Before the driver is taken away. Need not be durable: what a power cut takes, the next boot makes up for."""
-        try:
+        with disk_errors(self._path):
             write_whole(self._path, boot_id.encode(), durable=False)
-        except OSError as error:
-            raise disk_error(error, self._path) from error
 
     def is_set(self, boot_id: str) -> bool:
-        try:
-            return self._path.read_text() == boot_id
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise disk_error(error, self._path) from error
+        with disk_errors(self._path):
+            try:
+                return self._path.read_text() == boot_id
+            except FileNotFoundError:
+                return False
 
     def clear(self) -> None:
         """The driver is there."""
-        try:
+        with disk_errors(self._path):
             self._path.unlink(missing_ok=True)
-        except OSError as error:
-            raise disk_error(error, self._path) from error

@@ -58,7 +58,7 @@ class NodeTarget:
         self.may_change = _read_policy(labels, self._on_claim) and not is_pinned
 
     def plan(self, inventory: AmdInventory, checkpoint: Checkpoint) -> tuple[AmdStep, ...]:
-        """Raises InvalidObject or Busy."""
+        """Raises as `plan_target` does."""
         return plan_target(inventory, checkpoint, self._target.modes) if self._target else ()
 
     def observe(self, inventory: AmdInventory) -> None:

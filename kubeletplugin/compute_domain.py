@@ -26,7 +26,7 @@ from api.clique import (
 )
 from api.errors import HardwareError, PartitaError, Retryable
 from api.names import COMPUTE_DOMAIN_DRIVER, RESOURCE_API_VERSION
-from kubeletplugin.disk import disk_error, is_locked
+from kubeletplugin.disk import disk_errors, is_locked
 from kubeletplugin.driver import RETRY_FOR_S
 from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles
@@ -56,6 +56,7 @@ from kubeletplugin.model.channels import (
 )
 from kubeletplugin.model.claims import ClaimRequest, parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features
+from kubeletplugin.model.health import HealthStatus
 from kubeletplugin.model.release import DaemonReport, Here, Release, check_release, parse_report
 from kubeletplugin.prepared import PreparedClaims, busy
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
@@ -65,7 +66,6 @@ log = logging.getLogger(__name__)
 
 _MISSING_RETRY_S: Final = 5.0
 _RESCAN_INTERVAL_S: Final = 10.0
-_HEALTHY, _UNHEALTHY = 1, 2
 
 
 class NotConnectedYet(Retryable):
@@ -166,7 +166,7 @@ class ComputeDomainDriver:
         if self._known is None:
             return ()
         unwell = self._fabric.reason if isinstance(self._fabric, Unsettled) else ""
-        status = _UNHEALTHY if unwell else _HEALTHY
+        status = HealthStatus.UNHEALTHY if unwell else HealthStatus.HEALTHY
         return tuple(DeviceHealth(self._node, device, status, unwell) for device in (CHANNEL_DEVICE, DAEMON_DEVICE))
 
     # Claims
@@ -245,7 +245,7 @@ class ComputeDomainDriver:
         asked, refusal = False, ""
         held = self._prepared.follow_others(use.domain_uid)
         async with aclosing(merge(self._cliques.follow(name), status, held)) as news:
-            async for _, found in news:
+            async for found in news:
                 if isinstance(found, Seen):
                     membership = parse_membership(found.clique) if found.clique else None
                     asked, refusal = True, found.refusal
@@ -316,11 +316,9 @@ class ComputeDomainDriver:
 
     def _make_folder(self, domain_uid: str) -> Path:
         folder = self._domains / domain_uid
-        try:
+        with disk_errors(folder):
             for each in DOMAIN_FOLDERS:
                 (folder / each).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise disk_error(error, folder) from error
         return folder
 
     def _follow_memberships(self) -> None:

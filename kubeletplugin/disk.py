@@ -1,9 +1,11 @@
 """Writing files so that they last, and what is said when that fails."""
 
+import contextlib
 import errno
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from api.errors import Retryable
@@ -27,6 +29,15 @@ def disk_error(error: OSError, path: Path) -> Retryable:
     return DiskFailed(f"{path}: {error.strerror or error}")
 
 
+@contextlib.contextmanager
+def disk_errors(path: Path | str) -> Iterator[None]:
+    """Within it, an OSError about this file becomes DiskFull or DiskFailed."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, Path(path)) from error
+
+
 def write_whole(path: Path | str, data: bytes, *, durable: bool) -> None:
     """Create or replace by writing in place; use with a name nobody reads yet. Raises OSError (ENOSPC when short)."""
     fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o644)
@@ -37,6 +48,23 @@ def write_whole(path: Path | str, data: bytes, *, durable: bool) -> None:
             os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def replace_whole(path: Path | str, data: bytes, *, durable: bool) -> None:
+    """Create or replace so that readers, and a crash, find the old or the new file, whole; `durable`: before returning.
+
+    Written beside it as `<name>.tmp`. Raises OSError; what is there then is the old file or the new.
+    """
+    temporary = f"{path}.tmp"
+    try:
+        write_whole(temporary, data, durable=durable)
+        Path(temporary).rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise
+    if durable:
+        sync_directory(Path(path).parent)
 
 
 def timed_sync(fd: int) -> float:

@@ -15,6 +15,7 @@ from api.client import Client, Forbidden, Json, NotFound, back_off_s, path
 from api.errors import Busy, ClaimError, InvalidObject, PartitaError, Retryable
 from api.events import Recorder
 from api.logs import add_to_log_context, log_context
+from api.names import DRA_API_VERSION
 from api.ref import Ref
 from kubeletplugin.hardware.backend import DeviceBusy, LibraryMissing
 from kubeletplugin.metrics import RequestMetrics
@@ -30,7 +31,6 @@ ANSWER_AFTER_S: Final = 41.0  # the kubelet gives up after 45
 _RETRY_DELAYS_S: Final = (0.25, 3.0)
 _TRANSIENT: Final = (Retryable, DeviceBusy, LibraryMissing)
 _OPPOSITE: Final = {"prepare": "unprepare", "unprepare": "prepare"}
-CLAIM_API: Final = "resource.k8s.io/v1"
 
 
 class NotAllowedYet(Retryable):
@@ -203,8 +203,9 @@ class ClaimService:
                 await asyncio.sleep(delay_s)
 
     async def _prepare(self, ref: ClaimRef) -> tuple[ReadyDevice, ...]:
+        where = path(DRA_API_VERSION, "resourceclaims", namespace=ref.namespace, name=ref.name)
         try:
-            claim = await self._client.get(path(CLAIM_API, "resourceclaims", namespace=ref.namespace, name=ref.name))
+            claim = await self._client.get(where)
         except NotFound as error:
             raise ClaimError(str(ref), "it does not exist any more", reason="ClaimGone") from error
         except Forbidden as error:

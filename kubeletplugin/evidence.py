@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from api.client import ApiError, Client, Json, path
-from kubeletplugin.driver import CLAIM_API
+from api.names import DRA_API_VERSION
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +24,9 @@ class Evidence:
 
 async def gather_evidence(client: Client, driver: str, node: str) -> Evidence:
     """Waits for the API server for as long as it takes: without its word nothing may be taken for free."""
-    claims = await _list_until_answered(client, path(CLAIM_API, "resourceclaims"))
+    claims = await _list_until_answered(client, path(DRA_API_VERSION, "resourceclaims"))
     query = {"fieldSelector": f"spec.driver={driver},spec.nodeName={node}"}
-    slices = await _list_until_answered(client, path(CLAIM_API, "resourceslices"), **query)
+    slices = await _list_until_answered(client, path(DRA_API_VERSION, "resourceslices"), **query)
     return Evidence(claims, _static_uuids(slices) if slices else None)
 
 

@@ -1,10 +1,9 @@
-"""The checkpoint's journal and the CDI files: everything that the node plugin keeps on disk.
+"""The checkpoint's journal and the CDI files: what the node plugin keeps on disk of claims.
 
 Several instances of the program (a rolling update) share one journal under a lock file; one of them writes at a time.
 """
 
 import asyncio
-import contextlib
 import errno
 import fcntl
 import json
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from api.errors import Busy, NewerState, StateUnreadable
-from kubeletplugin.disk import disk_error, sync_and_close, sync_directory, timed_sync, write_whole
+from kubeletplugin.disk import disk_error, disk_errors, replace_whole, sync_and_close, timed_sync
 from kubeletplugin.model.checkpoint import (
     Checkpoint,
     ClaimRecord,
@@ -73,9 +72,10 @@ class Store:
 
     @asynccontextmanager
     async def lease(self, *, read: bool = True) -> AsyncIterator[None]:
-        """Hold the journal against other instances; any number of tasks of this one share it. Raises Busy.
+        """Hold the journal against other instances; any number of tasks of this one share it.
 
-        Unless `read`, the caller calls `refresh`, before anybody else here can have the lease.
+        Unless `read`, the caller calls `refresh`, before anybody else here can have the lease. Raises Busy, DiskFull,
+        DiskFailed, StateUnreadable.
         """
         async with self._locking:
             if self._holders == 0:
@@ -96,11 +96,9 @@ class Store:
 
     async def _lock(self) -> None:
         if self._lock_fd < 0:
-            try:
+            with disk_errors(self._lock_path):
                 self._lock_path.parent.mkdir(parents=True, exist_ok=True)
                 self._lock_fd = os.open(self._lock_path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            except OSError as error:
-                raise disk_error(error, self._lock_path) from error
         if self._try_lock():
             return
         try:
@@ -125,21 +123,16 @@ class Store:
     def refresh(self) -> None:
         """Read the journal where it is not what this instance wrote last. Call under the lease.
 
-        Raises StateUnreadable; DiskFailed.
+        Raises StateUnreadable, DiskFull, DiskFailed.
         """
-        try:
-            status = self.path.stat()
-        except FileNotFoundError:
-            self._replace(self.checkpoint if self._fd >= 0 else Checkpoint())
-            return
-        except OSError as error:
-            raise disk_error(error, self.path) from error
-        if self._fd >= 0 and (status.st_size, status.st_ino) == (self._size, self._inode):
-            return
-        try:
-            self._load()
-        except OSError as error:
-            raise disk_error(error, self.path) from error
+        with disk_errors(self.path):
+            try:
+                status = self.path.stat()
+            except FileNotFoundError:
+                self._replace(self.checkpoint if self._fd >= 0 else Checkpoint())
+                return
+            if self._fd < 0 or (status.st_size, status.st_ino) != (self._size, self._inode):
+                self._load()
 
     def _load(self) -> None:
         try:
@@ -169,7 +162,10 @@ class Store:
         self._inode = os.fstat(self._fd).st_ino
 
     def set_aside(self) -> Path:
-        """Keep the unreadable journal as `.unreadable-<n>`. It stays in place too, until `adopt` has replaced it."""
+        """Keep the unreadable journal as `.unreadable-<n>`. It stays in place too, until `adopt` has replaced it.
+
+        Raises OSError.
+        """
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.unreadable-{number}")).exists():
             if aside.samefile(self.path):
@@ -179,7 +175,7 @@ class Store:
         return aside
 
     def adopt(self, checkpoint: Checkpoint) -> None:
-        """Begin a new journal with that content, durable on return. Call under the lease. Raises DiskFull."""
+        """Begin a new journal with that content, durable on return; under the lease. Raises DiskFull, DiskFailed."""
         self._replace(checkpoint)
 
     # Changing
@@ -200,13 +196,13 @@ class Store:
         return _restored(self.checkpoint, uid, self._reserved[uid]) if uid in self._reserved else self.checkpoint
 
     def put(self, record: ClaimRecord) -> None:
-        """Append. Raises DiskFull, after which nothing changed."""
+        """Append. Raises DiskFull, DiskFailed, after which nothing changed."""
         self._append(encode_record(record))
         self._reserved.pop(record.uid, None)
         self.checkpoint = self.checkpoint.with_record(record)
 
     def remove(self, uid: str) -> None:
-        """Append a removal. Raises DiskFull, after which nothing changed."""
+        """Append a removal. Raises DiskFull, DiskFailed, after which nothing changed."""
         self._append(encode_removal(uid))
         self._reserved.pop(uid, None)
         self.checkpoint = self.checkpoint.without(uid)
@@ -254,10 +250,8 @@ class Store:
         under_way = self._syncing
         if under_way is None or under_way.done():
             under_way = self._start_sync()
-        try:
+        with disk_errors(self.path):
             await asyncio.shield(under_way)
-        except OSError as error:
-            raise disk_error(error, self.path) from error
 
     def _start_sync(self) -> asyncio.Future[float]:
         covers, fd = self._appended, os.dup(self._fd)
@@ -301,22 +295,15 @@ class Store:
             self._suspect = True
 
     def _replace(self, checkpoint: Checkpoint) -> None:
-        """Write the journal anew beside the old one, and rename: a crash leaves the old or the new, whole."""
+        """Write the journal anew; a crash leaves the old or the new."""
         durable = checkpoint
         for uid, before in self._reserved.items():
             durable = _restored(durable, uid, before)
         data = encode_checkpoint(self._driver, durable)
-        temporary = self.path.with_suffix(".new")
-        try:
+        with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(temporary, data, durable=True)
-            temporary.rename(self.path)
-            sync_directory(self.path.parent)
+            replace_whole(self.path, data, durable=True)
             self._open()
-        except OSError as error:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
-            raise disk_error(error, self.path) from error
         self.checkpoint, self._size, self._lines = checkpoint, len(data), len(durable.records) + 1
         self._synced, self._suspect = self._appended, False
 
@@ -346,29 +333,20 @@ class CdiFiles:
     def write(self, name: str, spec: dict[str, Any] | bytes) -> None:
         """`spec` as a value or as JSON. Appears whole or not at all. Raises DiskFull, DiskFailed."""
         final = f"{self._directory}/{name}"
-        # Runtimes read every *.json here at any time, so the unfinished file has another ending.
-        temporary = f"{final}.tmp"
         data = spec if isinstance(spec, bytes) else json.dumps(spec, separators=(",", ":")).encode()
-        try:
+        # Runtimes read every *.json here at any time; the unfinished file has another ending.
+        with disk_errors(final):
             try:
-                write_whole(temporary, data, durable=False)
+                replace_whole(final, data, durable=False)
             except FileNotFoundError:
                 Path(self._directory).mkdir(parents=True, exist_ok=True)
-                write_whole(temporary, data, durable=False)
-            Path(temporary).rename(final)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-            raise disk_error(error, Path(final)) from error
+                replace_whole(final, data, durable=False)
 
     def remove(self, name: str) -> None:
         """Absent is success. Raises DiskFailed."""
-        try:
-            Path(f"{self._directory}/{name}").unlink()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise disk_error(error, self.path(name)) from error
+        file = self.path(name)
+        with disk_errors(file):
+            file.unlink(missing_ok=True)
 
     def set_aside(self, name: str) -> Path:
         """Keep it where neither runtimes nor `read_all` look. Raises OSError."""

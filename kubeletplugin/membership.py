@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 from api.client import Client, Json, back_off_s
 from api.clique import MEMBERSHIP_FILE, MEMBERSHIP_FILE_VERSION
 from api.errors import Retryable
-from kubeletplugin.disk import disk_error, write_whole
+from kubeletplugin.disk import disk_errors, replace_whole
 
 log = logging.getLogger(__name__)
 
@@ -125,12 +125,8 @@ def write_membership(folder: Path, clique: Json | None) -> None:
         content["metadata"] = {"name": clique["metadata"]["name"]}
         content |= {name: value for name, value in clique.items() if name not in _NOT_FOR_DAEMONS}
     data = json.dumps(content, separators=(",", ":")).encode()
-    try:
-        temporary = path.with_name(f".{path.name}.new")
-        write_whole(temporary, data, durable=False)
-        temporary.replace(path)
-    except OSError as error:
-        raise disk_error(error, path) from error
+    with disk_errors(path):
+        replace_whole(path, data, durable=False)
 
 
 def provide_membership(folder: Path) -> None:

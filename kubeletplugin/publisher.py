@@ -10,6 +10,7 @@ from typing import Any, Final
 from api.client import ApiError, Client, Invalid, Json, NotFound, back_off_s, path
 from api.errors import PartitaError
 from api.events import Recorder, node_reference
+from api.names import DRA_API_VERSION
 from api.resources import NodeView, view_node
 from kubeletplugin.driver import NodeDriver
 from kubeletplugin.metrics import DEVICES, PUBLISH_DURATION, PUBLISH_ERRORS, SLICES
@@ -30,7 +31,6 @@ from kubeletplugin.server import HealthBoard
 
 log = logging.getLogger(__name__)
 
-SLICE_API: Final = "resource.k8s.io/v1"
 _QUIET_S: Final = 0.3  # several claims at once change the order of devices once
 _PATIENCE_S: Final = 5.0  # under a steady stream of claims, which never is quiet
 _CREATES_AT_ONCE: Final = 8  # round trips overlap; more at once would only queue in the API server
@@ -76,7 +76,7 @@ class Publisher:
         while True:
             try:
                 async for kind, obj in self._client.list_watch(
-                    path(SLICE_API, "resourceslices"), field_selector=selector
+                    path(DRA_API_VERSION, "resourceslices"), field_selector=selector
                 ):
                     self._observe(kind, obj)
             except ApiError as error:
@@ -208,7 +208,7 @@ class Publisher:
 
     async def _apply(self, action: SliceAction) -> bool:
         """Write, and remember what came of it; true where the server turned out to lack a feature."""
-        collection = path(SLICE_API, "resourceslices")
+        collection = path(DRA_API_VERSION, "resourceslices")
         match action:
             case DeleteSlice():
                 try:

@@ -13,8 +13,8 @@ from typing import Final, Protocol, TypeVar
 
 from api.client import Client, NotFound, path
 from api.errors import PartitaError
+from api.names import DRA_API_VERSION
 from api.resources import allocated_devices
-from kubeletplugin.driver import CLAIM_API
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class StaleClaims:
 
     async def _still_holds(self, record: HeldClaim) -> bool:
         """Whether the claim is there, and has these devices of this node."""
-        where = path(CLAIM_API, "resourceclaims", namespace=record.namespace, name=record.name)
+        where = path(DRA_API_VERSION, "resourceclaims", namespace=record.namespace, name=record.name)
         try:
             claim = await self._client.get(where)
         except NotFound:

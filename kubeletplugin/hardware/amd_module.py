@@ -17,7 +17,7 @@ _LIMIT_S: Final = 300.0  # eight GPUs take a minute and more
 
 
 def reload_module(root: AmdRoot) -> None:
-    """Unload and load. Raises DeviceBusy where something uses it, or keeps it from being loaded again."""
+    """Unload and load. Raises DeviceBusy where something uses it, or keeps it from being loaded; HardwareError."""
     refusal = _modprobe(root, "-r", _MODULE)
     if refusal:
         raise DeviceBusy(

@@ -1,6 +1,7 @@
 """The hardware boundary: what a vendor's library is to the rest of the program.
 
-Methods block: shells call them in threads of their own. A back-end lets one thread at a time into its library.
+Methods block: shells call them in threads of their own. A back-end lets one thread at a time into its library,
+beside the one that waits for events.
 """
 
 from collections.abc import Callable

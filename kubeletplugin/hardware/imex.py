@@ -1,24 +1,23 @@
 """What the NVIDIA driver offers to IMEX on a node: device numbers under /proc, and its programs."""
 
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Final
 
-from kubeletplugin.hardware.tree import DriverRoot
+from kubeletplugin.hardware.tree import DriverRoot, find_tools, read_text
 from kubeletplugin.model.cdi import DeviceNode, parse_character_majors
 from kubeletplugin.model.channels import ImexNodes
 
 _MANAGEMENT: Final = "driver/nvidia/capabilities/fabric-imex-mgmt"
 _PROGRAMS: Final = ("nvidia-imex", "nvidia-imex-ctl")
-_PROGRAM_DIRECTORIES: Final = ("usr/bin", "usr/sbin", "opt/bin", "bin", "sbin")
 _MINOR: Final = re.compile(r"^DeviceFileMinor:\s*(\d+)", re.MULTILINE)
 
 
 def read_imex_nodes(root: DriverRoot) -> ImexNodes:
     """Cheap: two small files and a few look-ups. A driver without IMEX gives none of it."""
     proc = root.proc()
-    majors = parse_character_majors(_read(proc / "devices"))
-    capability = _MINOR.search(_read(proc / _MANAGEMENT))
+    majors = parse_character_majors(read_text(proc / "devices"))
+    capability = _MINOR.search(read_text(proc / _MANAGEMENT))
     management = None
     if capability and "nvidia-caps" in majors:
         path = f"/dev/nvidia-caps/nvidia-cap{capability.group(1)}"
@@ -28,17 +27,5 @@ def read_imex_nodes(root: DriverRoot) -> ImexNodes:
     return ImexNodes(
         channel_major=majors.get("nvidia-caps-imex-channels"),
         management=management,
-        programs=tuple(found for program in _PROGRAMS if (found := _find(root.seen, program))),
+        programs=find_tools(root.seen, _PROGRAMS),
     )
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return ""  # a driver without this feature has no such file
-
-
-def _find(seen: Path, program: str) -> str | None:
-    found = (f"/{folder}/{program}" for folder in _PROGRAM_DIRECTORIES if (seen / folder / program).is_file())
-    return next(found, None)

@@ -1,4 +1,7 @@
-"""What does not change on a GPU while the driver stays loaded: read once, and its NVLink fabric, which does."""
+"""What does not change on a GPU while the driver stays loaded: read once; and what does, beside MIG instances.
+
+Its numbers and its memory may change with its MIG mode (`renumber`), its NVLink fabric at any time.
+"""
 
 from ctypes import byref, c_uint
 from dataclasses import dataclass, replace
@@ -59,7 +62,7 @@ _MIB: Final = 2**20
 
 @dataclass(frozen=True, slots=True)
 class StaticGpu:
-    """One GPU without what may change."""
+    """One GPU without its MIG instances and its fabric."""
 
     base: Gpu
     profiles: tuple[MigProfile, ...] | None

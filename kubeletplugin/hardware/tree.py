@@ -7,6 +7,7 @@ import mmap
 import os
 import re
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -100,7 +101,7 @@ class DriverRoot:
 
 
 def read_driver_tree(root: DriverRoot, driver_version: str) -> DriverTree:
-    """Everything that CDI specs may name. Cheap: directory listings and two small files."""
+    """Everything that CDI specs may name. Cheap: directory listings, two small files, once the hook."""
     own = root.has_own_devices()
     dev = root.seen / "dev" if own else Path("/dev")
     host_dev = _join(root.host, "dev") if own else "/dev"
@@ -120,11 +121,11 @@ def read_driver_tree(root: DriverRoot, driver_version: str) -> DriverTree:
         control_nodes=tuple(control),
         gpu_nodes=gpus,
         display_nodes=_read_display_nodes(root, dev, host_dev),
-        capabilities_major=parse_character_majors(_read(proc / "devices")).get("nvidia-caps"),
-        capability_minors=parse_mig_minors(_read(proc / "driver/nvidia-caps/mig-minors")),
+        capabilities_major=parse_character_majors(read_text(proc / "devices")).get("nvidia-caps"),
+        capability_minors=parse_mig_minors(read_text(proc / "driver/nvidia-caps/mig-minors")),
         libraries=read_libraries(root.seen, searched, driver_version),
         searched=searched,
-        tools=tuple(f"/{path}" for path in _find_tools(root.seen)),
+        tools=find_tools(root.seen, _TOOLS),
         configs=_find_configs(root.seen),
         hook=hook,
         later_hooks=_read_later_hooks(root, hook) if hook else (),
@@ -137,11 +138,11 @@ def _join(root: str, *parts: str) -> str:
     return str(PurePosixPath(root, *parts))
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         return path.read_text()
     except FileNotFoundError:
-        return ""  # a driver without MIG has no such file
+        return ""  # a driver without MIG, or without IMEX, has no such file
 
 
 def _read_node(dev: Path, host_dev: str, name: str) -> DeviceNode | None:
@@ -154,8 +155,9 @@ def _read_node(dev: Path, host_dev: str, name: str) -> DeviceNode | None:
     return DeviceNode(f"/dev/{name}", _join(host_dev, name), os.major(status.st_rdev), os.minor(status.st_rdev))
 
 
-def _find_tools(seen: Path) -> list[str]:
-    return [path for name in _TOOLS if (path := _find_tool(seen, name))]
+def find_tools(seen: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Paths below the driver root, absolute, of those that are there."""
+    return tuple(f"/{path}" for name in names if (path := _find_tool(seen, name)))
 
 
 def _find_tool(seen: Path, name: str) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from api.clique import DAEMON_LOCK_FILE, DAEMON_STATUS_FILE, node_name
+from kubeletplugin.disk import replace_whole
 from kubeletplugin.imexdaemon.config import (
     NodeTable,
     TlsFiles,
@@ -65,8 +66,9 @@ def write_imex_files(settings: Settings, table: NodeTable, tls: TlsFiles | None)
     """Everything that nvidia-imex reads when it starts."""
     settings.directory.mkdir(parents=True, exist_ok=True)
     node_list = settings.directory / NODE_LIST_FILE
-    _replace(node_list, render_node_list(table))
-    _replace(config_path(settings), render_config(str(node_list), settings.address, tls))
+    replace_whole(node_list, render_node_list(table).encode(), durable=False)
+    config = render_config(str(node_list), settings.address, tls)
+    replace_whole(config_path(settings), config.encode(), durable=False)
     write_hosts(settings, table)
 
 
@@ -103,15 +105,7 @@ def write_status(settings: Settings, table: NodeTable | None, readiness: Readine
     text = json.dumps(status, indent=2) + "\n"
     if not path.exists() or path.read_text() != text:
         try:
-            _replace(path, text)
+            replace_whole(path, text.encode(), durable=False)
         except OSError:
             path.unlink(missing_ok=True)
             raise
-
-
-def _replace(path: Path, text: str) -> None:
-    """At once, so that no reader sees half of it."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text)
-    temporary.chmod(0o644)
-    temporary.replace(path)

@@ -7,7 +7,7 @@ from typing import Any, Final
 from api.errors import HardwareError
 from api.names import AMD_CDI_VENDOR, AMD_GPU_DRIVER, CDI_CLAIM_CLASS
 from kubeletplugin.model.amd_partitions import AmdInventory, Partition
-from kubeletplugin.model.cdi import CDI_VERSION, RECORD_ANNOTATION, DeviceNode
+from kubeletplugin.model.cdi import CDI_VERSION, RECORD_ANNOTATION, DeviceNode, node_edit
 from kubeletplugin.model.checkpoint import ClaimRecord, PartitionHolding, PreparedDevice, record_to_json
 
 KFD_PATH: Final = "/dev/kfd"
@@ -72,11 +72,4 @@ def _node(record: ClaimRecord, path: str, nodes: Mapping[str, DeviceNode]) -> di
     node = nodes.get(path)
     if node is None:
         raise HardwareError(f"claim {record.claim}: the node has no {path}; is the amdgpu driver loaded?")
-    return {
-        "path": node.path,
-        "hostPath": node.host_path,
-        "type": "c",
-        "major": node.major,
-        "minor": node.minor,
-        "permissions": "rwm",
-    }
+    return node_edit(node, "rwm")

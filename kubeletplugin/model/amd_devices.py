@@ -38,12 +38,12 @@ from kubeletplugin.model.amd_partitions import (
 )
 from kubeletplugin.model.checkpoint import Checkpoint
 from kubeletplugin.model.devices import (
-    MAX_STRING_LENGTH,
     ApiDevice,
     CounterSet,
     DeviceGroup,
     DeviceSet,
     semantic_version,
+    string_value,
 )
 
 NODE_COUNTERS: Final = "memory-mode"
@@ -189,34 +189,30 @@ def _fixed_policy(amount: str) -> dict[str, Any]:
 def _attributes(one: _Gpu, mode: Mode | None, is_whole: bool) -> dict[str, Any]:
     gpu, inventory = one.gpu, one.inventory
     attributes: dict[str, Any] = {
-        "type": _string("amdgpu" if is_whole else "amdgpu-partition"),
-        "productName": _string(gpu.product_name.replace(" ", "_").replace("(", "").replace(")", "")),
-        "deviceID": _string(gpu.device_id),
-        "family": _string("AI"),
+        "type": string_value("amdgpu" if is_whole else "amdgpu-partition"),
+        "productName": string_value(gpu.product_name.replace(" ", "_").replace("(", "").replace(")", "")),
+        "deviceID": string_value(gpu.device_id),
+        "family": string_value("AI"),
         "gpuIndex": {"int": one.index},
-        "pciAddr" if is_whole else "parentPciAddr": _string(gpu.pci_address),
-        PCI_BUS_ID_ATTRIBUTE: _string(gpu.pci_address),
+        "pciAddr" if is_whole else "parentPciAddr": string_value(gpu.pci_address),
+        PCI_BUS_ID_ATTRIBUTE: string_value(gpu.pci_address),
     }
     if inventory.driver_version:
         attributes["driverVersion"] = {"version": semantic_version(inventory.driver_version)}
-        attributes["driverVersionFull"] = _string(inventory.driver_version)
+        attributes["driverVersionFull"] = string_value(inventory.driver_version)
     if inventory.driver_source_version:
-        attributes["driverSrcVersion"] = _string(inventory.driver_source_version)
+        attributes["driverSrcVersion"] = string_value(inventory.driver_source_version)
     if mode is not None:
-        attributes["partitionProfile"] = _string(mode.profile)
-        attributes["computePartition"] = _string(mode.compute.lower())
-        attributes["memoryPartition"] = _string(mode.memory.lower())
+        attributes["partitionProfile"] = string_value(mode.profile)
+        attributes["computePartition"] = string_value(mode.compute.lower())
+        attributes["memoryPartition"] = string_value(mode.memory.lower())
     if not is_whole and gpu.unique_id:
-        attributes["parentDeviceID"] = _string(str(int(gpu.unique_id, 16)))
+        attributes["parentDeviceID"] = string_value(str(int(gpu.unique_id, 16)))
     if gpu.numa_node is not None:
         attributes["numaNode"] = {"int": gpu.numa_node}
         attributes[NUMA_NODE_ATTRIBUTE] = {"int": gpu.numa_node}
     if gpu.pcie_root is not None:
-        attributes[PCIE_ROOT_ATTRIBUTE] = _string(gpu.pcie_root)
+        attributes[PCIE_ROOT_ATTRIBUTE] = string_value(gpu.pcie_root)
     if gpu.hive_id is not None:
-        attributes["hiveID"] = _string(gpu.hive_id)
+        attributes["hiveID"] = string_value(gpu.hive_id)
     return attributes
-
-
-def _string(value: str) -> dict[str, str]:
-    return {"string": value[:MAX_STRING_LENGTH]}

@@ -19,7 +19,7 @@ from kubeletplugin.model.amd_partitions import (
     parse_device_name,
 )
 from kubeletplugin.model.checkpoint import Checkpoint, ClaimRecord, ClaimState, PartitionHolding, PreparedDevice
-from kubeletplugin.model.claims import AllocatedDevice, ClaimRequest
+from kubeletplugin.model.claims import AnyClaim, AnyDevice, ClaimRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,9 @@ AmdStep = SetMemoryMode | ReloadDriver | SetComputeMode
 
 @dataclass(frozen=True, slots=True)
 class AmdPreparePlan:
-    """Write `record`, do `steps` in order, read the inventory again, write `complete_amd(plan)`, then the CDI file.
+    """Where there are `steps`: write `record`, do them in order, and read the inventory again.
+
+    Then write `complete_amd(plan)`, and the CDI file.
 
     Where `done`, there is nothing to do and nothing to write: `record` is the answer.
     """
@@ -66,7 +68,7 @@ class AmdPreparePlan:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    device: AllocatedDevice
+    device: AnyDevice
     slot: int | None
     """The partition that an earlier attempt gave."""
 
@@ -75,10 +77,7 @@ class _Wanted:
 class _Claim:
     """The claim in hand, and what everybody else holds."""
 
-    driver: str
-    uid: str
-    namespace: str
-    name: str
+    owner: AnyClaim
     inventory: AmdInventory
     others: tuple[Held, ...]
     boot_id: str
@@ -86,7 +85,7 @@ class _Claim:
 
     @property
     def label(self) -> str:
-        return f"{self.namespace}/{self.name}"
+        return self.owner.claim
 
     def fault(self, message: str, reason: str) -> ClaimError:
         return ClaimError(self.label, message, reason=reason)
@@ -99,7 +98,7 @@ def plan_amd_prepare(
     record = checkpoint.get(request.uid)
     if record is not None:
         asked = sorted(_key(device) for device in request.devices)
-        if asked != sorted(_record_key(device) for device in record.devices):
+        if asked != sorted(_key(device) for device in record.devices):
             raise Busy(
                 f"claim {request.claim} still holds {', '.join(d.device for d in record.devices)} of an earlier "
                 "allocation; what it asks for now can be prepared once that is given back"
@@ -107,10 +106,7 @@ def plan_amd_prepare(
         return plan_amd_again(record, inventory, checkpoint, boot_id, on_claim=on_claim)
     wanted = [_Wanted(device, None) for device in request.devices]
     others = tuple(held_partitions(checkpoint))
-    claim = _Claim(
-        request.driver, request.uid, request.namespace, request.name, inventory, others, boot_id, on_claim=on_claim
-    )
-    return _plan(claim, wanted)
+    return _plan(_Claim(request, inventory, others, boot_id, on_claim), wanted)
 
 
 def plan_amd_again(
@@ -121,15 +117,11 @@ def plan_amd_again(
     if is_current and all(_is_in_place(device, inventory) for device in record.devices):
         return AmdPreparePlan(record)
     wanted = [
-        _Wanted(
-            AllocatedDevice(device.request, device.pool, device.device, device.admin_access, device.share_id),
-            device.holding.slot if isinstance(device.holding, PartitionHolding) else None,
-        )
+        _Wanted(device, device.holding.slot if isinstance(device.holding, PartitionHolding) else None)
         for device in record.devices
     ]
     others = tuple(held_partitions(checkpoint, without=(record.uid,)))
-    claim = _Claim(record.driver, record.uid, record.namespace, record.name, inventory, others, boot_id, on_claim)
-    return _plan(claim, wanted)
+    return _plan(_Claim(record, inventory, others, boot_id, on_claim), wanted)
 
 
 def complete_amd(plan: AmdPreparePlan) -> ClaimRecord:
@@ -148,11 +140,16 @@ def unfinished_claims(checkpoint: Checkpoint, inventory: AmdInventory, boot_id: 
     )
 
 
-def _key(device: AllocatedDevice) -> tuple[str, str, str, str]:
-    return device.request, device.pool, device.device, device.share_id or ""
+def plan_reload(gpus: Sequence[AmdGpu], memory_mode: str) -> tuple[AmdStep, ...]:
+    """Bring these GPUs into another memory mode: asked for once per hive."""
+    hives = {gpu.hive_id or gpu.pci_address: gpu.pci_address for gpu in reversed(gpus)}
+    return (
+        *(SetMemoryMode(pci, memory_mode) for pci in sorted(hives.values())),
+        ReloadDriver(tuple(gpu.pci_address for gpu in gpus), memory_mode),
+    )
 
 
-def _record_key(device: PreparedDevice) -> tuple[str, str, str, str]:
+def _key(device: AnyDevice) -> tuple[str, str, str, str]:
     return device.request, device.pool, device.device, device.share_id or ""
 
 
@@ -166,6 +163,7 @@ def _is_in_place(device: PreparedDevice, inventory: AmdInventory) -> bool:
 
 
 def _plan(claim: _Claim, wanted: Sequence[_Wanted]) -> AmdPreparePlan:
+    owner = claim.owner
     devices: list[PreparedDevice] = []
     changes: dict[str, Mode] = {}
     for want in wanted:
@@ -177,25 +175,25 @@ def _plan(claim: _Claim, wanted: Sequence[_Wanted]) -> AmdPreparePlan:
         devices.append(_prepared(claim, want.device, gpu, ref, slot))
     _check_own_modes(claim, devices)
     record = ClaimRecord(
-        claim.driver, claim.uid, claim.namespace, claim.name, ClaimState.STARTED, claim.boot_id, tuple(devices)
+        owner.driver, owner.uid, owner.namespace, owner.name, ClaimState.STARTED, claim.boot_id, tuple(devices)
     )
     return AmdPreparePlan(record, _plan_steps(claim, devices, changes))
 
 
-def _prepared(claim: _Claim, device: AllocatedDevice, gpu: AmdGpu, ref: DeviceRef, slot: int) -> PreparedDevice:
+def _prepared(claim: _Claim, device: AnyDevice, gpu: AmdGpu, ref: DeviceRef, slot: int) -> PreparedDevice:
     compute, memory = (ref.mode.compute, ref.mode.memory) if ref.mode else (None, None)
     return PreparedDevice(
         request=device.request,
         pool=device.pool,
         device=device.device,
         holding=PartitionHolding(gpu.pci_address, compute, memory, slot),
-        cdi_ids=(f"{AMD_CDI_VENDOR}/{CDI_CLAIM_CLASS}={claim.uid}-{device.device}-{slot}",),
+        cdi_ids=(f"{AMD_CDI_VENDOR}/{CDI_CLAIM_CLASS}={claim.owner.uid}-{device.device}-{slot}",),
         admin_access=device.admin_access,
         share_id=device.share_id,
     )
 
 
-def _find(claim: _Claim, device: AllocatedDevice) -> tuple[AmdGpu, DeviceRef]:
+def _find(claim: _Claim, device: AnyDevice) -> tuple[AmdGpu, DeviceRef]:
     ref = parse_device_name(device.device)
     gpu = claim.inventory.gpu(ref.pci_address) if ref else None
     where = f"request {device.request}: device {device.device} of pool {device.pool}"
@@ -211,7 +209,7 @@ def _find(claim: _Claim, device: AllocatedDevice) -> tuple[AmdGpu, DeviceRef]:
     return gpu, ref
 
 
-def _check_change(claim: _Claim, device: AllocatedDevice, gpu: AmdGpu, mode: Mode) -> None:
+def _check_change(claim: _Claim, device: AnyDevice, gpu: AmdGpu, mode: Mode) -> None:
     """Whether the GPU may be brought into another mode now."""
     now = gpu.mode.profile if gpu.mode else "none"
     if device.admin_access:
@@ -239,7 +237,7 @@ def _awaits_reload(other: Held, mode: Mode, boot_id: str) -> bool:
     return is_waiting and other.mode is not None and other.mode.memory == mode.memory
 
 
-def _held_in_other_mode(claim: _Claim, device: AllocatedDevice, other: Held) -> Busy:
+def _held_in_other_mode(claim: _Claim, device: AnyDevice, other: Held) -> Busy:
     held = other.mode.profile if other.mode else "none"
     return Busy(
         f"claim {claim.label}: device {device.device} cannot be had while claim {other.record.claim} holds a partition "
@@ -294,9 +292,7 @@ def _plan_steps(claim: _Claim, devices: Sequence[PreparedDevice], changes: dict[
     reloaded = [gpu for gpu in gpus if gpu.mode and gpu.mode.memory != changes[gpu.pci_address].memory]
     if reloaded:
         memory = changes[reloaded[0].pci_address].memory
-        hives = {gpu.hive_id or gpu.pci_address: gpu.pci_address for gpu in reversed(reloaded)}
-        steps += [SetMemoryMode(pci, memory) for pci in sorted(hives.values())]
-        steps.append(ReloadDriver(tuple(gpu.pci_address for gpu in reloaded), memory))
+        steps += plan_reload(reloaded, memory)
         # The reload resets every GPU, those of this claim too that were in their mode before.
         changes = changes | {
             d.holding.gpu_uuid: Mode(d.holding.compute_mode, d.holding.memory_mode)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from api.errors import Busy, InvalidObject, Retryable
 from kubeletplugin.model.amd_partitions import AmdGpu, AmdInventory, Mode, held_partitions
-from kubeletplugin.model.amd_prepare import AmdStep, ReloadDriver, SetComputeMode, SetMemoryMode
+from kubeletplugin.model.amd_prepare import AmdStep, SetComputeMode, plan_reload
 from kubeletplugin.model.checkpoint import Checkpoint
 
 
@@ -36,12 +36,7 @@ def plan_target(inventory: AmdInventory, checkpoint: Checkpoint, target: Sequenc
     if not reloaded:
         return tuple(SetComputeMode(gpu.pci_address, wanted[gpu.pci_address]) for gpu in changed)
     memory = wanted[reloaded[0].pci_address].memory
-    hives = {gpu.hive_id or gpu.pci_address: gpu.pci_address for gpu in reversed(reloaded)}
-    return (
-        *(SetMemoryMode(pci, memory) for pci in sorted(hives.values())),
-        ReloadDriver(tuple(gpu.pci_address for gpu in reloaded), memory),
-        *(SetComputeMode(pci, mode) for pci, mode in sorted(wanted.items())),
-    )
+    return (*plan_reload(reloaded, memory), *(SetComputeMode(pci, mode) for pci, mode in sorted(wanted.items())))
 
 
 def _find_mode(gpu: AmdGpu, profile: str) -> Mode:

@@ -277,14 +277,14 @@ def _hooks(tree: DriverTree, hook: str) -> list[dict[str, Any]]:
     ]
 
 
-def node_edit(node: DeviceNode) -> dict[str, Any]:
+def node_edit(node: DeviceNode, permissions: str = "rw") -> dict[str, Any]:
     return {
         "path": node.path,
         "hostPath": node.host_path,
         "type": "c",
         "major": node.major,
         "minor": node.minor,
-        "permissions": "rw",
+        "permissions": permissions,
     }
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from api.clique import Moment, parse_moment
 from api.errors import ClaimError, InvalidObject
+from kubeletplugin.model.checkpoint import ClaimRecord, PreparedDevice
 
 if TYPE_CHECKING:
     from api.device_config import DeviceConfig
@@ -53,6 +54,11 @@ class ClaimRequest:
     def claim(self) -> str:
         """`<namespace>/<name>`, for messages."""
         return f"{self.namespace}/{self.name}"
+
+
+AnyClaim = ClaimRequest | ClaimRecord
+"""A claim to prepare: asked for, or to be prepared again from its record alone."""
+AnyDevice = AllocatedDevice | PreparedDevice
 
 
 def parse_claim(

@@ -223,24 +223,24 @@ def _notes(gpu: Gpu, admins: Iterable[MigInstance]) -> tuple[str, ...]:
 
 def _base_attributes(gpu: Gpu, inventory: Inventory) -> dict[str, Any]:
     attributes: dict[str, Any] = {
-        "productName": _string(gpu.product_name),
-        "brand": _string(gpu.brand),
-        "architecture": _string(gpu.architecture),
+        "productName": string_value(gpu.product_name),
+        "brand": string_value(gpu.brand),
+        "architecture": string_value(gpu.architecture),
         "cudaComputeCapability": {"version": semantic_version(gpu.cuda_compute_capability)},
         "driverVersion": {"version": semantic_version(inventory.driver_version)},
         "cudaDriverVersion": {"version": semantic_version(inventory.cuda_driver_version)},
-        PCI_BUS_ID_ATTRIBUTE: _string(gpu.pci_bus_id),
+        PCI_BUS_ID_ATTRIBUTE: string_value(gpu.pci_bus_id),
     }
     if gpu.pcie_root is not None:
-        attributes[PCIE_ROOT_ATTRIBUTE] = _string(gpu.pcie_root)
+        attributes[PCIE_ROOT_ATTRIBUTE] = string_value(gpu.pcie_root)
     if gpu.numa_node is not None and gpu.numa_node >= 0:
         attributes[NUMA_NODE_ATTRIBUTE] = {"int": gpu.numa_node}
     if gpu.addressing_mode is not None:
-        attributes["addressingMode"] = _string(gpu.addressing_mode)
+        attributes["addressingMode"] = string_value(gpu.addressing_mode)
     return attributes
 
 
-def _string(value: str) -> dict[str, str]:
+def string_value(value: str) -> dict[str, str]:
     return {"string": value[:MAX_STRING_LENGTH]}
 
 
@@ -256,8 +256,8 @@ def _full_device(gpu: Gpu, base: Mapping[str, Any], counters: Mapping[str, int] 
     return {
         "name": gpu_device_name(gpu),
         "attributes": {
-            "type": _string("gpu"),
-            "uuid": _string(gpu.uuid),
+            "type": string_value("gpu"),
+            "uuid": string_value(gpu.uuid),
             **base,
             "index": {"int": gpu.index},
             "migCapable": {"bool": gpu.mig is not None},
@@ -270,9 +270,9 @@ def _mig_device(gpu: Gpu, profile: MigProfile, placement: Placement, base: Mappi
     return {
         "name": mig_device_name(gpu, profile, placement),
         "attributes": {
-            "type": _string("mig"),
-            "parentUUID": _string(gpu.uuid),
-            "profile": _string(profile.name),
+            "type": string_value("mig"),
+            "parentUUID": string_value(gpu.uuid),
+            "profile": string_value(profile.name),
             **base,
         },
         "capacity": {capacity: {"value": format_quantity(getattr(profile, field))} for field, capacity, _ in _AMOUNTS},
@@ -294,7 +294,7 @@ def _static_device(
     gpu: Gpu, profile: MigProfile, placement: Placement, uuid: str, base: Mapping[str, Any]
 ) -> ApiDevice:
     device = _mig_device(gpu, profile, placement, base)
-    device["attributes"]["uuid"] = _string(uuid)
+    device["attributes"]["uuid"] = string_value(uuid)
     for unit in range(placement.start, placement.start + placement.size):
         device["capacity"][f"memorySlice{unit}"] = {"value": "1"}
     if len(device["attributes"]) + len(device["capacity"]) > MAX_ATTRIBUTES_AND_CAPACITIES:

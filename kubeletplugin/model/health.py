@@ -57,7 +57,7 @@ class GpuHealth:
 
 @dataclass(frozen=True, slots=True)
 class NodeHealth:
-    """All GPUs that are not healthy, by UUID."""
+    """All GPUs of which there is something to say, by UUID; an ignored XID is, and leaves its GPU healthy."""
 
     gpus: Mapping[str, GpuHealth] = field(default_factory=dict)
 

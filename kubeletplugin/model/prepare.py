@@ -19,7 +19,7 @@ from kubeletplugin.model.checkpoint import (
     MigHolding,
     PreparedDevice,
 )
-from kubeletplugin.model.claims import AllocatedDevice, ClaimRequest
+from kubeletplugin.model.claims import AnyClaim, AnyDevice, ClaimRequest
 from kubeletplugin.model.inventory import Gpu, Inventory, MigInstance, MigProfile, Placement
 from kubeletplugin.model.mig import admin_instances, find_device, find_instance, find_owner, is_of
 from kubeletplugin.model.steps import (
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PreparePlan:
-    """Write `record`, do `steps` in order, write `complete(plan, results)`, then the CDI file.
+    """Where there are `steps`: write `record`, do them in order. Then write `complete(plan, results)` and the CDI file.
 
     Where `done`, there is nothing to do and nothing to write: `record` is the answer.
     """
@@ -59,7 +59,10 @@ class PreparePlan:
 
 @dataclass(frozen=True, slots=True)
 class UndoPlan:
-    """Do `steps` in order, remove the claim's CDI file, then remove the record."""
+    """Give back what the claim holds, remove its CDI file, then remove the record.
+
+    `steps` are by what the hardware was when it was last read; none: there is nothing to give back.
+    """
 
     record: ClaimRecord
     steps: tuple[HardwareStep, ...]
@@ -81,41 +84,36 @@ class RecoveryPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """One device to prepare, and what its config says about the hardware."""
-
-    request: str
-    pool: str
-    device: str
-    admin_access: bool
-    share_id: str | None
+    device: AnyDevice
     time_slice: int | None
+    """What the config of the device says."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
     """The claim in hand and what everything else on the node looks like."""
 
-    driver: str
-    uid: str
-    namespace: str
-    name: str
+    owner: AnyClaim
     inventory: Inventory
     checkpoint: Checkpoint
 
     @property
     def label(self) -> str:
-        return f"{self.namespace}/{self.name}"
+        return self.owner.claim
 
     def others_on(self, gpu: Gpu) -> list[tuple[ClaimRecord, Holding]]:
-        return [(record, h) for record, h in self.checkpoint.on_gpu(gpu.uuid) if record.uid != self.uid]
+        return [(record, h) for record, h in self.checkpoint.on_gpu(gpu.uuid) if record.uid != self.owner.uid]
 
 
 def plan_prepare(request: ClaimRequest, inventory: Inventory, checkpoint: Checkpoint, boot_id: str) -> PreparePlan:
     """Raises ClaimError (a person must act) or Busy (a named claim, or an admin, holds what is asked for)."""
-    wanted = [_read_wanted(device, config) for device, config in zip(request.devices, request.configs, strict=True)]
+    wanted = [
+        _Wanted(device, None if config is None else _read_time_slice(config))
+        for device, config in zip(request.devices, request.configs, strict=True)
+    ]
     record = checkpoint.get(request.uid)
     if record is not None:
-        held, asked = {d.device for d in record.devices}, {w.device for w in wanted}
+        held, asked = {d.device for d in record.devices}, {d.device for d in request.devices}
         if held != asked:
             raise Busy(
                 f"claim {request.claim} still holds {', '.join(sorted(held))} of an earlier allocation; "
@@ -124,8 +122,7 @@ def plan_prepare(request: ClaimRequest, inventory: Inventory, checkpoint: Checkp
             )
         if _is_in_place(record, inventory, boot_id):
             return PreparePlan(record)
-    claim = _Claim(request.driver, request.uid, request.namespace, request.name, inventory, checkpoint)
-    return _plan(claim, wanted, boot_id)
+    return _plan(_Claim(request, inventory, checkpoint), wanted, boot_id)
 
 
 def complete(plan: PreparePlan, results: Sequence[MigInstance | None]) -> ClaimRecord:
@@ -208,24 +205,11 @@ def plan_recovery(checkpoint: Checkpoint, inventory: Inventory, boot_id: str) ->
 
 def plan_again(record: ClaimRecord, inventory: Inventory, checkpoint: Checkpoint, boot_id: str) -> PreparePlan:
     """Prepare a claim of an earlier boot from its record alone. Raises as `plan_prepare` does."""
-    claim = _Claim(record.driver, record.uid, record.namespace, record.name, inventory, checkpoint)
     wanted = [
-        _Wanted(
-            request=device.request,
-            pool=device.pool,
-            device=device.device,
-            admin_access=device.admin_access,
-            share_id=device.share_id,
-            time_slice=device.holding.time_slice if isinstance(device.holding, GpuHolding) else None,
-        )
+        _Wanted(device, device.holding.time_slice if isinstance(device.holding, GpuHolding) else None)
         for device in record.devices
     ]
-    return _plan(claim, wanted, boot_id)
-
-
-def _read_wanted(device: AllocatedDevice, config: "DeviceConfig | None") -> _Wanted:
-    time_slice = None if config is None else _read_time_slice(config)
-    return _Wanted(device.request, device.pool, device.device, device.admin_access, device.share_id, time_slice)
+    return _plan(_Claim(record, inventory, checkpoint), wanted, boot_id)
 
 
 def _read_time_slice(config: "DeviceConfig") -> int | None:
@@ -252,104 +236,112 @@ def _is_in_place(record: ClaimRecord, inventory: Inventory, boot_id: str) -> boo
 
 
 def _plan(claim: _Claim, wanted: Sequence[_Wanted], boot_id: str) -> PreparePlan:
+    owner = claim.owner
     devices: list[PreparedDevice] = []
     gpus: dict[str, Gpu] = {}
     for want in wanted:
+        device = want.device
         holding, gpu = _plan_device(claim, want)
-        _check_own_overlap(claim, want, holding, devices)
+        _check_own_overlap(claim, device, holding, devices)
         gpus[gpu.uuid] = gpu
         visible = not isinstance(holding, MigHolding) or holding.owned or holding.uuid is not None
-        cdi_id = f"{NVIDIA_CDI_VENDOR}/{CDI_CLAIM_CLASS}={claim.uid}-{want.device}"
+        cdi_id = f"{NVIDIA_CDI_VENDOR}/{CDI_CLAIM_CLASS}={owner.uid}-{device.device}"
         devices.append(
             PreparedDevice(
-                request=want.request,
-                pool=want.pool,
-                device=want.device,
+                request=device.request,
+                pool=device.pool,
+                device=device.device,
                 holding=holding,
                 cdi_ids=(cdi_id,) if visible else (),
-                admin_access=want.admin_access,
-                share_id=want.share_id,
+                admin_access=device.admin_access,
+                share_id=device.share_id,
             )
         )
     record = ClaimRecord(
-        claim.driver, claim.uid, claim.namespace, claim.name, ClaimState.STARTED, boot_id, tuple(devices)
+        owner.driver, owner.uid, owner.namespace, owner.name, ClaimState.STARTED, boot_id, tuple(devices)
     )
     return PreparePlan(record, _plan_steps(devices, gpus))
 
 
 def _plan_device(claim: _Claim, want: _Wanted) -> tuple[Holding, Gpu]:
-    ref = find_device(claim.inventory, want.device)
+    device = want.device
+    ref = find_device(claim.inventory, device.device)
     if ref is None and claim.inventory.unreadable:
-        raise Retryable(f"claim {claim.label}: device {want.device} is not there now: {claim.inventory.unreadable[0]}")
+        why = claim.inventory.unreadable[0]
+        raise Retryable(f"claim {claim.label}: device {device.device} is not there now: {why}")
     if ref is None:
         raise ClaimError(
             claim.label,
-            f"request {want.request}: device {want.device} of pool {want.pool} does not exist on this node any more; "
-            "delete the pod, so that a new claim is allocated",
+            f"request {device.request}: device {device.device} of pool {device.pool} does not exist on this node any "
+            "more; delete the pod, so that a new claim is allocated",
             reason="DeviceGone",
         )
     if ref.gpu.lost:
-        raise ClaimError(claim.label, f"device {want.device}: GPU {ref.gpu.uuid} is lost", reason="DeviceLost")
+        raise ClaimError(claim.label, f"device {device.device}: GPU {ref.gpu.uuid} is lost", reason="DeviceLost")
     if ref.profile is None or ref.placement is None:
-        if not want.admin_access:
-            _check_whole_gpu(claim, want, ref.gpu)
-        return GpuHolding(ref.gpu.uuid, None if want.admin_access else want.time_slice), ref.gpu
-    return _plan_partition(claim, want, ref.gpu, ref.profile, ref.placement), ref.gpu
+        if not device.admin_access:
+            _check_whole_gpu(claim, device, ref.gpu)
+        return GpuHolding(ref.gpu.uuid, None if device.admin_access else want.time_slice), ref.gpu
+    return _plan_partition(claim, device, ref.gpu, ref.profile, ref.placement), ref.gpu
 
 
-def _check_whole_gpu(claim: _Claim, want: _Wanted, gpu: Gpu) -> None:
+def _check_whole_gpu(claim: _Claim, device: AnyDevice, gpu: Gpu) -> None:
     for record, _ in claim.others_on(gpu):
-        raise _held_by(claim, want, record)
+        raise _held_by(claim, device, record)
     if admin_instances(gpu, claim.checkpoint):
-        raise Busy(f"claim {claim.label}: device {want.device} carries MIG instances that an admin made")
+        raise Busy(f"claim {claim.label}: device {device.device} carries MIG instances that an admin made")
     if gpu.mig is not None and gpu.mig.enabled and gpu.mig.mode_change_needs_reset:
         raise ClaimError(
             claim.label,
-            f"device {want.device}: the GPU is in MIG mode, which only an admin can change ({gpu.architecture}: reset)",
+            f"device {device.device}: the GPU is in MIG mode, which only an admin can change "
+            f"({gpu.architecture}: reset)",
             reason="DeviceGone",
         )
 
 
-def _plan_partition(claim: _Claim, want: _Wanted, gpu: Gpu, profile: MigProfile, placement: Placement) -> MigHolding:
+def _plan_partition(
+    claim: _Claim, device: AnyDevice, gpu: Gpu, profile: MigProfile, placement: Placement
+) -> MigHolding:
     existing = find_instance(gpu, profile.profile_id, placement)
     adopted = MigHolding(gpu.uuid, profile.profile_id, placement, owned=False)
     if existing is not None:
         adopted = _with_instance(adopted, existing)
-    if want.admin_access:
+    if device.admin_access:
         return adopted
     for record, holding in claim.others_on(gpu):
         if not isinstance(holding, MigHolding) or holding.placement.overlaps(placement):
-            raise _held_by(claim, want, record)
+            raise _held_by(claim, device, record)
     if existing is not None and find_owner(gpu.uuid, existing, claim.checkpoint) is None:
         if existing.foreign or existing.uuid is None:
-            raise Busy(f"claim {claim.label}: the place of device {want.device} has a layout that an admin made")
+            raise Busy(f"claim {claim.label}: the place of device {device.device} has a layout that an admin made")
         return adopted
     if any(admin.placement.overlaps(placement) for admin in admin_instances(gpu, claim.checkpoint)):
-        raise Busy(f"claim {claim.label}: the place of device {want.device} has a MIG instance that an admin made")
+        raise Busy(f"claim {claim.label}: the place of device {device.device} has a MIG instance that an admin made")
     if gpu.mig is not None and not gpu.mig.enabled and gpu.mig.mode_change_needs_reset:
         raise ClaimError(
             claim.label,
-            f"device {want.device}: the GPU left MIG mode, which only an admin can change ({gpu.architecture}: reset)",
+            f"device {device.device}: the GPU left MIG mode, which only an admin can change "
+            f"({gpu.architecture}: reset)",
             reason="DeviceGone",
         )
     return MigHolding(gpu.uuid, profile.profile_id, placement, owned=True)
 
 
-def _held_by(claim: _Claim, want: _Wanted, record: ClaimRecord) -> Busy:
-    message = f"claim {claim.label}: device {want.device} overlaps what claim {record.claim} holds on this node"
+def _held_by(claim: _Claim, device: AnyDevice, record: ClaimRecord) -> Busy:
+    message = f"claim {claim.label}: device {device.device} overlaps what claim {record.claim} holds on this node"
     return Busy(message, (record.uid,))
 
 
-def _check_own_overlap(claim: _Claim, want: _Wanted, holding: Holding, devices: Sequence[PreparedDevice]) -> None:
-    for device in devices:
-        if device.admin_access or want.admin_access or device.holding.gpu_uuid != holding.gpu_uuid:
+def _check_own_overlap(claim: _Claim, device: AnyDevice, holding: Holding, others: Sequence[PreparedDevice]) -> None:
+    for other in others:
+        if other.admin_access or device.admin_access or other.holding.gpu_uuid != holding.gpu_uuid:
             continue
         if (
-            not isinstance(device.holding, MigHolding)
+            not isinstance(other.holding, MigHolding)
             or not isinstance(holding, MigHolding)
-            or device.holding.placement.overlaps(holding.placement)
+            or other.holding.placement.overlaps(holding.placement)
         ):
-            message = f"its own devices {device.device} and {want.device} overlap"
+            message = f"its own devices {other.device} and {device.device} overlap"
             raise ClaimError(claim.label, message, reason="InvalidAllocation")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from api.errors import InvalidObject
+from api.names import DRA_API_VERSION
 from api.quantity import parse_quantity
 from api.resources import NodeView, SliceView, view_slice
 from kubeletplugin.model.devices import MAX_ATTRIBUTES_AND_CAPACITIES, ApiDevice, DeviceSet
@@ -278,7 +279,7 @@ def _complete_spec(spec: SliceSpec, generation: int, count: int) -> SliceSpec:
 def _create_body(index: int, spec: SliceSpec, node: NodeView) -> dict[str, Any]:
     owner = {"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid, "controller": True}
     return {
-        "apiVersion": "resource.k8s.io/v1",
+        "apiVersion": DRA_API_VERSION,
         "kind": "ResourceSlice",
         "metadata": {"generateName": _generate_name(index, spec, node), "ownerReferences": [owner]},
         "spec": spec,
@@ -292,7 +293,7 @@ def _update_body(raw: Mapping[str, Any], spec: SliceSpec) -> dict[str, Any]:
     if old and "devices" in spec:
         devices = [_keep_times(device, old.get(device["name"], {})) for device in spec["devices"]]
         spec = {**spec, "devices": devices}
-    return {"apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": metadata, "spec": spec}
+    return {"apiVersion": DRA_API_VERSION, "kind": "ResourceSlice", "metadata": metadata, "spec": spec}
 
 
 def _keep_times(device: ApiDevice, old: Mapping[str, Any]) -> ApiDevice:

@@ -92,7 +92,7 @@ def test_a_disk_that_takes_nothing_costs_what_was_seen_and_stops_nothing(tmp_pat
     """The plugin serves all the same; only before a change of ours must the way home be on the disk."""
     home = HomeModes(tmp_path / "home-modes.json")
     home.remember("boot", node(SPX))
-    blocked = tmp_path / "home-modes.fresh"
+    blocked = tmp_path / "home-modes.json.tmp"
     blocked.mkdir()
     home.expect("boot", "NPS4")
     home.observe("boot", node(CPX4), is_ours=True)

@@ -13,7 +13,7 @@ from api.client import Forbidden
 from api.errors import Busy
 from kubeletplugin import files as files_module
 from kubeletplugin import nvidia as nvidia_module
-from kubeletplugin.disk import write_whole
+from kubeletplugin.disk import replace_whole
 from kubeletplugin.hardware.backend import DeviceBusy
 from kubeletplugin.model.checkpoint import ClaimRecord, MigHolding
 from kubeletplugin.model.inventory import MigInstance, Placement
@@ -224,7 +224,7 @@ def test_a_journal_is_made_anew_under_the_lease_as_soon_as_the_disk_has_room(
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if refusals:
             raise refusals.pop()
-        write_whole(path, data, durable=durable)
+        replace_whole(path, data, durable=durable)
 
     async def scenario(node: Node) -> None:
         before = node.plugin()
@@ -232,7 +232,7 @@ def test_a_journal_is_made_anew_under_the_lease_as_soon_as_the_disk_has_room(
         record = await before.prepare("x", SLICE)
         before.store.path.write_bytes(b"spoilt")
         monkeypatch.setattr(nvidia_module, "_MISSING_RETRY_S", 0.01)
-        monkeypatch.setattr(files_module, "write_whole", write)
+        monkeypatch.setattr(files_module, "replace_whole", write)
         after = node.plugin()
         await after.driver.recover()
         assert after.store.checkpoint.records == {"x": record}

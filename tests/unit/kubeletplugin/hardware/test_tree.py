@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from kubeletplugin.hardware.imex import read_imex_nodes
 from kubeletplugin.hardware.tree import DriverRoot, read_driver_tree
 from kubeletplugin.model.cdi import LATER_HOOKS, DriverTree
 
@@ -87,3 +88,12 @@ def test_a_hook_outside_of_the_driver_root_is_taken_for_a_recent_one(root: Path)
     assert read(root, host="/", hook=told).later_hooks == ()  # it is not there yet
     put(root, told, " ".join(LATER_HOOKS))
     assert read(root, host="/", hook=told).later_hooks == LATER_HOOKS
+
+
+def test_programs_of_imex_are_found_wherever_the_drivers_other_programs_are(root: Path) -> None:
+    put(root, "usr/local/nvidia/bin/nvidia-smi")
+    put(root, "usr/local/nvidia/bin/nvidia-imex")
+    put(root, "usr/bin/nvidia-imex-ctl")
+    programs = read_imex_nodes(DriverRoot("/run/nvidia/driver", root)).programs
+    assert programs == ("/usr/local/nvidia/bin/nvidia-imex", "/usr/bin/nvidia-imex-ctl")
+    assert read(root).tools == ("/usr/local/nvidia/bin/nvidia-smi",)
