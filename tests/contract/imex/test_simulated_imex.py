@@ -65,7 +65,7 @@ def test_names_are_followed_through_the_hosts_file(hosts: list[Host]) -> None:
     write_hosts(first, {NAMES[0]: first.address})
     first.start()
     wait_until(lambda: first.ctl("-q").stdout == "READY\n")
-    assert first.links()[1:] == ["NEVER_CONNECTED"] * 3
+    wait_until(lambda: first.links()[1:] == ["NEVER_CONNECTED"] * 3)
     for host in hosts:
         write_hosts(host, {NAMES[0]: first.address, NAMES[1]: second.address})
     second.start()
