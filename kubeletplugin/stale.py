@@ -70,6 +70,7 @@ class StaleClaims:
         `recorded`: UIDs of all claims that have a record.
         """
         while True:
+            self._asked.clear()
             at_least_s, otherwise_s = 0.0, SWEEP_INTERVAL_S
             try:
                 otherwise_s = await sweep()
@@ -80,8 +81,7 @@ class StaleClaims:
                 async with asyncio.timeout(max(at_least_s, self.next_due_s(recorded(), otherwise_s))):
                     await self._asked.wait()
             except TimeoutError:
-                pass
-            self._asked.clear()
+                continue  # nobody asked: it is time
 
     async def sweep(self, records: Iterable[Held], give_back: Callable[[Held], Awaitable[bool]]) -> int:
         """Give back what those of these claims hold that are stale; how many. Raises ApiError, before anything else.
