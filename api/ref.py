@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Final
 
-from api.names import KAIWO_API_VERSION, RESOURCE_API_VERSION
+from api.names import DRA_API_VERSION, KAIWO_API_VERSION, RESOURCE_API_VERSION
 
 COLLECTIONS: Final = {
     "Node": ("v1", "nodes"),
     "Pod": ("v1", "pods"),
     "Secret": ("v1", "secrets"),
-    "ResourceClaim": ("resource.k8s.io/v1", "resourceclaims"),
-    "ResourceClaimTemplate": ("resource.k8s.io/v1", "resourceclaimtemplates"),
+    "ResourceClaim": (DRA_API_VERSION, "resourceclaims"),
+    "ResourceClaimTemplate": (DRA_API_VERSION, "resourceclaimtemplates"),
     "ComputeDomain": (RESOURCE_API_VERSION, "computedomains"),
     "ComputeDomainClique": (RESOURCE_API_VERSION, "computedomaincliques"),
     "KaiwoNode": (KAIWO_API_VERSION, "kaiwonodes"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from api.client import ApiError, Client, NotFound, path
 from api.errors import PartitaError
-from api.names import COMPUTE_DOMAIN_LABEL, RESOURCE_API_VERSION
+from api.names import COMPUTE_DOMAIN_LABEL, DRA_API_VERSION, RESOURCE_API_VERSION
 from api.nesting import allow_deep_objects
 from controller.computedomain.objects import NODE_ANNOTATION
 from controller.computedomain.parse import parse_claim
@@ -97,7 +97,7 @@ async def _find_claim(client: Client, namespace: str, name: str | None) -> Json 
     if name is None:
         return None
     try:
-        return await client.get(path("resource.k8s.io/v1", "resourceclaims", namespace=namespace, name=name))
+        return await client.get(path(DRA_API_VERSION, "resourceclaims", namespace=namespace, name=name))
     except NotFound:
         return None
 

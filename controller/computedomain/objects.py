@@ -14,6 +14,7 @@ from api.names import (
     COMPUTE_DOMAIN_LABEL,
     COMPUTE_DOMAIN_TARGET_LABEL,
     DAEMON_CLASS,
+    DRA_API_VERSION,
     RESOURCE_API_VERSION,
 )
 from api.ref import Ref
@@ -63,7 +64,7 @@ def build_template(domain: Domain) -> Json:
     if domain.wait_for_all:
         parameters["releasePolicy"] = "AllNodes"
     return {
-        "apiVersion": "resource.k8s.io/v1",
+        "apiVersion": DRA_API_VERSION,
         "kind": "ResourceClaimTemplate",
         "metadata": {
             "name": domain.template_name,
@@ -141,7 +142,7 @@ def build_daemon_claim(domain: Domain, member: Member, clique: Clique, settings:
     }
     metadata = _daemon_metadata(domain, member, clique, settings)
     return {
-        "apiVersion": "resource.k8s.io/v1",
+        "apiVersion": DRA_API_VERSION,
         "kind": "ResourceClaim",
         "metadata": {**metadata, "finalizers": [CLAIM_FINALIZER]},
         "spec": _build_devices("daemon", DAEMON_CLASS, parameters),

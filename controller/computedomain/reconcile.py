@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from api.client import Client, path
 from api.events import Recorder
-from api.names import COMPUTE_DOMAIN_DRIVER, COMPUTE_DOMAIN_LABEL, RESOURCE_API_VERSION
+from api.names import COMPUTE_DOMAIN_DRIVER, COMPUTE_DOMAIN_LABEL, DRA_API_VERSION, RESOURCE_API_VERSION
 from api.ref import Ref
 from controller.apply import PartlyApplied, apply_stages
 from controller.computedomain.actions import Plan
@@ -88,7 +88,7 @@ class ComputeDomains:
             {"uid": lambda c: [c.membership.domain_uid]},
         )
         self.claims: Cache[ChannelClaim | DaemonClaim] = Cache(
-            path("resource.k8s.io/v1", "resourceclaims"),
+            path(DRA_API_VERSION, "resourceclaims"),
             parse_claim,
             {
                 "uid": lambda c: [c.domain_uid],
@@ -97,12 +97,12 @@ class ComputeDomains:
             },
         )
         self.templates: Cache[Template] = Cache(
-            path("resource.k8s.io/v1", "resourceclaimtemplates"),
+            path(DRA_API_VERSION, "resourceclaimtemplates"),
             parse_template,
             {"uid": lambda t: [t.domain_uid] if t.domain_uid else []},
         )
         self.fabric: Cache[NodeFabric] = Cache(
-            path("resource.k8s.io/v1", "resourceslices"),
+            path(DRA_API_VERSION, "resourceslices"),
             parse_fabric,
             {"node": lambda f: [f.node]},
             field_selector=f"spec.driver={COMPUTE_DOMAIN_DRIVER}",

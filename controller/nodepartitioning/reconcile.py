@@ -9,7 +9,7 @@ from typing import Any, Final
 from api.client import Client, path
 from api.events import Recorder
 from api.kaiwo import CONFIG_MAP_NAME, CONFIG_MAP_NAMESPACE, ENABLED_LABEL
-from api.names import AMD_GPU_DRIVER, KAIWO_API_VERSION
+from api.names import AMD_GPU_DRIVER, DRA_API_VERSION, KAIWO_API_VERSION
 from api.ref import Ref
 from controller.apply import PartlyApplied, apply_stages
 from controller.loop import WorkQueue
@@ -60,13 +60,13 @@ class NodePartitioning:
             path(KAIWO_API_VERSION, "kaiwonodes"), parse_kaiwo_node, {"all": lambda k: [""]}
         )
         self.slices: Cache[StoredSlice] = Cache(
-            path("resource.k8s.io/v1", "resourceslices"),
+            path(DRA_API_VERSION, "resourceslices"),
             parse_slice,
             {"node": lambda s: [s.node]},
             field_selector=f"spec.driver={AMD_GPU_DRIVER}",
         )
         self.holdings: Cache[Holding] = Cache(
-            path("resource.k8s.io/v1", "resourceclaims"), parse_holding, {"node": lambda h: h.nodes}
+            path(DRA_API_VERSION, "resourceclaims"), parse_holding, {"node": lambda h: h.nodes}
         )
         self.profiles: Cache[StoredProfiles] = Cache(
             path("v1", "configmaps", namespace=CONFIG_MAP_NAMESPACE),
