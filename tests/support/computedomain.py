@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -228,6 +229,16 @@ class Controller:
             command = [sys.executable, "-m", "controller"]
             self._process = subprocess.Popen(command, env=environment, stderr=log, cwd=ROOT)
         return self
+
+    @contextmanager
+    def leading(self) -> Iterator["Controller"]:
+        """While it leads; it must end well, and ends in any case: one that is left over would keep the Lease."""
+        try:
+            self.start().wait_leading()
+            yield self
+            assert self.stop() == 0
+        finally:
+            self.stop(signal.SIGKILL)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Its exit status."""

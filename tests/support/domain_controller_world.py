@@ -3,7 +3,6 @@
 The control plane is the fixture `prepared` of tests/integration/controller.
 """
 
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -35,14 +34,9 @@ def kubelets(prepared: Cluster) -> Iterator[Kubelets]:
 @pytest.fixture
 def controller(prepared: Cluster, tmp_path: Path) -> Iterator[Controller]:
     controller = Controller(prepared, tmp_path / "controller.log")
-    controller.start()
-    try:
-        controller.wait_leading()
+    with controller.leading():
         yield controller
-        assert controller.stop() == 0
-        assert '"level": "error"' not in controller.log.read_text()
-    finally:
-        controller.stop(signal.SIGKILL)
+    assert '"level": "error"' not in controller.log.read_text()
 
 
 class World:

@@ -15,13 +15,8 @@ from tests.support.computedomain import FABRIC, Controller, make_node, publish
 def controller(prepared: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
     log = tmp_path_factory.mktemp("labels") / "controller.log"
     controller = Controller(prepared, log, options={"GPU_CLIQUE_LABEL": "true"})
-    controller.start()
-    try:
-        controller.wait_leading()
+    with controller.leading():
         yield controller
-        assert controller.stop() == 0
-    finally:
-        controller.stop(signal.SIGKILL)
 
 
 @pytest.fixture

@@ -35,13 +35,8 @@ def plugins(prepared: Cluster) -> Iterator[Plugins]:
 @pytest.fixture
 def controller(prepared: Cluster, tmp_path: Path) -> Iterator[Controller]:
     controller = Controller(prepared, tmp_path / "controller.log", options=OPTIONS)
-    controller.start()
-    try:
-        controller.wait_leading()
+    with controller.leading():
         yield controller
-        assert controller.stop() == 0
-    finally:
-        controller.stop(signal.SIGKILL)
 
 
 @pytest.fixture

@@ -1,0 +1,116 @@
+"""What the chart lets whom do: roles, admission policies, OpenShift."""
+
+import json
+
+import pytest
+
+from tests.unit.chart.chart import environment, of_kind, plugin_pod, render
+
+EVERYTHING = (
+    "resources.amd.enabled=true",
+    "simulator.profile=h100",
+    "resources.gpus.migClasses={1g.10gb,3g.40gb}",
+    "kubeletPlugin.networkPolicy.enabled=true",
+    "controller.networkPolicy.enabled=true",
+)
+
+
+def test_the_admission_policy_names_the_account_that_the_plugin_runs_under() -> None:
+    for settings in ((), ("serviceAccount.create=false", "serviceAccount.name=given"), ("fullnameOverride=other",)):
+        objects = render(*settings)
+        account = plugin_pod(objects)["serviceAccountName"]
+        policies = of_kind(objects, "ValidatingAdmissionPolicy")
+        (policy,) = (each for name, each in policies.items() if "resourceslices" in name)
+        (condition,) = policy["spec"]["matchConditions"]
+        assert f'"system:serviceaccount:partita-system:{account}"' in condition["expression"]
+        bound = {each["spec"]["policyName"] for each in of_kind(objects, "ValidatingAdmissionPolicyBinding").values()}
+        assert bound == policies.keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "checked"),
+    [
+        ((), {"gpu.nvidia.com", "compute-domain.nvidia.com"}),
+        (("resources.amd.enabled=true",), {"gpu.nvidia.com", "compute-domain.nvidia.com", "gpu.amd.com"}),
+        (("resources.computeDomains.enabled=false",), {"gpu.nvidia.com"}),
+        (("resources.amd.enabled=true", "allowOtherDriver=true"), {"compute-domain.nvidia.com"}),
+        (("resources.computeDomains.enabled=false", "allowOtherDriver=true"), set()),
+    ],
+)
+def test_configs_of_drivers_that_another_chart_serves_are_not_ours_to_refuse(
+    settings: tuple[str, ...], checked: set[str]
+) -> None:
+    policy = of_kind(render(*settings), "ValidatingAdmissionPolicy").get("partita-deviceconfigs.partita-system")
+    variables = policy["spec"]["variables"] if policy else []
+    assert {
+        driver for each in variables if each["name"] == "drivers" for driver in json.loads(each["expression"])
+    } == checked
+
+
+def test_a_plugin_that_may_patch_nodes_is_held_to_its_own_whatever_the_values_say() -> None:
+    amd = ("resources.amd.enabled=true", "controller.nodePartitioning.enabled=true")
+    for enabled in ("true", "false"):
+        policies = of_kind(
+            render(*amd, f"kubeletPlugin.admissionPolicy.enabled={enabled}"), "ValidatingAdmissionPolicyBinding"
+        )
+        assert ("partita-nodes.partita-system" in policies) is True
+        assert ("partita-resourceslices.partita-system" in policies) is (enabled == "true")
+
+
+def test_pods_of_the_controller_are_held_to_the_account_of_the_daemons() -> None:
+    objects = render("fullnameOverride=other")
+    policy = of_kind(objects, "ValidatingAdmissionPolicy")["other-daemonpods.partita-system"]
+    (deployment,) = of_kind(objects, "Deployment").values()
+    pod = deployment["spec"]["template"]["spec"]
+    (condition,) = policy["spec"]["matchConditions"]
+    assert f'"system:serviceaccount:partita-system:{pod["serviceAccountName"]}"' in condition["expression"]
+    account = environment(pod["containers"][0])["DAEMON_SERVICE_ACCOUNT"]
+    assert account in of_kind(objects, "ServiceAccount")
+    assert f'== "{account}"' in policy["spec"]["validations"][0]["expression"]
+
+
+def test_on_openshift_plugin_and_daemons_may_be_what_they_are() -> None:
+    assert not of_kind(render(), "SecurityContextConstraints")
+    objects = render(options=("--api-versions", "security.openshift.io/v1"))
+    binding = of_kind(objects, "RoleBinding")["partita-kubelet-plugin-scc"]
+    assert binding["roleRef"]["name"] == "system:openshift:scc:privileged"
+    assert [each["name"] for each in binding["subjects"]] == [plugin_pod(objects)["serviceAccountName"]]
+    (constraints,) = of_kind(objects, "SecurityContextConstraints").values()
+    assert constraints["users"] == ["system:serviceaccount:partita-system:partita-imex-daemon"]
+    assert not [name for name, value in constraints.items() if name.startswith("allow") and value]
+
+
+def test_no_role_may_read_secrets_of_other_namespaces_or_write_nodes() -> None:
+    for role in of_kind(render(*EVERYTHING[:1]), "ClusterRole").values():
+        for rule in role["rules"]:
+            assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]], role["metadata"]["name"]
+            assert "secrets" not in rule["resources"]
+            if "nodes" in rule["resources"]:
+                assert set(rule["verbs"]) <= {"get", "list", "watch"}
+
+
+def test_the_controller_may_patch_nodes_only_where_it_is_to_label_them() -> None:
+    def verbs(*settings: str) -> set[str]:
+        role = of_kind(render(*settings), "ClusterRole")["partita-controller"]
+        return {verb for rule in role["rules"] if "nodes" in rule["resources"] for verb in rule["verbs"]}
+
+    assert verbs() == set()
+    label = "resources.computeDomains.gpuCliqueLabelEnabled=true"
+    assert verbs(label) == {"list", "watch", "patch"}
+    amd = ("resources.computeDomains.enabled=false", *EVERYTHING[:1], "controller.nodePartitioning.enabled=true")
+    (deployment,) = of_kind(render(label, *amd), "Deployment").values()
+    told = environment(deployment["spec"]["template"]["spec"]["containers"][0])
+    assert "GPU_CLIQUE_LABEL" not in told  # nothing is asked of it that it may not do
+
+
+def test_the_plugin_reads_claims_and_its_node_and_writes_slices_and_events() -> None:
+    role = of_kind(render(), "ClusterRole")["partita-kubelet-plugin"]
+    verbs = {resource: set(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
+    assert verbs["resourceclaims"] == {"get", "list"}
+    assert verbs["nodes"] == {"get"}
+    assert verbs["events"] == {"create"}
+
+
+def test_the_plugin_sees_the_processes_of_its_node() -> None:
+    """NVIDIA's driver leaves out those of other PID namespaces; devices in use would look free to the plugin."""
+    assert plugin_pod(render())["hostPID"] is True
