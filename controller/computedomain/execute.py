@@ -82,7 +82,9 @@ class Executor:
         except (NotFound, Conflict):
             answer = {}
         metadata = answer.get("metadata") or {}
-        if metadata.get("deletionTimestamp") and (not at_once or metadata.get("finalizers")):
+        # Where somebody else took it away between the API server's look and its deletion, the answer was never stored.
+        is_stored = "resourceVersion" in metadata
+        if is_stored and metadata.get("deletionTimestamp") and (not at_once or metadata.get("finalizers")):
             self._record(ref.kind, answer)
         else:
             self._drop(ref)
