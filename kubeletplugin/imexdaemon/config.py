@@ -27,6 +27,8 @@ class Tls:
     authorities: str
     certificate: str
     key: str = field(repr=False)
+    peers: frozenset[str] = field(default=frozenset(), repr=False)
+    """The certificates of the other members that have an address: whom the authorities are for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,8 @@ def find_tls(membership: Membership, node: str, key: str) -> Tls | TlsMissing | 
             f"attribute {KEY_ATTRIBUTE}"
         )
     authorities = "".join(f"{each.strip()}\n" for each in membership.authorities)
-    return Tls(authorities, own.certificate, key)
+    peers = {member.certificate for member in membership.members if member.address and member is not own}
+    return Tls(authorities, own.certificate, key, frozenset(peers))
 
 
 def choose_server_name(*, use_names: bool) -> str:

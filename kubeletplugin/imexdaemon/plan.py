@@ -92,9 +92,18 @@ def plan_imex(wanted: NodeTable | None, running: Running | None, tls: Tls | TlsM
         tls = running.tls  # whoever is connected goes on with what it has
     if (tls is None) is not (running.tls is None):
         return Restart("encryption was turned on or off")
-    if wanted.addresses != old.addresses or tls != running.tls:
+    if wanted.addresses != old.addresses or _must_be_told(tls, running.tls):
         return Reload(wanted, tls)
     return Keep()
+
+
+def _must_be_told(tls: Tls | None, told: Tls | None) -> bool:
+    """An authority that comes with a member who has no address yet is told with that: two signals would take 5 s."""
+    if tls is None or told is None:
+        return False
+    if (tls.certificate, tls.key) != (told.certificate, told.key):
+        return True
+    return tls.authorities != told.authorities and tls.peers != told.peers
 
 
 def reload_delay_s(*, at_once: bool, changed_at_s: float, last_reload_s: float | None, now_s: float) -> float:

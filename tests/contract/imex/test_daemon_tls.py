@@ -20,37 +20,37 @@ class Encrypted:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self.authorities = [Authority()]
-        """The newest signs."""
+        """The newest signs who comes."""
         self.keys = {member.name: make_key() for member in cluster.members}
-        self._signed: dict[tuple[str, int, int], str] = {}
+        self._signed: dict[tuple[str, int], str] = {}
 
-    def describe(self, *members: Member) -> dict[str, Any]:
-        """The ComputeDomainClique."""
+    def describe(self, *members: Member, awaited: Member | None = None) -> dict[str, Any]:
+        """The ComputeDomainClique; `awaited` has no address yet."""
         return {
             "metadata": {"name": f"{DOMAIN}.{CLIQUE}"},
             "maxNodes": 4,
             "tls": True,
             "authorities": [authority.certificate for authority in self.authorities],
-            "daemons": [self._entry(index, member) for index, member in enumerate(members)],
+            "daemons": [self._entry(index, member, awaited) for index, member in enumerate(members)],
         }
 
-    def _entry(self, index: int, member: Member) -> dict[str, Any]:
+    def _entry(self, index: int, member: Member, awaited: Member | None) -> dict[str, Any]:
         public = self.keys[member.name]["publicKey"]
-        signed = public, index, len(self.authorities)
+        signed = public, index
         if signed not in self._signed:
             names = (node_name(index), ANY_NODE_NAME, "localhost")
             self._signed[signed] = self.authorities[-1].sign(public, *names)
         return {
             "nodeName": member.name,
-            "ipAddress": member.host.address,
+            "ipAddress": "" if member is awaited else member.host.address,
             "cliqueID": CLIQUE,
             "index": index,
             "publicKey": public,
             "certificate": self._signed[signed],
         }
 
-    def publish(self, *members: Member) -> None:
-        clique = self.describe(*members)
+    def publish(self, *members: Member, awaited: Member | None = None) -> None:
+        clique = self.describe(*members, awaited=awaited)
         for member in self._cluster.members:
             member.tell(self.add_key(clique, member))
 
@@ -147,17 +147,25 @@ def test_who_is_connected_goes_on_with_what_it_has_while_a_new_key_is_not_signed
     assert reloads(second) == before[1:], "it trusts the same authority as before"
 
 
-def test_a_new_authority_that_comes_with_a_new_member_takes_one_signal(cluster: Cluster) -> None:
-    """As from a controller that has been started anew: nvidia-imex ignores a second signal for 5 s."""
+@pytest.mark.parametrize("announced", [False, True])
+def test_a_new_authority_that_comes_with_a_new_member_takes_one_signal(cluster: Cluster, announced: bool) -> None:
+    """As from a controller that has been started anew: nvidia-imex ignores a second signal for 5 s.
+
+    `announced`: the member is told of before it has an address.
+    """
     first, second, third = cluster.members
     encrypted = Encrypted(cluster)
     encrypted.connect(first, second)
     pids, before = (first.imex_pid(), second.imex_pid()), reloads(first, second)
     encrypted.authorities.append(Authority())
+    if announced:
+        encrypted.publish(*cluster.members, awaited=third)
+        time.sleep(2)
+        assert reloads(first, second) == before
     encrypted.publish(*cluster.members)
     cluster.start(third)
     cluster.wait_ready(third)
-    wait_until(lambda: all(len(each.status()["connected"]) == 2 for each in cluster.members))
+    wait_until(lambda: all(len(each.status().get("connected", ())) == 2 for each in cluster.members))
     time.sleep(1.5)
     assert reloads(first, second) == [count + 1 for count in before]
     assert (first.imex_pid(), second.imex_pid()) == pids

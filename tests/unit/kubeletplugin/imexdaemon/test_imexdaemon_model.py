@@ -150,7 +150,11 @@ SWAPPED = table(("b", "10.0.0.2", 0), ("a", "10.0.0.1", 1))
 LONGER = build_node_table(membership(("a", "", 0), max_nodes=8), "a", "10.0.0.1", use_names=True)
 
 
-OLD, NEW = Tls("authority", "certificate", "key"), Tls("both", "certificate", "key")
+OLD = Tls("authority", "certificate", "key", frozenset({"of b"}))
+RENEWED = replace(OLD, certificate="another", key="another")
+COMING = replace(OLD, authorities="both")  # with a member who has no address yet
+COME = replace(COMING, peers=frozenset({"of b", "of c"}))
+RESIGNED = replace(OLD, peers=frozenset({"of b by the same authority"}))
 NONE = TlsMissing("no certificate")
 
 
@@ -163,6 +167,15 @@ class TestTls:
 
     def test_a_node_trusts_all_authorities_and_shows_its_own_certificate(self) -> None:
         assert self.find() == Tls("first\nsecond\n", "signed", "private")
+
+    def test_the_authorities_are_for_the_others_who_have_an_address(self) -> None:
+        others = [
+            {"nodeName": "b", "index": 1, "certificate": "of b", "ipAddress": "10.0.0.2"},
+            {"nodeName": "c", "index": 2, "certificate": "of c"},
+        ]
+        found = self.find(daemons=[{**self.ENTRY, "ipAddress": "10.0.0.1"}, *others])
+        assert isinstance(found, Tls)
+        assert found.peers == {"of b"}
 
     @pytest.mark.parametrize("clique", [{"tls": False}, {"tls": None}, {"daemons": []}])
     def test_there_is_nothing_without_encryption_or_for_no_member(self, clique: dict[str, Any]) -> None:
@@ -202,8 +215,12 @@ class TestPlan:
             (ONE, None, NONE, Keep()),
             (ONE, Running(ONE, None), None, Keep()),
             (MOVED, Running(ONE, None), None, Reload(MOVED, None)),
-            (ONE, Running(ONE, OLD), NEW, Reload(ONE, NEW)),
-            (MOVED, Running(ONE, OLD), NEW, Reload(MOVED, NEW)),
+            (ONE, Running(ONE, OLD), RENEWED, Reload(ONE, RENEWED)),
+            (MOVED, Running(ONE, OLD), RENEWED, Reload(MOVED, RENEWED)),
+            (ONE, Running(ONE, OLD), COMING, Keep()),
+            (MOVED, Running(ONE, OLD), COMING, Reload(MOVED, COMING)),
+            (ONE, Running(ONE, OLD), COME, Reload(ONE, COME)),
+            (ONE, Running(ONE, OLD), RESIGNED, Keep()),
             (ONE, Running(ONE, OLD), NONE, Keep()),
             (MOVED, Running(ONE, OLD), NONE, Reload(MOVED, OLD)),
             (ONE, Running(ONE, None), NONE, Keep()),
