@@ -85,6 +85,7 @@ class NodeKey:
         self._make = make
         self._serving = serving
         self._refusal = ""
+        """What was logged last; "" since a key was handed out."""
 
     def read_public(self) -> str:
         """What to publish; "" while there is no key."""
@@ -114,9 +115,9 @@ class NodeKey:
         async with self._lock():
             key = self._find()
             refusal = self._refuse(key, domain_uid, public)
-            if refusal != self._refusal:
-                self._refusal = refusal
+            if refusal and refusal != self._refusal:
                 log.info("key_not_handed_out", extra={"domain": domain_uid, "public_key": public, "reason": refusal})
+            self._refusal = refusal
             if key is None or refusal:
                 return ""
             if not key.domain:

@@ -121,9 +121,8 @@ def find_tls(membership: Membership, node: str, key: str) -> Tls | TlsMissing | 
         return TlsMissing(f"node {node} has no certificate yet: the controller has not signed its key {own.public_key}")
     if not key:
         return TlsMissing(
-            f"node {node} has a certificate for key {own.public_key}, which its node plugin does not have or may not "
-            "give to this domain: the controller is to sign the one that the node's ResourceSlice has now as "
-            f"attribute {KEY_ATTRIBUTE}"
+            f"node {node} has a certificate for key {own.public_key}, and not that key: the controller is to sign the "
+            f"one that the node's ResourceSlice has now (attribute {KEY_ATTRIBUTE})"
         )
     authorities = "".join(f"{each.strip()}\n" for each in membership.authorities)
     peers = {member.certificate for member in membership.members if member.address and member is not own}

@@ -110,7 +110,7 @@ class Daemon:
             # A node that moves to another rack has a daemon for each clique until the first one has ended.
             is_own = membership is not None and membership.name == settings.clique_name
             self._membership = membership if is_own else None
-            self._key = str(obj.get("key", "")) if obj and is_own else ""
+            self._key = str(obj.get("key") or "") if obj and is_own else ""
             self._wake.set()
 
     async def _wait_for(self, file: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_domain_without_encryption_uses_no_key_and_no_certificate(
     [
         ("publicKey", "has no certificate yet: the controller has found no key of the node"),
         ("certificate", "has no certificate yet: the controller has not signed its key"),
-        ("key", "which its node plugin does not have or may not give to this domain"),
+        ("key", "and not that key"),
     ],
 )
 def test_without_its_key_or_certificate_nothing_is_started_and_the_daemon_says_what_is_missing(

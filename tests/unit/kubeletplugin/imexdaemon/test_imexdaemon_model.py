@@ -190,7 +190,7 @@ class TestTls:
             ),
             ({"daemons": [{**ENTRY, "certificate": ""}]}, "node a has no certificate yet: .* not signed its key A1"),
             ({"authorities": []}, "node a has no certificate yet"),
-            ({"key": ""}, "node a has a certificate for key A1, which its node plugin does not have"),
+            ({"key": ""}, "node a has a certificate for key A1, and not that key"),
         ],
     )
     def test_what_is_missing_is_said(self, lack: dict[str, Any], words: str) -> None:
