@@ -58,10 +58,10 @@ def write_whole(path: Path | str, data: bytes, *, durable: bool, private: bool =
 def replace_whole(path: Path | str, data: bytes, *, durable: bool, private: bool = False) -> None:
     """Create or replace so that readers, and a crash, find the old or the new file, whole; `durable`: before returning.
 
-    Written beside it as `<name>.tmp`; `private`: for its owner alone. Raises OSError; what is there then is the old
-    file or the new.
+    Written beside it, under a name that no other instance of the program uses. `private`: for its owner alone.
+    Raises OSError; what is there then is the old file or the new.
     """
-    temporary = f"{path}.tmp"
+    temporary = f"{path}.{os.getpid()}.tmp"
     try:
         write_whole(temporary, data, durable=durable, private=private)
         Path(temporary).rename(path)

@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ def test_a_key_is_made_once_and_is_its_owners_alone(node: Node) -> None:
 
 def test_a_file_that_a_crash_left_half_written_does_not_open_the_key_to_others(node: Node) -> None:
     node.file.parent.mkdir()
-    node.file.with_name(f"{node.file.name}.tmp").touch(0o644)
+    node.file.with_name(f"{node.file.name}.{os.getpid()}.tmp").touch(0o644)
     renew(node.start())
     assert node.file.stat().st_mode & 0o777 == 0o600
 
