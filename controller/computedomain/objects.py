@@ -160,7 +160,8 @@ def build_daemon_pod(domain: Domain, member: Member, clique: Clique, settings: S
     term = {"nodeSelectorTerms": [{"matchFields": [node_name]}]}
     spec: Json = {
         "serviceAccountName": settings.service_account,
-        # The node plugin brings it all that it may know. Without volumes the kubelet has nothing to wait for.
+        # The node plugin brings it all that it may know. Without volumes the kubelet has nothing to wait for; without
+        # anything that it must read, it would ask for the claim too soon (see the Secret of the chart).
         "automountServiceAccountToken": False,
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": DAEMON_GRACE_S,

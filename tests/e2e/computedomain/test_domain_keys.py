@@ -37,7 +37,8 @@ def test_a_key_is_on_its_node_alone_and_no_job_sees_it(here: Space) -> None:
     kinds = "computedomaincliques,pods,secrets,configmaps,resourceclaims"
     stored = here.cluster.kubectl("get", kinds, "--namespace", here.driver.namespace, "--output", "json")
     assert "BEGIN CERTIFICATE" in stored and "PRIVATE KEY" not in stored
-    assert {each["type"] for each in json.loads(stored)["items"] if each["kind"] == "Secret"} == {"helm.sh/release.v1"}
+    secrets = {each["type"] for each in json.loads(stored)["items"] if each["kind"] == "Secret"}
+    assert secrets == {"helm.sh/release.v1", "kubernetes.io/dockerconfigjson"}
     files = f"find {PLUGIN} -type f -exec grep -l 'PRIVATE KEY' {{}} + | xargs stat -c '%a %U %n'"
     for node in ("n1", "n2"):
         found = here.cluster.in_node(node, "sh", "-c", files).splitlines()

@@ -55,7 +55,8 @@ def test_members_have_certificates_from_the_first_write_on_and_nobody_has_a_secr
     kubelets.ready = True
     world.wait_ready(2)
     verify(clique_of(world))
-    assert not world.cluster.list(path("v1", "secrets", namespace=NAMESPACE))
+    secrets = world.cluster.list(path("v1", "secrets", namespace=NAMESPACE))
+    assert [each["type"] for each in secrets] == ["kubernetes.io/dockerconfigjson"], "the chart's, which is empty"
     kubeconfig = tmp_path / "controller.kubeconfig"
     write_kubeconfig(world.cluster, f"{RELEASE}-partita-controller", NAMESPACE, kubeconfig)
     with pytest.raises(CommandFailed, match="Forbidden"):
