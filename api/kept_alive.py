@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-MAX_CONNECTIONS: Final = 4  # each takes 256 KiB with TLS (asyncio.sslproto), and claims mostly come one by one
+MAX_CONNECTIONS: Final = 4  # claims mostly come one by one
 IDLE_S: Final = 60.0  # the API server closes them after 90; what has died in silence meanwhile is not asked
 
 
