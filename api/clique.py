@@ -26,15 +26,20 @@ from api.errors import InvalidObject
 
 CLIQUE_PLURAL: Final = "computedomaincliques"
 
-TLS_DIRECTORY: Final = "/etc/imex/tls"
-"""Where a daemon pod has `ca.crt`, `tls.crt` and `tls.key` of its IMEX domain; absent when encryption is off."""
+KEY_ATTRIBUTE: Final = "imexPublicKey"
+"""Of a node's `daemon-0` device: base64 of its P-256 public key, compressed (SEC 1, 2.3.3): 44 characters.
+
+The node plugin makes the key, and another one after each domain; the private half never leaves the node. The controller
+signs a certificate for it (`Member.certificate`).
+"""
 
 MEMBERSHIP_FILE: Final = "membership/membership.json"
 """In the domain's directory on a node: its ComputeDomainClique, replaced as a whole; no `metadata` while there is none.
 
 The node plugin writes it before the daemon is started; the daemon sees its folder read-only. Plugin and daemon are
 upgraded at different times: the plugin hands on every field, also those that it does not know, and a daemon ignores
-what it does not know.
+what it does not know. The plugin adds `key`, the PEM of this node's private key (PKCS #8), while the certificate that
+the ComputeDomainClique has for this node is for that key.
 """
 
 DAEMON_STATUS_FILE: Final = "status/status.json"
@@ -77,6 +82,10 @@ def node_name(index: int) -> str:
     return f"compute-domain-daemon-{index:04d}"
 
 
+ANY_NODE_NAME: Final = "compute-domain-daemon"
+"""What every member's certificate is for besides its `node_name`: for node lists of addresses, which have no names."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """One node of an IMEX domain. `address` is "" until its daemon's pod has one."""
@@ -94,6 +103,10 @@ class Member:
     holds_node: bool = False
     """The node may have given its channel out; until it leaves, no other domain gets the node. Of interest to the
     controller alone, which must know it again when the daemon is away."""
+    public_key: str = ""
+    """What the certificate is for (`KEY_ATTRIBUTE`); "" without encryption, or of a node that publishes none."""
+    certificate: str = ""
+    """PEM, for the DNS names `node_name(index)` and `ANY_NODE_NAME`; "" where there is no public key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +127,8 @@ class Membership:
     """Connected or AllNodes; "" from a controller that leaves no release to the nodes."""
     tls: bool | None = None
     """Whether its daemons encrypt; None from an older controller."""
+    authorities: tuple[str, ...] = ()
+    """PEM of the certificate authorities of this IMEX domain: daemons trust them all, and nobody else."""
     node_list: str = ""
     """What its daemons list: names or addresses; "" from an older controller."""
     deleted_at: float | None = None
@@ -173,6 +188,7 @@ def parse_membership(raw: Mapping[str, Any]) -> Membership:
         abandoned=tuple(sorted(map(str, raw.get("abandonedClaims") or ()))),
         release_policy=str(raw.get("releasePolicy", "")),
         tls=bool(raw["tls"]) if "tls" in raw else None,
+        authorities=tuple(map(str, raw.get("authorities") or ())),
         node_list=str(raw.get("nodeList", "")),
         deleted_at=parse_time(raw["deletedAt"]) if raw.get("deletedAt") else None,
     )
@@ -188,4 +204,6 @@ def _parse_member(entry: Mapping[str, Any]) -> Member:
         message=str(entry.get("message", "")),
         absent=bool(entry.get("absent", False)),
         holds_node=bool(entry.get("holdsNode", False)),
+        public_key=str(entry.get("publicKey", "")),
+        certificate=str(entry.get("certificate", "")),
     )

@@ -122,6 +122,10 @@ class CliqueDaemon(Model):
         description="Its channel may have been given out: no other domain gets the node.",
     )
     """*Added.*"""
+    public_key: str = Field(default="", description="What the certificate is for: the node publishes it.")
+    """*Added.*"""
+    certificate: str = Field(default="", description="PEM: by it this daemon is known to the others.")
+    """*Added.*"""
 
 
 COMPUTE_DOMAIN: Final = CustomResource(
@@ -167,6 +171,11 @@ COMPUTE_DOMAIN_CLIQUE: Final = CustomResource(
         "domainNamespace": {"type": "string", "description": "The only namespace whose claims may use the domain."},
         "maxNodes": {"type": "integer", "minimum": 1, "description": "Indexes are below this number."},
         "tls": {"type": "boolean", "description": "Its daemons encrypt; decided when it is made, as maxNodes is."},
+        "authorities": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "PEM of those whose certificates its daemons trust.",
+        },
         "nodeList": {"type": "string", "description": "What its daemons list: names or addresses; decided likewise."},
         "draining": {"type": "boolean", "description": "The domain is being deleted: no new claim may be prepared."},
         "deletedAt": {

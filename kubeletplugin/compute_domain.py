@@ -58,12 +58,14 @@ from kubeletplugin.model.claims import ClaimRequest, parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features
 from kubeletplugin.model.health import HealthStatus
 from kubeletplugin.model.release import DaemonReport, Here, Release, check_release, parse_report
+from kubeletplugin.node_key import MakeKey, NodeKey, make_key_apart
 from kubeletplugin.prepared import PreparedClaims, busy
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
 from kubeletplugin.watch import read_json, watch_folder
 
 log = logging.getLogger(__name__)
 
+KEY_FILE: Final = "imex-key.json"
 _MISSING_RETRY_S: Final = 5.0
 _RESCAN_INTERVAL_S: Final = 10.0
 
@@ -92,8 +94,9 @@ class ComputeDomainDriver:
         wait_s: float = RETRY_FOR_S,
         binding: bool = False,
         stale_grace_s: float = 300.0,
+        make_key: MakeKey = make_key_apart,
     ) -> None:
-        """`namespace` is the driver's own; `directory` has `domains/<uid>` of every domain on this node.
+        """`namespace` is the driver's own; `directory` has `domains/<uid>` of every domain on this node, and its key.
 
         `binding`: let the scheduler bind pods only when their domain is formed, where it can.
         """
@@ -108,7 +111,9 @@ class ComputeDomainDriver:
         self._binding = binding
         self._fabric: NodeFabric = Unsettled("the hardware has not been read yet")
         self._cliques = Cliques(client, path(RESOURCE_API_VERSION, CLIQUE_PLURAL, namespace=namespace))
-        self._memberships = Memberships(self._cliques)
+        self._key = NodeKey(directory / KEY_FILE, make_key, self._serving)
+        self._key_maybe_due = asyncio.Event()
+        self._memberships = Memberships(self._cliques, node, self._key)
         self._awaited: Counter[str] = Counter()
         """Domains that claims wait for: how many."""
         self._known: Attached | NoFabric | None = None
@@ -126,6 +131,7 @@ class ComputeDomainDriver:
                 await asyncio.sleep(_MISSING_RETRY_S)
         self._remove_unused_domains()
         self._renew_daemon_specs()
+        await self._renew_key()
         self._follow_memberships()
 
     async def _look(self) -> bool:
@@ -141,6 +147,7 @@ class ComputeDomainDriver:
     async def run(self, changed: Callable[[], None]) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._rescan(changed))
+            tasks.create_task(self._keep_key(changed))
             tasks.create_task(self._prepared.sweep_regularly(self._give_back))
             tasks.create_task(self._cliques.run())
             tasks.create_task(self._memberships.run())
@@ -154,13 +161,35 @@ class ComputeDomainDriver:
                     changed()
             except HardwareError as error:
                 log.error("rescan_failed", extra={"driver": self.name, "error": str(error)})
+            self._key_maybe_due.set()
+
+    async def _keep_key(self, changed: Callable[[], None]) -> None:
+        while True:
+            await self._key_maybe_due.wait()
+            self._key_maybe_due.clear()
+            if await self._renew_key():
+                changed()
+
+    async def _renew_key(self) -> bool:
+        """Whether the key is another one now. Where none can be made, the daemons of this node wait, and say so."""
+        if not isinstance(self._known, Attached):
+            return False
+        try:
+            return await self._key.renew()
+        except PartitaError as error:
+            log.error("key_not_made", extra={"driver": self.name, "error": str(error)})
+            return False
+
+    def _serving(self) -> set[str]:
+        """UIDs of the domains that have a daemon on this node; the CDI files say which."""
+        return {prepared.domain_uid for prepared, _ in self._prepared.read() if prepared.kind == "daemon"} - {""}
 
     # Publishing
 
     def offer(self, features: Features) -> DeviceSet:
-        if isinstance(self._fabric, Unsettled) and self._known is not None:
-            return build_domain_devices(self._known, features, binding=self._binding)
-        return build_domain_devices(self._fabric, features, binding=self._binding)
+        fabric = self._known if isinstance(self._fabric, Unsettled) and self._known is not None else self._fabric
+        public_key = self._key.read_public() if isinstance(fabric, Attached) else ""
+        return build_domain_devices(fabric, features, binding=self._binding, public_key=public_key)
 
     def health(self) -> tuple[DeviceHealth, ...]:
         if self._known is None:
@@ -322,18 +351,16 @@ class ComputeDomainDriver:
         return folder
 
     def _follow_memberships(self) -> None:
-        """Of the domains that have a daemon on this node; the CDI files say which."""
         wanted = {}
         if isinstance(self._known, Attached):
-            for prepared, _ in self._prepared.read():
-                if prepared.kind == "daemon" and prepared.domain_uid:
-                    folder = self._make_folder(prepared.domain_uid)
-                    wanted[clique_object_name(prepared.domain_uid, self._known.clique)] = folder
+            for uid in self._serving():
+                wanted[clique_object_name(uid, self._known.clique)] = self._make_folder(uid)
         self._memberships.want(wanted)
 
     async def unprepare(self, ref: ClaimRef) -> None:
         self._prepared.remove(ref.uid)
         self._follow_memberships()
+        self._key_maybe_due.set()
         self._remove_unused_domains()
         self._count()
 

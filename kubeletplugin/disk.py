@@ -38,10 +38,15 @@ def disk_errors(path: Path | str) -> Iterator[None]:
         raise disk_error(error, Path(path)) from error
 
 
-def write_whole(path: Path | str, data: bytes, *, durable: bool) -> None:
-    """Create or replace by writing in place; use with a name nobody reads yet. Raises OSError (ENOSPC when short)."""
-    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+def write_whole(path: Path | str, data: bytes, *, durable: bool, private: bool = False) -> None:
+    """Create or replace by writing in place; use with a name nobody reads yet. Raises OSError (ENOSPC when short).
+
+    `private`: for its owner alone.
+    """
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600 if private else 0o644)
     try:
+        if private:
+            os.fchmod(fd, 0o600)  # one that a crash has left may have another mode
         if os.write(fd, data) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if durable:
@@ -50,14 +55,15 @@ def write_whole(path: Path | str, data: bytes, *, durable: bool) -> None:
         os.close(fd)
 
 
-def replace_whole(path: Path | str, data: bytes, *, durable: bool) -> None:
+def replace_whole(path: Path | str, data: bytes, *, durable: bool, private: bool = False) -> None:
     """Create or replace so that readers, and a crash, find the old or the new file, whole; `durable`: before returning.
 
-    Written beside it as `<name>.tmp`. Raises OSError; what is there then is the old file or the new.
+    Written beside it, under a name that no other instance of the program uses. `private`: for its owner alone.
+    Raises OSError; what is there then is the old file or the new.
     """
-    temporary = f"{path}.tmp"
+    temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        write_whole(temporary, data, durable=durable)
+        write_whole(temporary, data, durable=durable, private=private)
         Path(temporary).rename(path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -1,6 +1,7 @@
 """Brings the membership of a ComputeDomain to the daemon on this node: from the API server into one file.
 
 So a daemon needs no access to the API server: it sees the one ComputeDomainClique that is its own, and nothing else.
+The key of the certificate that it has there comes from this node (`kubeletplugin.node_key`).
 """
 
 import asyncio
@@ -16,10 +17,12 @@ from api.client import Client, Json, back_off_s
 from api.clique import MEMBERSHIP_FILE, MEMBERSHIP_FILE_VERSION
 from api.errors import Retryable
 from kubeletplugin.disk import disk_errors, replace_whole
+from kubeletplugin.node_key import NodeKey
 
 log = logging.getLogger(__name__)
 
-_NOT_FOR_DAEMONS: Final = frozenset({"apiVersion", "kind", "metadata", "abandonedClaims"})
+_KEY: Final = "key"
+_NOT_FOR_DAEMONS: Final = frozenset({"apiVersion", "kind", "metadata", "abandonedClaims", _KEY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +120,17 @@ class _Watched:
         self.changed = asyncio.Event()
 
 
-def write_membership(folder: Path, clique: Json | None) -> None:
-    """Replace the file as a whole. Raises DiskFull, DiskFailed."""
+def write_membership(folder: Path, clique: Json | None, key: str = "") -> None:
+    """Replace the file as a whole; `key`: PEM, "" for none. Raises DiskFull, DiskFailed."""
     path = folder / MEMBERSHIP_FILE
     content: Json = {"version": MEMBERSHIP_FILE_VERSION}
     if clique is not None:
         content["metadata"] = {"name": clique["metadata"]["name"]}
         content |= {name: value for name, value in clique.items() if name not in _NOT_FOR_DAEMONS}
+        content |= {_KEY: key} if key else {}
     data = json.dumps(content, separators=(",", ":")).encode()
     with disk_errors(path):
-        replace_whole(path, data, durable=False)
+        replace_whole(path, data, durable=False, private=True)
 
 
 def provide_membership(folder: Path) -> None:
@@ -138,8 +142,10 @@ def provide_membership(folder: Path) -> None:
 class Memberships:
     """Keeps the file of each domain that has a daemon on this node."""
 
-    def __init__(self, cliques: Cliques) -> None:
+    def __init__(self, cliques: Cliques, node: str, key: NodeKey) -> None:
         self._cliques = cliques
+        self._node = node
+        self._key = key
         self._wanted: dict[str, Path] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -168,9 +174,22 @@ class Memberships:
                 async with aclosing(self._cliques.follow(name)) as found:
                     async for seen in found:
                         if not seen.refusal:
-                            write_membership(folder, seen.clique)
+                            write_membership(folder, seen.clique, await self._find_key(seen.clique))
                             delays = back_off_s()
             except Retryable as error:
                 delay_s = next(delays)
                 log.warning("membership_not_followed", extra={"object": name, "error": str(error), "in_s": delay_s})
                 await asyncio.sleep(delay_s)
+
+    async def _find_key(self, clique: Json | None) -> str:
+        """PEM of the key that this node's certificate is for; "" where it is not for a key that this domain may have.
+
+        Whichever of them is to change for that changes the ComputeDomainClique. Raises DiskFull, DiskFailed.
+        """
+        if clique is None:
+            return ""
+        entries = clique.get("daemons") or ()
+        public = next((each.get("publicKey") for each in entries if each.get("nodeName") == self._node), None)
+        if not public:
+            return ""
+        return await self._key.hand_out(clique["metadata"]["name"].partition(".")[0], public)

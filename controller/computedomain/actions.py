@@ -48,17 +48,6 @@ class WriteMembership:
 
 
 @dataclass(frozen=True, slots=True)
-class MakeCertificates:
-    """Create, or renew in place, the Secret of one IMEX domain."""
-
-    ref: Ref
-    clique: Ref
-    domain_uid: str
-    max_nodes: int
-    renew: bool
-
-
-@dataclass(frozen=True, slots=True)
 class WriteStatus:
     ref: Ref
     status: Json
@@ -73,9 +62,7 @@ class WriteBinding:
     conditions: tuple[Json, ...]
 
 
-Action = (
-    AddFinalizer | DropFinalizer | Create | Delete | WriteMembership | MakeCertificates | WriteStatus | WriteBinding
-)
+Action = AddFinalizer | DropFinalizer | Create | Delete | WriteMembership | WriteStatus | WriteBinding
 
 
 class Situation(Enum):
@@ -127,4 +114,4 @@ def is_anything_left(seen: Observation) -> bool:
     Not `strays`: whoever has put one of those into their own namespace could hold up the domain of another.
     """
     templates = [template for template in seen.templates if template.domain_uid == seen.uid]
-    return bool(templates or seen.pods or seen.daemon_claims or seen.secrets or seen.cliques)
+    return bool(templates or seen.pods or seen.daemon_claims or seen.cliques)

@@ -1,14 +1,10 @@
 """Each action of a plan, as requests to the API server. Repeating any of them is harmless."""
 
-import asyncio
-import base64
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any, assert_never
 
 from api.client import MERGE_PATCH, Client, Conflict, NotFound, path
-from api.clique import node_name
-from api.names import COMPUTE_DOMAIN_DRIVER, COMPUTE_DOMAIN_FINALIZER, COMPUTE_DOMAIN_LABEL, RESOURCE_API_VERSION
+from api.names import COMPUTE_DOMAIN_DRIVER, COMPUTE_DOMAIN_FINALIZER
 from api.ref import COLLECTIONS, Ref
 from controller.computedomain.actions import (
     Action,
@@ -16,13 +12,11 @@ from controller.computedomain.actions import (
     Create,
     Delete,
     DropFinalizer,
-    MakeCertificates,
     WriteBinding,
     WriteMembership,
     WriteStatus,
 )
-from controller.computedomain.parse import RENEW_ANNOTATION
-from controller.computedomain.tls import Authority, Certificates, make_certificates
+from controller.computedomain.tls import Authorities
 
 Json = dict[str, Any]
 
@@ -44,6 +38,7 @@ class Executor:
         self._client = client
         self._record = record
         self._drop = drop
+        self._authorities = Authorities()
 
     async def execute(self, action: Action) -> None:
         """Raises ApiError; NotFound and Conflict only where they do not mean that the work is done."""
@@ -57,19 +52,20 @@ class Executor:
             case Delete(ref=ref, at_once=at_once):
                 await self._delete(ref, at_once=at_once)
             case WriteMembership(ref=ref, resource_version=version, fields=fields):
-                await self._patch(ref, {"metadata": {"resourceVersion": version}, **fields})
+                certified = self._authorities.certify(ref.name, fields)
+                await self._patch(ref, {"metadata": {"resourceVersion": version}, **certified})
             case WriteStatus(ref=ref, status=status):
                 # A merge patch takes away what is null (RFC 7396): NVIDIA's has no `nodes` where there are none.
                 written = {**status, "nodes": status["nodes"] or None}
                 await self._patch(ref, {"metadata": {"uid": ref.uid}, "status": written}, "status")
             case WriteBinding():
                 await self._write_binding(action)
-            case MakeCertificates():
-                await self._make_certificates(action)
             case _:
                 assert_never(action)
 
     async def _create(self, ref: Ref, body: Json) -> None:
+        if ref.kind == "ComputeDomainClique":
+            body = self._authorities.certify(ref.name, body)
         try:
             self._record(ref.kind, await self._client.create(collection_path(ref), body))
         except Conflict as error:
@@ -86,10 +82,14 @@ class Executor:
         except (NotFound, Conflict):
             answer = {}
         metadata = answer.get("metadata") or {}
-        if metadata.get("deletionTimestamp") and (not at_once or metadata.get("finalizers")):
+        # Where somebody else took it away between the API server's look and its deletion, the answer was never stored.
+        is_stored = "resourceVersion" in metadata
+        if is_stored and metadata.get("deletionTimestamp") and (not at_once or metadata.get("finalizers")):
             self._record(ref.kind, answer)
         else:
             self._drop(ref)
+        if ref.kind == "ComputeDomainClique":
+            self._authorities.forget(ref.name)
 
     async def _patch(self, ref: Ref, body: Json, subresource: str | None = None) -> None:
         try:
@@ -133,39 +133,3 @@ class Executor:
             self._drop(ref)
         else:
             self._record(ref.kind, answer)
-
-    async def _make_certificates(self, action: MakeCertificates) -> None:
-        authority = await self._read_authority(action.ref) if action.renew else None
-        names = [node_name(index) for index in range(action.max_nodes)]
-        made = await asyncio.to_thread(
-            make_certificates, action.clique.name, [*names, "localhost"], datetime.now(UTC), authority
-        )
-        body = _build_secret(action, made)
-        if action.renew:
-            self._record("Secret", await self._client.patch(object_path(action.ref), body, MERGE_PATCH))
-        else:
-            await self._create(action.ref, body)
-
-    async def _read_authority(self, ref: Ref) -> Authority | None:
-        """None where somebody took it away: then a new one is made, as when the Secret itself is deleted."""
-        data = (await self._client.get(object_path(ref))).get("data") or {}
-        certificate, key = (base64.b64decode(data.get(name) or "") for name in ("ca.crt", "ca.key"))
-        return Authority(certificate, key) if certificate and key else None
-
-
-def _build_secret(action: MakeCertificates, made: Certificates) -> Json:
-    clique = action.clique
-    owner = {"apiVersion": RESOURCE_API_VERSION, "kind": clique.kind, "name": clique.name, "uid": clique.uid}
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "type": "Opaque",
-        "metadata": {
-            "name": action.ref.name,
-            "namespace": action.ref.namespace,
-            "labels": {COMPUTE_DOMAIN_LABEL: action.domain_uid},
-            "annotations": {RENEW_ANNOTATION: made.renew_at.isoformat(timespec="seconds")},
-            "ownerReferences": [owner],
-        },
-        "data": {name: base64.b64encode(content).decode() for name, content in made.files.items()},
-    }

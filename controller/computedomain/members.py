@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from api.clique import KEY_ATTRIBUTE, is_late
 from api.clique import Member as StoredMember
-from api.clique import is_late
+from controller.computedomain.objects import uses_tls
 from controller.computedomain.state import (
     ABSENT_AFTER_S,
     ChannelClaim,
@@ -47,7 +48,7 @@ def plan_members(seen: Observation, settings: Settings) -> Members:
     indexes, crowded = _place(seen, settings, by_clique, stored)
     standing = _find_standing(domain, seen, claims.accepted, indexes)
     occupied = _find_occupied(seen, standing, settings)
-    placed = _build_members(seen, indexes, occupied, _find_given_up(seen, claims.accepted))
+    placed = _build_members(seen, settings, indexes, occupied, _find_given_up(seen, claims.accepted))
     return Members(
         members=(*_hold(domain, standing, _release(domain, placed, len(plain))), *plain),
         left_out={**left_out, **crowded},
@@ -132,22 +133,44 @@ def _place(
 
 def _build_members(
     seen: Observation,
+    settings: Settings,
     indexes: Mapping[str, Mapping[str, int]],
     occupied: Mapping[str, str],
     given_up: frozenset[str],
 ) -> tuple[Member, ...]:
     """By clique and index. On a node that is for another domain it has no daemon, even if there is one yet."""
     pods = _current_pods(seen)
-    return tuple(
-        _build_member(
-            Member(node, clique, index, None if node in occupied else pods.get((node, clique))),
-            seen,
-            occupied.get(node),
-            given_up=node in given_up,
-        )
-        for clique, placed in indexes.items()
-        for node, index in sorted(placed.items(), key=lambda item: item[1])
-    )
+    stored = {clique.membership.clique_id: clique for clique in seen.cliques if not clique.terminating}
+    members: list[Member] = []
+    for clique_id, placed in indexes.items():
+        clique = stored.get(clique_id)
+        encrypts = settings.tls if clique is None else uses_tls(clique, settings)
+        before = {member.node: member for member in clique.membership.members} if clique else {}
+        for node, index in sorted(placed.items(), key=lambda item: item[1]):
+            member = Member(node, clique_id, index, None if node in occupied else pods.get((node, clique_id)))
+            if encrypts:
+                member = _identify(member, seen, before.get(node))
+            members.append(
+                _build_member(
+                    member,
+                    seen,
+                    occupied.get(node),
+                    given_up=node in given_up,
+                    keyless=encrypts and not member.public_key,
+                )
+            )
+    return tuple(members)
+
+
+def _identify(member: Member, seen: Observation, stored: StoredMember | None) -> Member:
+    """The key that its node publishes now, and the certificate for it that is stored.
+
+    A node that publishes nothing for a while has the key that it had.
+    """
+    key = seen.keys.get(member.node) or (stored.public_key if stored else "")
+    if stored is None or (stored.public_key, stored.index) != (key, member.index):
+        return replace(member, public_key=key)
+    return replace(member, public_key=key, certificate=stored.certificate)
 
 
 def _sort_claims(domain: Domain, seen: Observation) -> _Sorted:
@@ -225,21 +248,27 @@ def _find_given_up(seen: Observation, claims: Iterable[ChannelClaim]) -> frozens
     return frozenset(claim.node for claim in claims) - awaited
 
 
-def _build_member(member: Member, seen: Observation, occupant: str | None, *, given_up: bool) -> Member:
+def _build_member(member: Member, seen: Observation, occupant: str | None, *, given_up: bool, keyless: bool) -> Member:
     pod = member.pod
     ready = pod is not None and pod.phase is Phase.READY and pod.address != ""
     lost = pod is not None and pod.lost_at is not None and seen.now - pod.lost_at >= ABSENT_AFTER_S
-    message = "" if ready else _explain(member.node, pod, occupant, seen.taken.get(member.node), given_up=given_up)
+    message = "" if ready else _explain(member, seen, occupant, given_up=given_up, keyless=keyless)
     absent = lost or (given_up and not ready)
     return replace(member, ready=ready, released=ready, message=message, absent=absent)
 
 
-def _explain(node: str, pod: DaemonPod | None, occupant: str | None, taken: str | None, *, given_up: bool) -> str:
+def _explain(member: Member, seen: Observation, occupant: str | None, *, given_up: bool, keyless: bool) -> str:
     """What a member still lacks, in words."""
+    node, pod, taken = member.node, member.pod, seen.taken.get(member.node)
     if given_up:
         return f"node {node} is not waited for: all its pods are being deleted, and have not started"
     if occupant is not None:
         return f"node {node} is used by ComputeDomain {occupant} until its pods end"
+    if keyless:
+        return (
+            f"node {node} publishes no {KEY_ATTRIBUTE}, and so gets no certificate: its node plugin is older than the "
+            "controller, or cannot keep a key (its log says why)"
+        )
     if pod is None and taken is not None:
         return f"node {node} is being left by the daemon of another ComputeDomain, {taken}"
     if pod is None:

@@ -54,8 +54,9 @@ def plan_memberships(
             continue
         if clique.terminating:
             continue  # its name is taken until the garbage collector is done
-        wanted = build_membership(domain, placed, clique.membership.max_nodes, abandoned.get(clique_id, ()))
-        change = _find_change(clique.membership, placed, domain, wanted)
+        stored = clique.membership
+        wanted = build_membership(domain, placed, stored.max_nodes, stored.authorities, abandoned.get(clique_id, ()))
+        change = _find_change(stored, placed, domain, wanted)
         if change is None:
             continue
         kind, window_s = change
@@ -72,9 +73,9 @@ def plan_memberships(
 def _find_change(stored: Membership, members: list[Member], domain: Domain, wanted: Json) -> tuple[str, float] | None:
     """What has changed, and how many seconds it may wait for others to come with it; None: nothing has.
 
-    Who leaves or is lost, a claim that is given up, and the loss of an address, is told at once. A member that joins is
-    of no use to the others before it has an address; an address waits for those that are still coming, a readiness
-    likewise. So the last of them never waits, and one write tells of many.
+    Who leaves or is lost, a claim that is given up, the loss of an address, and another key, is told at once. A member
+    that joins is of no use to the others before it has an address; an address waits for those that are still coming, a
+    readiness likewise. So the last of them never waits, and one write tells of many.
     """
     frame = (domain.ref.name, domain.ref.namespace, wanted["draining"])
     if (stored.domain_name, stored.domain_namespace, stored.draining) != frame:
@@ -86,7 +87,7 @@ def _find_change(stored: Membership, members: list[Member], domain: Domain, want
     pairs = [(old, after.get(old.node)) for old in stored.members]
     if any(new is None or new.index != old.index or old.address not in ("", new.address) for old, new in pairs):
         return NOW
-    if any(new is not None and new.absent != old.absent for old, new in pairs):
+    if any(new is not None and (new.absent, new.public_key) != (old.absent, old.public_key) for old, new in pairs):
         return NOW
     changed = [(old, new) for old, new in pairs if new is not None and _entry(old) != _entry(new)]
     known = {old.node: old.address for old in stored.members}

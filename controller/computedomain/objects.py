@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
-from api.clique import DAEMON_HTTP_PORT, DAEMON_PROBE_TIMEOUT_S, IMEX_PORT, TLS_DIRECTORY, clique_object_name
+from api.clique import DAEMON_HTTP_PORT, DAEMON_PROBE_TIMEOUT_S, IMEX_PORT, clique_object_name
 from api.names import (
     CHANNEL_CLASS,
     COMPUTE_DOMAIN_CLIQUE_LABEL,
@@ -41,11 +41,6 @@ def daemon_name(domain: Domain, node: str) -> str:
     """`<domain>-<5>-<8>`: the name of a node's daemon pod and of its claim, the same at every attempt."""
     base = domain.ref.name.replace(".", "-")[:_NAME_LENGTH].rstrip("-")
     return f"{base}-{short_hash(domain.ref.uid, 5)}-{short_hash(node, 8)}"
-
-
-def secret_name(clique: Ref) -> str:
-    """One Secret for each incarnation of a ComputeDomainClique."""
-    return f"imex-{clique.uid}"
 
 
 def format_time(seconds: float) -> str:
@@ -103,8 +98,14 @@ def uses_tls(clique: Clique, settings: Settings) -> bool:
     return settings.tls if stored is None else stored
 
 
-def build_membership(domain: Domain, members: list[Member], max_nodes: int, abandoned: tuple[str, ...] = ()) -> Json:
-    """The fields of a ComputeDomainClique that change in its life."""
+def build_membership(
+    domain: Domain,
+    members: list[Member],
+    max_nodes: int,
+    authorities: tuple[str, ...] = (),
+    abandoned: tuple[str, ...] = (),
+) -> Json:
+    """The fields of a ComputeDomainClique that change in its life; who writes them adds the certificates they lack."""
     deleted = {} if domain.deleted_at is None else {"deletedAt": format_time(domain.deleted_at)}
     return {
         "domainName": domain.ref.name,
@@ -114,6 +115,7 @@ def build_membership(domain: Domain, members: list[Member], max_nodes: int, aban
         **deleted,
         "spec": {"replicas": len(members)},
         "daemons": [_build_entry(member) for member in members],
+        "authorities": list(authorities),
         "abandonedClaims": list(abandoned),
     }
 
@@ -129,6 +131,8 @@ def _build_entry(member: Member) -> Json:
         "message": member.message,
         "absent": member.absent,
         "holdsNode": member.holds_node,
+        "publicKey": member.public_key,
+        "certificate": member.certificate,
     }
     return entry
 
@@ -156,7 +160,8 @@ def build_daemon_pod(domain: Domain, member: Member, clique: Clique, settings: S
     term = {"nodeSelectorTerms": [{"matchFields": [node_name]}]}
     spec: Json = {
         "serviceAccountName": settings.service_account,
-        "automountServiceAccountToken": False,  # the node plugin brings it all that it may know
+        # The node plugin brings it all that it may know. Without volumes the kubelet has nothing to wait for.
+        "automountServiceAccountToken": False,
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": DAEMON_GRACE_S,
         "enableServiceLinks": False,
@@ -169,11 +174,6 @@ def build_daemon_pod(domain: Domain, member: Member, clique: Clique, settings: S
         spec["priorityClassName"] = settings.priority_class
     if settings.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": secret} for secret in settings.image_pull_secrets]
-    if uses_tls(clique, settings):
-        # The authority's own key stays in the Secret: whoever holds it could join.
-        items = [{"key": key, "path": key} for key in ("ca.crt", "tls.crt", "tls.key")]
-        secret = {"secretName": secret_name(clique.ref), "items": items, "defaultMode": 0o400}
-        spec["volumes"] = [{"name": "tls", "secret": secret}]
     metadata = _daemon_metadata(domain, member, clique, settings)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
@@ -208,8 +208,6 @@ def _build_container(domain: Domain, member: Member, clique: Clique, settings: S
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }
-    if uses_tls(clique, settings):
-        container["volumeMounts"] = [{"name": "tls", "mountPath": TLS_DIRECTORY, "readOnly": True}]
     return container
 
 

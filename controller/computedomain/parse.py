@@ -7,7 +7,7 @@ of ours: such a claim names no domain.
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
-from api.clique import FAILED_CONDITION, FORMED_CONDITION, parse_membership, parse_moment, parse_time
+from api.clique import FAILED_CONDITION, FORMED_CONDITION, KEY_ATTRIBUTE, parse_membership, parse_moment, parse_time
 from api.compute_domain import FORCE_DELETE_ANNOTATION
 from api.device_config import ComputeDomainChannelConfig, parse_device_config
 from api.errors import InvalidObject
@@ -29,13 +29,9 @@ from controller.computedomain.state import (
     NodeFabric,
     Phase,
     Template,
-    TlsSecret,
 )
 
 Json = Mapping[str, Any]
-
-RENEW_ANNOTATION: Final = "resource.nvidia.com/renew-at"
-"""On the Secret of an IMEX domain: when its certificate must be made anew, RFC 3339."""
 
 _CLIQUE_ATTRIBUTE: Final = "cliqueID"
 
@@ -200,36 +196,17 @@ def parse_template(raw: Json) -> Template:
     return Template(_ref("ResourceClaimTemplate", raw), uid, _is_terminating(metadata), is_owned, has_finalizer)
 
 
-def parse_secret(raw: Json) -> TlsSecret:
-    """Nothing of what is secret is kept."""
-    metadata = raw["metadata"]
-    annotations = metadata.get("annotations") or {}
-    return TlsSecret(
-        ref=_ref("Secret", raw),
-        domain_uid=(metadata.get("labels") or {}).get(COMPUTE_DOMAIN_LABEL, ""),
-        owner_uid=_owner_uid(metadata),
-        renew_at=_renew_at(annotations.get(RENEW_ANNOTATION)),
-        terminating=_is_terminating(metadata),
-    )
-
-
-def _renew_at(text: str | None) -> float:
-    """A time that cannot be read has come: what is made anew bears one that can."""
-    try:
-        return parse_time(text)
-    except ValueError:
-        return 0.0
-
-
 def parse_fabric(raw: Json) -> NodeFabric | None:
-    """The clique of the node that a slice of compute-domain.nvidia.com is about; None for a slice without channels."""
+    """What a slice of compute-domain.nvidia.com says about its node; None for a slice without channels."""
     spec = raw.get("spec") or {}
     node = spec.get("nodeName")
-    for device in spec.get("devices") or []:
-        if node and str(device.get("name", "")).startswith("channel-"):
-            attribute = (device.get("attributes") or {}).get(_CLIQUE_ATTRIBUTE) or {}
-            return NodeFabric(node, str(attribute.get("string", "")))
-    return None
+    devices = {str(device.get("name", "")): device.get("attributes") or {} for device in spec.get("devices") or []}
+    channel = next((attributes for name, attributes in devices.items() if name.startswith("channel-")), None)
+    if not node or channel is None:
+        return None
+    keys = [attributes[KEY_ATTRIBUTE] for attributes in devices.values() if KEY_ATTRIBUTE in attributes]
+    clique = channel.get(_CLIQUE_ATTRIBUTE) or {}
+    return NodeFabric(node, str(clique.get("string", "")), str(keys[0].get("string", "")) if keys else "")
 
 
 def _ref(kind: str, raw: Json) -> Ref:

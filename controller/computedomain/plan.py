@@ -18,7 +18,6 @@ from controller.computedomain.actions import (
     Create,
     Delete,
     DropFinalizer,
-    MakeCertificates,
     Plan,
     Situation,
     WriteStatus,
@@ -33,8 +32,6 @@ from controller.computedomain.objects import (
     build_daemon_pod,
     build_template,
     daemon_name,
-    secret_name,
-    uses_tls,
 )
 from controller.computedomain.report import plan_reports
 from controller.computedomain.state import (
@@ -110,17 +107,16 @@ def _plan_orphans(seen: Observation) -> Plan:
 def _plan_removal(seen: Observation) -> list[list[Action]]:
     """Everything that bears the domain's label; what is terminating already is only waited for.
 
-    A ComputeDomainClique owns the pods, claims and Secret made for it, so in another namespace (where an earlier
-    installation was) deleting it is enough, and needs no rights over pods and Secrets there.
+    A ComputeDomainClique owns the pods and claims made for it, so in another namespace (where an earlier
+    installation was) deleting it is enough, and needs no rights over pods there.
     """
     templates = [template for template in seen.templates if template.domain_uid == seen.uid]
     claims = [claim.ref for claim in seen.daemon_claims if not claim.terminating]
-    secrets = [secret.ref for secret in seen.secrets if not secret.terminating]
     cliques = [clique.ref for clique in (*seen.cliques, *seen.strays) if not clique.terminating]
     return [
         _remove_templates(templates),
         _delete_pods(seen, seen.pods),
-        _deletes([*claims, *secrets]),
+        _deletes(claims),
         _deletes(cliques),
     ]
 
@@ -170,7 +166,6 @@ def _plan_upkeep(seen: Observation, domain: Domain, members: Members, situation:
         [AddFinalizer(domain.ref)] if situation is Situation.LIVING and not domain.has_finalizer else [],
         _plan_template(seen, domain, situation),
         memberships,
-        _plan_certificates(seen, domain, alive, settings),
         claims,
         pods,
         *surplus,
@@ -202,10 +197,9 @@ def _order(
 
 def _plan_wakes(seen: Observation) -> list[float]:
     """In how many seconds something is due that no change will tell of."""
-    renewals = [secret.renew_at for secret in seen.secrets]
     losses = [pod.lost_at + ABSENT_AFTER_S for pod in seen.pods if pod.lost_at is not None and not pod.terminating]
     overdue = [_overdue_at(seen, pod) for pod in seen.pods if pod.terminating]
-    return [due - seen.now for due in (*renewals, *losses, *overdue) if due > seen.now]
+    return [due - seen.now for due in (*losses, *overdue) if due > seen.now]
 
 
 def _plan_template(seen: Observation, domain: Domain, situation: Situation) -> list[Action]:
@@ -218,23 +212,6 @@ def _plan_template(seen: Observation, domain: Domain, situation: Situation) -> l
         return []
     body = build_template(domain)
     return [Create(Ref("ResourceClaimTemplate", *name), body)]
-
-
-def _plan_certificates(
-    seen: Observation, domain: Domain, alive: Mapping[str, Clique], settings: Settings
-) -> list[Action]:
-    existing = {secret.ref.name: secret for secret in seen.secrets}
-    actions: list[Action] = []
-    for _, clique in sorted(alive.items()):
-        if not uses_tls(clique, settings):
-            continue
-        name = secret_name(clique.ref)
-        secret = existing.get(name)
-        if secret is None or secret.renew_at <= seen.now:
-            ref = secret.ref if secret else Ref("Secret", settings.namespace, name)
-            renew = secret is not None
-            actions.append(MakeCertificates(ref, clique.ref, domain.ref.uid, clique.membership.max_nodes, renew))
-    return actions
 
 
 def _plan_daemons(
@@ -292,11 +269,7 @@ def _plan_surplus(
     ]
     empty = [clique for clique in seen.cliques if clique.membership.clique_id not in alive]
     cliques = [clique.ref for clique in (*empty, *seen.strays) if not clique.terminating]
-    owners = {clique.ref.uid for clique in seen.cliques}
-    secrets = [secret.ref for secret in seen.secrets if not secret.terminating and secret.owner_uid not in owners]
-    return [_delete_pods(seen, pods), _deletes(claims), _deletes([*cliques, *secrets])], min(
-        retry_s
-    ) if retry_s else None
+    return [_delete_pods(seen, pods), _deletes(claims), _deletes(cliques)], min(retry_s) if retry_s else None
 
 
 def _is_stale(made: Any, owner_of: Mapping[str, str]) -> bool:

@@ -22,7 +22,6 @@ from controller.computedomain.parse import (
     parse_domain,
     parse_fabric,
     parse_pod,
-    parse_secret,
     parse_template,
 )
 from controller.computedomain.plan import plan_domain
@@ -37,7 +36,6 @@ from controller.computedomain.state import (
     Settings,
     Standing,
     Template,
-    TlsSecret,
 )
 from controller.loop import WorkQueue
 from controller.metrics import Metrics
@@ -116,12 +114,6 @@ class ComputeDomains:
             {"uid": lambda p: [p.domain_uid]},
             label_selector=COMPUTE_DOMAIN_LABEL,
         )
-        self.secrets: Cache[TlsSecret] = Cache(
-            path("v1", "secrets", namespace=namespace),
-            parse_secret,
-            {"uid": lambda s: [s.domain_uid]},
-            label_selector=COMPUTE_DOMAIN_LABEL,
-        )
 
     def _tie_caches(self) -> Caches:
         return Caches(
@@ -131,7 +123,6 @@ class ComputeDomains:
                 "ResourceClaim": (self.claims, self._claim_changed),
                 "ResourceClaimTemplate": (self.templates, self._template_changed),
                 "Pod": (self.pods, lambda p: self.queue.add(p.domain_uid)),
-                "Secret": (self.secrets, lambda s: self.queue.add(s.domain_uid)),
                 "ResourceSlice": (self.fabric, self._fabric_changed),
             }
         )
@@ -184,7 +175,6 @@ class ComputeDomains:
             daemon_claims=tuple(claim for claim in claims if self._is_ours(claim.ref)),
             taken={each.node: str(other) for each in seen.claims for other in self._find_daemons(each.node, uid)},
             templates=self._find_templates(uid, seen.domain),
-            secrets=tuple(self.secrets.find("uid", uid)),
             held_since=self._held.get(uid, {}),
             leaving=self._leaving.known(uid),
             failures=self._lasting_failures(uid, now),
@@ -195,12 +185,14 @@ class ComputeDomains:
         claims = tuple(claim for claim in self.claims.find("uid", uid) if isinstance(claim, ChannelClaim))
         nodes = {claim.node for claim in claims}
         cliques = list(self.cliques.find("uid", uid))
+        published = {node: found for node in nodes for found in self.fabric.find("node", node)}
         return Observation(
             now=now,
             uid=uid,
             domain=next(self.domains.find("uid", uid), None),
             claims=claims,
-            fabric={node: found.clique_id for node in nodes for found in self.fabric.find("node", node)},
+            fabric={node: found.clique_id for node, found in published.items()},
+            keys={node: found.public_key for node, found in published.items() if found.public_key},
             cliques=tuple(clique for clique in cliques if self._is_ours(clique.ref)),
             strays=tuple(clique for clique in cliques if not self._is_ours(clique.ref)),
         )

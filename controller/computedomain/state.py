@@ -125,22 +125,13 @@ class Template:
 
 
 @dataclass(frozen=True, slots=True)
-class TlsSecret:
-    """The certificates of one IMEX domain. `renew_at` is when its certificate must be made anew."""
-
-    ref: Ref
-    domain_uid: str
-    owner_uid: str
-    renew_at: float
-    terminating: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class NodeFabric:
     """What a node's published devices say about its NVLink clique; "" is none."""
 
     node: str
     clique_id: str
+    public_key: str = ""
+    """`api.clique.KEY_ATTRIBUTE`; "" where it publishes none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +139,7 @@ class Settings:
     """What an administrator decides; the same for every domain."""
 
     namespace: str
-    """The driver's namespace: daemons, memberships and certificates live there."""
+    """The driver's namespace: daemons and memberships live there."""
     image: str
     max_nodes_per_imex_domain: int
     tls: bool
@@ -170,6 +161,8 @@ class Observation:
     claims: tuple[ChannelClaim, ...] = ()
     fabric: Mapping[str, str] = field(default_factory=dict)
     """Clique by node; "" is a node without fabric; a node whose devices are not published is missing."""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """By node: the public keys that are published."""
     cliques: tuple[Clique, ...] = ()
     """In the driver's namespace, where nobody else writes."""
     strays: tuple[Clique, ...] = ()
@@ -177,7 +170,6 @@ class Observation:
     pods: tuple[DaemonPod, ...] = ()
     daemon_claims: tuple[DaemonClaim, ...] = ()
     templates: tuple[Template, ...] = ()
-    secrets: tuple[TlsSecret, ...] = ()
     rivals: "tuple[Observation, ...]" = ()
     """The other domains with claims on this one's nodes: as much of them as their `Standing` depends on."""
     taken: Mapping[str, str] = field(default_factory=dict)
@@ -205,6 +197,9 @@ class Member:
     """Its node is lost, or its pods are being deleted: those that are there do not wait for it."""
     holds_node: bool = False
     """Its channel may have been given out: see `Standing`."""
+    public_key: str = ""
+    certificate: str = ""
+    """As stored, for this key and index; "" where there is none yet, or no encryption."""
 
     @property
     def address(self) -> str:

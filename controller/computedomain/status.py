@@ -187,7 +187,7 @@ def _name_holder(claim: ChannelClaim) -> str:
 def _name_leftovers(seen: Observation) -> list[str]:
     """What is left of a domain that ends: its daemons, and when they are gone what was made for them."""
     pods = [f"daemon pod {pod.ref} on node {pod.node}" for pod in seen.pods]
-    kinds = (seen.daemon_claims, seen.secrets, seen.cliques, seen.templates)
+    kinds = (seen.daemon_claims, seen.cliques, seen.templates)
     return pods or [f"{each.ref.kind} {each.ref}" for kind in kinds for each in kind]
 
 

@@ -5,10 +5,10 @@ it reads both files at start only, an entry's position in the node list is its n
 refuse each other, and SIGUSR1 makes it resolve names anew and read its TLS files again, once in 5 s at most.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-from api.clique import IMEX_PORT, Membership, node_name
+from api.clique import ANY_NODE_NAME, IMEX_PORT, KEY_ATTRIBUTE, Membership, node_name
 
 IMEX_COMMAND_PORT: Final = 50005
 """IMEX_CMD_PORT: where nvidia-imex-ctl asks every daemon of the domain for its state."""
@@ -18,6 +18,24 @@ NO_MEMBER_ADDRESS: Final = "127.0.0.2"
 
 HOSTS_BEGIN: Final = "# begin: nodes of this IMEX domain"
 HOSTS_END: Final = "# end: nodes of this IMEX domain"
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """By what this node knows its peers, and they know it. PEM."""
+
+    authorities: str
+    certificate: str
+    key: str = field(repr=False)
+    peers: frozenset[str] = field(default=frozenset(), repr=False)
+    """The certificates of the other members that have an address: whom the authorities are for."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsMissing:
+    """The domain is encrypted, and this node cannot take part yet."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +105,33 @@ def build_node_table(
     places = {index: place for place, index in enumerate(listed)}
     names = tuple(listed.values())
     return NodeTable(places[own.index], names, names, frozenset(places[index] for index in absent))
+
+
+def find_tls(membership: Membership, node: str, key: str) -> Tls | TlsMissing | None:
+    """What `node`, which has this private key ("" for none), needs for TLS; None where the domain is not encrypted."""
+    own = membership.member(node)
+    if own is None or not membership.tls:
+        return None
+    if not own.public_key:
+        return TlsMissing(
+            f"node {node} has no certificate yet: the controller has found no key of the node, which the node plugin "
+            f"publishes as attribute {KEY_ATTRIBUTE} in the node's ResourceSlice"
+        )
+    if not own.certificate or not membership.authorities:
+        return TlsMissing(f"node {node} has no certificate yet: the controller has not signed its key {own.public_key}")
+    if not key:
+        return TlsMissing(
+            f"node {node} has a certificate for key {own.public_key}, and not that key: the controller is to sign the "
+            f"one that the node's ResourceSlice has now (attribute {KEY_ATTRIBUTE})"
+        )
+    authorities = "".join(f"{each.strip()}\n" for each in membership.authorities)
+    peers = {member.certificate for member in membership.members if member.address and member is not own}
+    return Tls(authorities, own.certificate, key, frozenset(peers))
+
+
+def choose_server_name(*, use_names: bool) -> str:
+    """Whom peers' certificates must be for: each its own name, "", but for a node list of addresses, which has none."""
+    return "" if use_names else ANY_NODE_NAME
 
 
 def render_node_list(table: NodeTable) -> str:

@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, assert_never
 
 from api.clique import MEMBERSHIP_FILE, MEMBERSHIP_FILE_VERSION, Membership, parse_membership
 from api.errors import InvalidObject, PartitaError
 from kubeletplugin.imexdaemon import files
-from kubeletplugin.imexdaemon.config import NodeTable, TlsFiles, build_node_table
+from kubeletplugin.imexdaemon.config import NodeTable, Tls, TlsMissing, build_node_table, find_tls
 from kubeletplugin.imexdaemon.plan import (
     ANSWER_S,
     HASTEN_AFTER_S,
@@ -51,6 +52,10 @@ class Daemon:
         self._settings = settings
         self._state = state
         self._membership: Membership | None = None
+        self._key = ""
+        """PEM; "" while this node has none for its certificate."""
+        self._tls: Tls | None = None
+        """What was complete last."""
         self._obstacle = ""
         """Why the membership cannot be read; "" when there is none."""
         self._running: Running | None = None
@@ -105,6 +110,7 @@ class Daemon:
             # A node that moves to another rack has a daemon for each clique until the first one has ended.
             is_own = membership is not None and membership.name == settings.clique_name
             self._membership = membership if is_own else None
+            self._key = str(obj.get("key") or "") if obj and is_own else ""
             self._wake.set()
 
     async def _wait_for(self, file: Path) -> None:
@@ -146,25 +152,31 @@ class Daemon:
             membership, settings.node, settings.address, use_names=settings.use_names, has_run=self._has_run
         )
 
+    def _find_tls(self) -> Tls | TlsMissing | None:
+        """What is there now; where that is not complete, what was complete last: whoever is connected stays so."""
+        found = None if self._membership is None else find_tls(self._membership, self._settings.node, self._key)
+        if isinstance(found, Tls):
+            self._tls = found
+        return self._tls if isinstance(found, TlsMissing) and self._tls else found
+
     async def _reconcile(self) -> float | None:
         """Do what is to be done; the seconds after which to look again, None to wait for a change."""
-        tls, tls_version = files.read_tls(self._settings)
-        action = plan_imex(self._wanted(), self._running, tls_version)
+        action = plan_imex(self._wanted(), self._running, self._find_tls())
         match action:
             case Keep():
                 self._dirty_since_s = None
-                return self._settings.tls_check_s
             case Stop():
                 log.info("not_a_member", extra={"node": self._settings.node, "object": self._settings.clique_name})
+                self._tls = None
                 await self._stop()
             case Restart(reason):
                 log.info("imex_restarting", extra={"reason": reason})
                 await self._stop()
                 return 0.0
-            case Start(table=table):
-                return await self._start(table, tls, tls_version)
-            case Reload(table=table, at_once=at_once):
-                return self._reload(table, tls_version, at_once=at_once)
+            case Start(table=table, tls=tls):
+                return await self._start(table, tls)
+            case Reload(table=table, tls=tls):
+                return self._reload(table, tls)
             case _:
                 assert_never(action)
         return None
@@ -174,39 +186,41 @@ class Daemon:
         await self._imex.stop(self._settings.grace_s)
         self._changed()
 
-    async def _start(self, table: NodeTable, tls: TlsFiles | None, tls_version: str) -> float:
+    async def _start(self, table: NodeTable, tls: Tls | None) -> float | None:
         now_s = time.monotonic()
         if now_s < self._may_start_at_s:
             return self._may_start_at_s - now_s
         files.write_imex_files(self._settings, table, tls)
         await self._imex.start()
-        self._running = Running(table, tls_version)
+        self._running = Running(table, tls)
         self._has_run = True
         self._responding = self._formed = False
         self._started_at_s, self._last_reload_s = now_s, None
         self._changed()
-        return self._settings.tls_check_s
+        return None
 
-    def _reload(self, table: NodeTable, tls_version: str, *, at_once: bool) -> float:
+    def _reload(self, table: NodeTable, tls: Tls | None) -> float | None:
         now_s = time.monotonic()
-        files.write_hosts(self._settings, table)
+        files.write_changes(self._settings, table, tls)
         if self._dirty_since_s is None:
             self._dirty_since_s = self._changed_at_s = now_s
             self._poll_now.set()
         if not self._responding:
             # SIGUSR1 would end a process that has not installed its handlers; its first answer wakes us.
-            return self._settings.tls_check_s
-        at_once = at_once or self._all_up == table
+            return None
         delay_s = reload_delay_s(
-            at_once=at_once, changed_at_s=self._dirty_since_s, last_reload_s=self._last_reload_s, now_s=now_s
+            at_once=self._all_up == table,
+            changed_at_s=self._dirty_since_s,
+            last_reload_s=self._last_reload_s,
+            now_s=now_s,
         )
         if delay_s > 0:
             return delay_s
         self._imex.reload()
         self._last_reload_s = now_s
-        self._running = Running(table, tls_version)
+        self._running = Running(table, tls)
         self._changed()
-        return self._settings.tls_check_s
+        return None
 
     def _changed(self) -> None:
         self._dirty_since_s = None
@@ -235,9 +249,14 @@ class Daemon:
             return Readiness(False, self._obstacle or absent)
         if table is None:
             return Readiness(False, f"node {settings.node} is not among the members, or they have no addresses yet")
+        tls = find_tls(self._membership, settings.node, self._key)
+        missing = tls.reason if isinstance(tls, TlsMissing) else ""
         if self._running is None or self._running.table.own_index != table.own_index:
-            return Readiness(False, "nvidia-imex does not run")
-        return await self._ask(table, self._running)
+            return Readiness(False, missing or "nvidia-imex does not run")
+        readiness = await self._ask(table, self._running)
+        if readiness.ready or not missing:
+            return readiness
+        return replace(readiness, message=f"{readiness.message}; {missing}")
 
     async def _ask(self, table: NodeTable, asked: Running) -> Readiness:
         """What nvidia-imex says; one that says nothing for long is ended."""

@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 from typing import Final
 
-from api.clique import DAEMON_LOCK_FILE, DAEMON_STATUS_FILE, node_name
-from kubeletplugin.disk import replace_whole
+from api.clique import DAEMON_LOCK_FILE, DAEMON_STATUS_FILE
+from kubeletplugin.disk import replace_whole, write_whole
 from kubeletplugin.imexdaemon.config import (
     NodeTable,
+    Tls,
     TlsFiles,
+    choose_server_name,
     render_config,
     render_hosts,
     render_node_list,
@@ -20,21 +22,11 @@ from kubeletplugin.imexdaemon.settings import Settings
 
 CONFIG_FILE: Final = "imexd.cfg"
 NODE_LIST_FILE: Final = "nodes.cfg"
+TLS_FOLDER: Final = "tls"
 
 
 def config_path(settings: Settings) -> Path:
     return settings.directory / CONFIG_FILE
-
-
-def read_tls(settings: Settings) -> tuple[TlsFiles | None, str]:
-    """The TLS files, and a word that changes when they do; None and "" where the domain is not encrypted."""
-    authority, certificate, key = (settings.tls_directory / name for name in ("ca.crt", "tls.crt", "tls.key"))
-    if not certificate.exists():
-        return None, ""
-    version = ".".join(str(path.stat().st_mtime_ns) for path in (authority, certificate, key))
-    # The certificate is for every node name of the domain; a list of addresses must say which name to expect.
-    server_name = "" if settings.use_names else node_name(0)
-    return TlsFiles(str(authority), str(certificate), str(key), server_name), version
 
 
 def is_there(path: Path) -> bool:
@@ -62,14 +54,38 @@ def hold_lock(settings: Settings) -> int:
     return fd
 
 
-def write_imex_files(settings: Settings, table: NodeTable, tls: TlsFiles | None) -> None:
+def write_imex_files(settings: Settings, table: NodeTable, tls: Tls | None) -> None:
     """Everything that nvidia-imex reads when it starts."""
     settings.directory.mkdir(parents=True, exist_ok=True)
     node_list = settings.directory / NODE_LIST_FILE
     replace_whole(node_list, render_node_list(table).encode(), durable=False)
-    config = render_config(str(node_list), settings.address, tls)
+    config = render_config(str(node_list), settings.address, _write_tls(settings, tls) if tls else None)
     replace_whole(config_path(settings), config.encode(), durable=False)
     write_hosts(settings, table)
+
+
+def write_changes(settings: Settings, table: NodeTable, tls: Tls | None) -> None:
+    """What nvidia-imex reads again at SIGUSR1."""
+    if tls:
+        _write_tls(settings, tls)
+    write_hosts(settings, table)
+
+
+def _write_tls(settings: Settings, tls: Tls) -> TlsFiles:
+    """All or none: on a full disk certificate and key still belong together."""
+    folder = settings.directory / TLS_FOLDER
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    contents = {
+        folder / "ca.crt": tls.authorities,
+        folder / "tls.crt": tls.certificate,
+        folder / "tls.key": tls.key,
+    }
+    for path, text in contents.items():
+        write_whole(f"{path}.new", text.encode(), durable=False, private=True)
+    for path in contents:
+        Path(f"{path}.new").replace(path)
+    authority, certificate, key = map(str, contents)
+    return TlsFiles(authority, certificate, key, choose_server_name(use_names=settings.use_names))
 
 
 def write_hosts(settings: Settings, table: NodeTable) -> None:

@@ -1,9 +1,9 @@
-"""What to do with `nvidia-imex` when the members, its process or its TLS files change. Pure."""
+"""What to do with `nvidia-imex` when the members, its process or the certificates change. Pure."""
 
 from dataclasses import dataclass
 from typing import Final
 
-from kubeletplugin.imexdaemon.config import NodeTable
+from kubeletplugin.imexdaemon.config import NodeTable, Tls, TlsMissing
 
 RELOAD_INTERVAL_S: Final = 5.1
 """nvidia-imex ignores SIGUSR1 for 5 s after one (NVIDIA's IMEX guide, "Signal handling")."""
@@ -35,34 +35,33 @@ class Running:
     """The nvidia-imex that runs: what it was started with and what it was last told."""
 
     table: NodeTable
-    tls_version: str
-    """Whatever changes when the TLS files do; "" without."""
+    tls: Tls | None
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Write configuration, node list and names; then start the process."""
+    """Write configuration, node list, names and TLS files; then start the process."""
 
     table: NodeTable
+    tls: Tls | None
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Its node list or its own node ID is another one: it must be started anew."""
+    """What it reads only once is another: its configuration, its node list or its own node ID."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """Write the names, and send SIGUSR1 when the peers are up.
+    """Write the names and the TLS files, and send SIGUSR1 when the peers are up.
 
-    nvidia-imex can be signalled once in five seconds: a signal for a peer that does not listen yet is lost. `at_once`:
-    not for the peers' sake.
+    nvidia-imex can be signalled once in five seconds: a signal for a peer that does not listen yet is lost.
     """
 
     table: NodeTable
-    at_once: bool
+    tls: Tls | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +77,10 @@ class Keep:
 Action = Start | Restart | Reload | Stop | Keep
 
 
-def plan_imex(wanted: NodeTable | None, running: Running | None, tls_version: str) -> Action:
+def plan_imex(wanted: NodeTable | None, running: Running | None, tls: Tls | TlsMissing | None) -> Action:
     """From what runs to what is wanted."""
     if running is None:
-        return Keep() if wanted is None else Start(wanted)
+        return Keep() if wanted is None or isinstance(tls, TlsMissing) else Start(wanted, tls)
     if wanted is None:
         return Stop()
     old = running.table
@@ -89,9 +88,22 @@ def plan_imex(wanted: NodeTable | None, running: Running | None, tls_version: st
         return Restart(f"this node's index changed from {old.own_index} to {wanted.own_index}")
     if wanted.names != old.names:
         return Restart("the node list changed")
-    if wanted.addresses != old.addresses or tls_version != running.tls_version:
-        return Reload(wanted, at_once=tls_version != running.tls_version)
+    if isinstance(tls, TlsMissing):
+        tls = running.tls  # whoever is connected goes on with what it has
+    if (tls is None) is not (running.tls is None):
+        return Restart("encryption was turned on or off")
+    if wanted.addresses != old.addresses or _must_be_told(tls, running.tls):
+        return Reload(wanted, tls)
     return Keep()
+
+
+def _must_be_told(tls: Tls | None, told: Tls | None) -> bool:
+    """An authority that comes with a member who has no address yet is told with that: two signals would take 5 s."""
+    if tls is None or told is None:
+        return False
+    if (tls.certificate, tls.key) != (told.certificate, told.key):
+        return True
+    return tls.authorities != told.authorities and tls.peers != told.peers
 
 
 def reload_delay_s(*, at_once: bool, changed_at_s: float, last_reload_s: float | None, now_s: float) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from api.clique import TLS_DIRECTORY, clique_object_name
+from api.clique import clique_object_name
 from api.errors import InvalidObject
 
 
@@ -27,13 +27,10 @@ class Settings:
     directory: Path = Path("/imexd")
     """The domain's directory on this node; mounted by the claim's CDI device."""
     hosts_path: Path = Path("/etc/hosts")
-    tls_directory: Path = Path(TLS_DIRECTORY)
     use_names: bool = True
     """Node list of names that /etc/hosts resolves (NVIDIA driver 570.158.01 and later), or of addresses."""
     membership_wait_s: float = 60.0
     """How long to wait for the file with the membership, which comes into a container only when that is made anew."""
-    tls_check_s: float = 30.0
-    """Between two looks for renewed certificates; the kubelet needs a minute or more to bring one into the pod."""
     hang_limit_s: float = 30.0
     """An nvidia-imex that has answered nothing for so long is started anew."""
     grace_s: float = 8.0
@@ -57,10 +54,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         namespace=_need(environment, "POD_NAMESPACE"),
         directory=Path(environment.get("IMEX_DIRECTORY", "/imexd")),
         hosts_path=Path(environment.get("HOSTS_PATH", "/etc/hosts")),
-        tls_directory=Path(environment.get("TLS_DIRECTORY", TLS_DIRECTORY)),
         use_names=node_list == "names",
         membership_wait_s=_number(environment, "MEMBERSHIP_WAIT_S", 60),
-        tls_check_s=_number(environment, "TLS_CHECK_S", 30),
         hang_limit_s=_number(environment, "HANG_LIMIT_S", 30),
     )
 

@@ -1,6 +1,7 @@
 """The devices of `compute-domain.nvidia.com` and what is decided about claims of them: IMEX channels and daemons.
 
-Device names, attributes and classes are those of NVIDIA's DRA driver; `cliqueID` and `nvlinkDomain` are additions.
+Device names, attributes and classes are those of NVIDIA's DRA driver; `cliqueID`, `nvlinkDomain` and the daemon's
+public key are additions.
 
 Channel 0 is one device that several claims may hold (DRAConsumableCapacity), so several pods of a ComputeDomain can be
 on one node. An API server that drops that field leaves one claim a node, as in NVIDIA's driver. That all of them are of
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
-from api.clique import FAILED_CONDITION, FORMED_CONDITION
+from api.clique import FAILED_CONDITION, FORMED_CONDITION, KEY_ATTRIBUTE
 from api.errors import ClaimError
 from api.names import CDI_CLAIM_CLASS, COMPUTE_DOMAIN_CDI_VENDOR, COMPUTE_DOMAIN_DRIVER
 from kubeletplugin.model.cdi import CDI_VERSION, DeviceNode, DriverTree, driver_program_edits, node_edit
@@ -156,10 +157,13 @@ def _is_on_fabric(gpu: Gpu) -> bool:
     return fabric.state != "completed" or fabric.status != 0 or fabric.cluster_uuid != _NO_CLUSTER
 
 
-def build_domain_devices(fabric: NodeFabric, features: Features, *, binding: bool = False) -> DeviceSet:
+def build_domain_devices(
+    fabric: NodeFabric, features: Features, *, binding: bool = False, public_key: str = ""
+) -> DeviceSet:
     """`channel-0` and `daemon-0`; nothing while the clique is not known, for the controller builds on it.
 
-    `binding`: pods shall be bound only when their domain is formed.
+    `binding`: pods shall be bound only when their domain is formed. `public_key`: of the node's next or present daemon,
+    "" where there is none.
     """
     if isinstance(fabric, Unsettled):
         return DeviceSet(notes=(fabric.reason,))
@@ -179,6 +183,8 @@ def build_domain_devices(fabric: NodeFabric, features: Features, *, binding: boo
         "name": DAEMON_DEVICE,
         "attributes": {"type": {"string": "daemon"}, "id": {"int": 0}, **where},
     }
+    if public_key:
+        daemon["attributes"][KEY_ATTRIBUTE] = {"string": public_key}
     return DeviceSet(groups=(DeviceGroup("compute-domain", (channel, daemon)),))
 
 

@@ -4,6 +4,7 @@
 them end. Everything else (API server, scheduler, controller manager, our controller) is real.
 """
 
+import base64
 import json
 import os
 import signal
@@ -19,7 +20,10 @@ from typing import Any
 from uuid import uuid4
 
 import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from api.clique import KEY_ATTRIBUTE
 from kubeletplugin.model.channels import Attached, NoFabric, build_domain_devices
 from kubeletplugin.model.devices import Features
 from tests.support.cluster import ROOT, ApiError, Cluster, Object, path, wait_until
@@ -67,11 +71,22 @@ def make_node(cluster: Cluster, name: str, clique: str | None, *, binding: bool 
     publish(cluster, name, clique, binding=binding)
 
 
-def publish(cluster: Cluster, node: str, clique: str | None, *, binding: bool = False) -> None:
-    """Replace the node's ResourceSlice."""
+def make_public_key() -> str:
+    """As a node publishes it. Nobody needs the private half: the daemons of these nodes are played."""
+    x962, compressed = serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    return base64.b64encode(key.public_bytes(x962, compressed)).decode()
+
+
+def publish(cluster: Cluster, node: str, clique: str | None, *, binding: bool = False, key: str | None = None) -> None:
+    """Replace the node's ResourceSlice; with another public key, unless that is given. An empty one is none."""
     fabric = Attached(clique, FABRIC) if clique else NoFabric()
     offered = build_domain_devices(fabric, Features(), binding=binding)
     devices = [device for group in offered.groups for device in group.devices]
+    public = make_public_key() if key is None else key
+    if clique and public:
+        (daemon,) = [device for device in devices if device["name"] == "daemon-0"]
+        daemon["attributes"][KEY_ATTRIBUTE] = {"string": public}
     body = {
         "apiVersion": "resource.k8s.io/v1",
         "kind": "ResourceSlice",

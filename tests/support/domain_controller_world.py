@@ -90,7 +90,7 @@ class World:
         return self.mine("v1", "pods")
 
     def leftovers(self) -> list[str]:
-        kinds = (("v1", "pods"), ("v1", "secrets"), ("resource.k8s.io/v1", "resourceclaims"))
+        kinds = (("v1", "pods"), ("resource.k8s.io/v1", "resourceclaims"))
         found = [item for kind in (*kinds, (DOMAINS, "computedomaincliques")) for item in self.mine(*kind)]
         return [f"{item.get('kind', '')} {item['metadata']['name']}" for item in found]
 

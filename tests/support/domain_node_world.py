@@ -19,7 +19,7 @@ from bench.node import Node
 from bench.objects import Claim, make_claim, make_namespace, make_node, wait_for_devices
 
 from api.client import Client, Json, path
-from api.clique import DAEMON_LOCK_FILE
+from api.clique import DAEMON_LOCK_FILE, KEY_ATTRIBUTE, MEMBERSHIP_FILE
 from tests.support.cluster import ROOT, Cluster
 from tests.support.scenario import Scenario, play_in
 
@@ -83,6 +83,11 @@ class World:
     async def devices(self) -> list[Json]:
         return await wait_for_devices(self.client, self.node.name, DRIVER)
 
+    async def public_key(self) -> str:
+        """As the slice has it; "" where it has none."""
+        daemon = next(device for device in await self.devices() if device["name"] == "daemon-0")
+        return str(daemon["attributes"].get(KEY_ATTRIBUTE, {}).get("string", ""))
+
     async def claim(self, name: str, kind: str = "Channel", namespace: str = "", pool: str = "", **extra: Any) -> Claim:
         parameters = {"apiVersion": API, "kind": f"ComputeDomain{kind}Config", "domainID": self.domain, **extra}
         opaque = {"driver": DRIVER, "parameters": parameters}
@@ -109,8 +114,9 @@ class World:
         address: str = "",
         policy: str = "Connected",
         abandoned: tuple[str, ...] = (),
+        public_key: str = "",
     ) -> None:
-        """What the controller writes."""
+        """What the controller writes; with a certificate for this key."""
         entry = {
             "nodeName": self.node.name,
             "ipAddress": address,
@@ -118,6 +124,8 @@ class World:
             "index": 0,
             "released": released,
             "message": message,
+            "publicKey": public_key,
+            "certificate": f"for {public_key}" if public_key else "",
         }
         body = {
             "apiVersion": API,
@@ -128,6 +136,8 @@ class World:
             "draining": draining,
             "releasePolicy": policy,
             "abandonedClaims": list(abandoned),
+            "tls": bool(public_key),
+            "authorities": ["authority"] if public_key else [],
             "daemons": [entry],
         }
         where = path(API, "computedomaincliques", namespace=SYSTEM, name=self.clique_name)
@@ -146,6 +156,11 @@ class World:
         """What it said last stands."""
         os.close(self._daemon)
         self._daemon = 0
+
+    @property
+    def membership(self) -> Path:
+        """What this node's daemon is told of the domain."""
+        return self.node.plugins / DRIVER / "domains" / self.domain / MEMBERSHIP_FILE
 
     def specs(self) -> dict[str, Json]:
         return {file.name: json.loads(file.read_text()) for file in self.node.cdi.glob("*compute-domain*.json")}

@@ -4,17 +4,18 @@ What is real: `ComputeDomainDriver` and `ClaimService` (the claim is read from t
 a watch of the membership, CDI files are written, daemons are brought their membership), and every request to the API
 server. What is played: the kubelet
 calls the plugin without its socket, and patches what it would say of its pods; a daemon's pod has its address and is
-connected as soon as its claim is prepared.
+connected as soon as its claim is prepared. A node's key is made in this process, and its slice written without a watch.
 
 Each thing that happens is one JSON line on standard output, with the time.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles
 from kubeletplugin.hardware.nvml import NvmlBackend
 from kubeletplugin.hardware.tree import DriverRoot
+from kubeletplugin.make_key import make_key
 from kubeletplugin.model.devices import Features
 from kubeletplugin.model.inventory import Fabric, Gpu, Inventory
 from kubeletplugin.server import ClaimRef
@@ -47,6 +49,11 @@ def tell(what: str, **more: Any) -> None:
 
 def node_name(number: int) -> str:
     return f"sim-{number:04d}"
+
+
+async def make_key_here() -> dict[str, str]:
+    """A process for each of a thousand nodes' keys would be what is measured."""
+    return make_key()
 
 
 class RackNode(NvmlBackend):
@@ -79,6 +86,7 @@ class SimulatedNode:
     number: int
     driver: ComputeDomainDriver
     claims: ClaimService
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
     pods: int = 0
 
     def next_address(self) -> str:
@@ -107,36 +115,46 @@ class Kubelets:
             cdi=CdiFiles(base / name / "cdi", COMPUTE_DOMAIN_CDI_VENDOR),
             root=root,
             directory=base / name / "plugin",
+            make_key=make_key_here,
         )
         await driver.recover()
         recorder = Recorder(self._client, driver.name, name)
         self._tasks.create_task(recorder.run())
-        self._tasks.create_task(driver.run(lambda: None))
         claims = ClaimService(driver, self._client, recorder, self._tasks, lambda: None)
-        self._nodes[name] = SimulatedNode(name, number, driver, claims)
+        node = self._nodes[name] = SimulatedNode(name, number, driver, claims)
         async with self._gate:
-            await self._publish(self._nodes[name])
+            await self._publish(node)
+        self._tasks.create_task(driver.run(node.changed.set))
+        self._tasks.create_task(self._publish_changes(node))
 
     async def _publish(self, node: SimulatedNode) -> None:
         labels = {"kubernetes.io/hostname": node.name}
         resources = {"cpu": "64", "memory": "512Gi", "pods": "110"}
         ready = {"type": "Ready", "status": "True", "reason": "KubeletReady"}
         status = {"capacity": resources, "allocatable": resources, "conditions": [ready]}
-        devices = [device for group in node.driver.offer(Features()).groups for device in group.devices]
         spec = {
             "driver": node.driver.name,
             "nodeName": node.name,
             "pool": {"name": node.name, "generation": 1, "resourceSliceCount": 1},
-            "devices": devices,
+            "devices": _offer(node),
         }
         name = {"name": f"{node.name}-compute-domain"}
         slice_ = {"apiVersion": CLAIMS, "kind": "ResourceSlice", "metadata": name, "spec": spec}
-        try:
+        with contextlib.suppress(Conflict):  # of a smaller case before
             await self._client.create(path("v1", "nodes"), {"metadata": {"name": node.name, "labels": labels}})
-            await self._client.patch(path("v1", "nodes", name=node.name, subresource="status"), {"status": status})
+        await self._client.patch(path("v1", "nodes", name=node.name, subresource="status"), {"status": status})
+        try:
             await self._client.create(path(CLAIMS, "resourceslices"), slice_)
         except Conflict:
-            return  # of a smaller case before
+            node.changed.set()
+
+    async def _publish_changes(self, node: SimulatedNode) -> None:
+        """After each ComputeDomain the node has another key."""
+        where = path(CLAIMS, "resourceslices", name=f"{node.name}-compute-domain")
+        while True:
+            await node.changed.wait()
+            node.changed.clear()
+            await self._insist("patch", where, {"spec": {"devices": _offer(node)}})
 
     async def run(self) -> None:
         async for kind, found in self._client.list_watch(path("v1", "pods")):
@@ -216,6 +234,10 @@ class Kubelets:
             except (ApiError, Retryable) as error:
                 tell("repeated", verb=verb, error=str(error))
                 await asyncio.sleep(0.5)
+
+
+def _offer(node: SimulatedNode) -> list[Json]:
+    return [device for group in node.driver.offer(Features()).groups for device in group.devices]
 
 
 def _claim_names(pod: Json) -> list[str]:

@@ -23,9 +23,6 @@ DOMAIN = "5b8e2a0c-0000-4000-8000-000000000001"
 CLIQUE = "7a1d9c3e-0000-4000-8000-000000000002.1"
 
 
-NAMES = [f"compute-domain-daemon-{index:04d}" for index in range(4)]
-
-
 @dataclass
 class Member:
     """A host with the daemon on it."""
@@ -41,6 +38,13 @@ class Member:
         path = self.host.folder / "imexd" / "status" / "status.json"
         result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"ready": False, "message": ""}
         return result
+
+    def tell(self, obj: dict[str, Any]) -> None:
+        """What the node plugin writes."""
+        path = self.host.folder / "imexd" / MEMBERSHIP_FILE
+        temporary = path.with_name("new")
+        temporary.write_text(json.dumps(obj))
+        temporary.replace(path)
 
     def ready(self) -> bool:
         return bool(self.status()["ready"])
@@ -91,10 +95,7 @@ class Cluster:
 
     def write(self, obj: dict[str, Any]) -> None:
         for member in self.members:
-            path = member.host.folder / "imexd" / MEMBERSHIP_FILE
-            temporary = path.with_name("new")
-            temporary.write_text(json.dumps(obj))
-            temporary.replace(path)
+            member.tell(obj)
 
     def start(self, *members: Member, **environment: str) -> None:
         for member in members:
@@ -110,7 +111,6 @@ class Cluster:
                 "POD_NAMESPACE": "partita-system",
                 "IMEX_DIRECTORY": str(folder / "imexd"),
                 "HOSTS_PATH": str(folder / "hosts"),
-                "TLS_DIRECTORY": str(self.folder / "imex-tls"),
                 **environment,
             }
             command = ["ip", "netns", "exec", member.host.name, sys.executable, "-m", "kubeletplugin.imexdaemon"]

@@ -1,20 +1,15 @@
-"""What the IMEX daemon makes of its files: memberships of any version, certificates, a disk without room."""
+"""What the IMEX daemon makes of its files: memberships of any version, a disk without room."""
 
-import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from api.clique import MEMBERSHIP_FILE
-from controller.computedomain.tls import make_certificates
-from tests.contract.imex.certificates import write_authority
 from tests.contract.imex.imex_hosts import ip, wait_until
-from tests.contract.imex.imex_members import CLIQUE, DOMAIN, NAMES, Cluster, Member, cluster
+from tests.contract.imex.imex_members import CLIQUE, DOMAIN, Cluster, Member, cluster
 
 __all__ = ["cluster"]
 
@@ -153,49 +148,3 @@ def test_a_membership_of_a_later_version_is_told_and_takes_nothing_from_who_is_c
     wait_until(lambda: "writes membership files of version 2" in third.status()["message"])
     assert first.get("/readyz") == (200, "connected to 1 of 1 peers")
     assert first.imex_pid() == pid
-
-
-def start_encrypted(cluster: Cluster, **settings: str) -> Path:
-    """Two members that are connected by TLS; the folder with their certificates."""
-    first, second, _ = cluster.members
-    tls = cluster.folder / "imex-tls"
-    tls.mkdir()
-    write_authority(tls, *NAMES)
-    cluster.connect(first, second, **settings)
-    return tls
-
-
-def test_tls_is_used_where_the_pod_has_certificates(cluster: Cluster) -> None:
-    tls = start_encrypted(cluster)
-    first, _, _ = cluster.members
-    assert "IMEX_ENABLE_AUTH_ENCRYPTION=1\n" in (first.host.folder / "imexd" / "imexd.cfg").read_text()
-    write_authority(tls, *NAMES)
-    os.kill(first.imex_pid(), signal.SIGKILL)
-    wait_until(lambda: "not connected" in first.status()["message"])
-
-
-def test_renewed_certificates_are_taken_up_without_any_other_change(cluster: Cluster) -> None:
-    tls = start_encrypted(cluster, TLS_CHECK_S="1")
-    first, _, _ = cluster.members
-    for _ in range(2):  # after the start, and after a reload
-        before = first.events().count("imex_reloaded")
-        write_authority(tls, *NAMES)
-        wait_until(lambda before=before: first.events().count("imex_reloaded") > before)
-
-
-def test_a_daemon_of_another_domain_is_a_stranger_even_where_it_is_listed_as_a_member(cluster: Cluster) -> None:
-    """By the certificates that the controller makes: each domain has an authority of its own."""
-    first, second, stranger = cluster.members
-    for domain in ("ours", "theirs"):
-        folder = cluster.folder / domain
-        folder.mkdir()
-        for name, content in make_certificates(domain, NAMES, datetime.now(UTC), None).files.items():
-            (folder / name).write_bytes(content)
-    cluster.publish(dict(enumerate(cluster.members)))
-    cluster.start(first, second, TLS_DIRECTORY=str(cluster.folder / "ours"))
-    cluster.start(stranger, TLS_DIRECTORY=str(cluster.folder / "theirs"))
-    wait_until(lambda: "not connected to node 2" in first.status()["message"] and first.status()["connected"] == [1])
-    wait_until(lambda: stranger.status()["message"].startswith("not connected to node 0"))
-    assert stranger.status()["connected"] == []
-    assert not first.ready()
-    assert not stranger.ready()

@@ -108,7 +108,7 @@ class Driver:
 
     def leftovers(self) -> list[str]:
         """Everything in the cluster and on the nodes that is there for a ComputeDomain."""
-        kinds = "pods,secrets,resourceclaims,resourceclaimtemplates,computedomaincliques.resource.nvidia.com"
+        kinds = "pods,resourceclaims,resourceclaimtemplates,computedomaincliques.resource.nvidia.com"
         labelled = ("get", kinds, "--all-namespaces", "--selector", UID_LABEL, "--output", "name")
         found = self.cluster.kubectl(*labelled).split()
         script = f"ls {PLUGIN}/domains 2>/dev/null; ls /var/run/cdi | grep compute-domain; true"

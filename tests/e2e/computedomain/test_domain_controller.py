@@ -65,7 +65,6 @@ class View:
             "finalizer": lambda: bool(self.job.domain()["metadata"].get("finalizers")),
             "template": lambda: self.has("resource.k8s.io/v1", "resourceclaimtemplates", mine),
             "membership": lambda: members(bool),
-            "certificates": lambda: self.has("v1", "secrets", namespace),
             "daemon claim": lambda: self.has("resource.k8s.io/v1", "resourceclaims", namespace),
             "daemon": lambda: self.has("v1", "pods", namespace),
             "address": lambda: members(lambda member: member["ipAddress"]),

@@ -130,7 +130,7 @@ def test_a_driver_that_is_installed_anew_elsewhere_takes_over_the_running_domain
         wait_until("it has daemons there", lambda: len(job.daemons()) == 2, PATIENCE_S)
         job.wait_ready(2)
         job.share_all_ways("a", "b")
-        pods = here.cluster.kubectl("get", "pods,secrets,computedomaincliques", "--namespace", first.namespace)
+        pods = here.cluster.kubectl("get", "pods,computedomaincliques", "--namespace", first.namespace)
         assert pods.strip() == "", pods
     finally:
         here.end("a", "b")

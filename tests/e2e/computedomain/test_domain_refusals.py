@@ -98,6 +98,14 @@ BEYOND_A_DAEMON = {
     "among the processes of a node": {"hostPID": True},
     "in the IPC namespace of a node": {"hostIPC": True},
     "with files of a node": {"volumes": [{"name": "root", "hostPath": {"path": "/"}}]},
+    "with a Secret": {"volumes": [{"name": "token", "secret": {"secretName": "token"}}]},
+    "with a Secret among others": {
+        "volumes": [{"name": "all", "projected": {"sources": [{"secret": {"name": "token"}}]}}]
+    },
+    "with a Secret as variables": {"containers": [{"envFrom": [{"secretRef": {"name": "token"}}]}]},
+    "with a Secret as one variable": {
+        "containers": [{"env": [{"name": "T", "valueFrom": {"secretKeyRef": {"name": "token", "key": "token"}}}]}]
+    },
     "privileged": {"containers": [{"securityContext": {"privileged": True}}]},
     "with capabilities": {"containers": [{"securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}}]},
     "privileged at first": {"initContainers": [{"name": "first", "securityContext": {"privileged": True}}]},

@@ -17,8 +17,14 @@ def changeable(driver: Driver) -> Iterator[Driver]:
     driver.install()
 
 
-def volumes(job: Job) -> set[str]:
-    return {volume["name"] for pod in job.daemons().values() for volume in pod["spec"].get("volumes", ())}
+def encryption(job: Job) -> set[str]:
+    """What the daemons tell nvidia-imex of it."""
+    said = set()
+    for pod in job.daemons().values():
+        metadata = pod["metadata"]
+        command = ("grep", "IMEX_ENABLE_AUTH_ENCRYPTION", "/imexd/imexd.cfg")
+        said.add(job.space.cluster.in_pod(metadata["name"], *command, namespace=metadata["namespace"]).strip())
+    return said
 
 
 def test_a_domain_whose_daemons_list_addresses_is_encrypted_and_shares_memory(changeable: Driver, here: Space) -> None:
@@ -27,7 +33,7 @@ def test_a_domain_whose_daemons_list_addresses_is_encrypted_and_shares_memory(ch
     job.run(a="n1", b="n2")
     job.wait_ready(2)
     job.share_all_ways("a", "b")
-    assert "tls" in volumes(job)
+    assert encryption(job) == {"IMEX_ENABLE_AUTH_ENCRYPTION=1"}
     for pod in job.daemons().values():
         metadata = pod["metadata"]
         told = here.cluster.in_pod(metadata["name"], "cat", "/imexd/nodes.cfg", namespace=metadata["namespace"])
@@ -50,9 +56,9 @@ def test_without_encryption_domains_form_and_one_that_is_encrypted_stays_so(chan
         ),
     )
     before.share_all_ways("a", "b")
-    assert "tls" in volumes(before)
+    assert encryption(before) == {"IMEX_ENABLE_AUTH_ENCRYPTION=1"}
     plain = here.job("plain", 2)
     plain.run(c="n3", d="n4")
     plain.wait_ready(2)
     plain.share_all_ways("c", "d")
-    assert "tls" not in volumes(plain)
+    assert encryption(plain) == {"IMEX_ENABLE_AUTH_ENCRYPTION=0"}

@@ -120,7 +120,7 @@ def check_tables(space: Space, job: Job) -> None:
 
 
 def check_nothing_is_left(cluster: Cluster, uid: str) -> None:
-    kinds = "pods,secrets,resourceclaims,resourceclaimtemplates,computedomaincliques.resource.nvidia.com"
+    kinds = "pods,resourceclaims,resourceclaimtemplates,computedomaincliques.resource.nvidia.com"
     command = ("get", kinds, "--all-namespaces", "--selector", f"{UID_LABEL}={uid}", "--output", "name")
     wait_until("everything is torn down", lambda: cluster.kubectl(*command).strip() == "", PATIENCE_S)
 
@@ -143,7 +143,7 @@ def test_when_a_jobs_pods_have_finished_its_domain_is_idle_and_their_daemons_are
     for pod in pods:
         logs = here.cluster.kubectl("logs", "--namespace", here.name, pod["metadata"]["name"])
         assert re.search(r" channel0$", logs, re.MULTILINE)
-    command = ("get", "pods,secrets,computedomaincliques", "--all-namespaces", "--output", "name")
+    command = ("get", "pods,computedomaincliques", "--all-namespaces", "--output", "name")
     left = (*command, "--selector", f"{UID_LABEL}={uid}")
     wait_until("no daemon is left", lambda: here.cluster.kubectl(*left).strip() == "", PATIENCE_S)
 

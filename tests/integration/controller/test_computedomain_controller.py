@@ -145,10 +145,10 @@ def test_what_an_earlier_installation_left_in_another_namespace_goes(
         "name": left["metadata"]["name"],
         "uid": left["metadata"]["uid"],
     }
-    secrets = path("v1", "secrets", namespace=world.namespace)
-    world.cluster.create(secrets, {"metadata": {"name": "old-imex", "ownerReferences": [owner]}})
+    owned = path("v1", "configmaps", namespace=world.namespace)
+    world.cluster.create(owned, {"metadata": {"name": "old-imex", "ownerReferences": [owner]}})
     world.cluster.wait_gone(f"{where}/gone-uid.fabric.0")
-    world.cluster.wait_gone(f"{secrets}/old-imex")
+    world.cluster.wait_gone(f"{owned}/old-imex")
 
 
 def test_a_membership_that_somebody_holds_in_a_namespace_of_theirs_does_not_hold_the_domain(

@@ -66,7 +66,7 @@ def test_domains_are_counted_by_status_and_what_was_done_for_them_by_kind(
 
     now = wait_until("domains are counted as they are stored", counted)
     done = now.by("action", "partita_controller_actions_total")
-    assert set(done) >= {"AddFinalizer", "Create", "MakeCertificates", "WriteMembership", "WriteStatus"}
+    assert set(done) >= {"AddFinalizer", "Create", "WriteMembership", "WriteStatus"}
     assert done["Create"] >= 7, "two templates, a ComputeDomainClique, two daemons and their claims"
     assert (now.value("partita_controller_reconcile_seconds_count") or 0) >= 2
     assert now.labels == LABELS

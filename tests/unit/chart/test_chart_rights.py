@@ -80,8 +80,9 @@ def test_on_openshift_plugin_and_daemons_may_be_what_they_are() -> None:
     assert not [name for name, value in constraints.items() if name.startswith("allow") and value]
 
 
-def test_no_role_may_read_secrets_of_other_namespaces_or_write_nodes() -> None:
-    for role in of_kind(render(*EVERYTHING[:1]), "ClusterRole").values():
+def test_no_role_may_read_secrets_or_write_nodes() -> None:
+    objects = render(*EVERYTHING[:1])
+    for role in (*of_kind(objects, "ClusterRole").values(), *of_kind(objects, "Role").values()):
         for rule in role["rules"]:
             assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]], role["metadata"]["name"]
             assert "secrets" not in rule["resources"]

@@ -14,7 +14,6 @@ from controller.computedomain.actions import (
     Create,
     Delete,
     DropFinalizer,
-    MakeCertificates,
     Plan,
     WriteBinding,
     WriteMembership,
@@ -33,7 +32,6 @@ from controller.computedomain.state import (
     Phase,
     Settings,
     Template,
-    TlsSecret,
 )
 from controller.computedomain.status import find_condition
 from controller.settings import parse_settings
@@ -42,6 +40,11 @@ UID = "d0"
 DEFAULTS = parse_settings([], {"POD_NAMESPACE": "driver", "IMAGE": "partita:dev"}).domains
 SETTINGS = replace(DEFAULTS, max_nodes_per_imex_domain=3)
 FABRIC = {"n0": "f.0", "n1": "f.0", "n2": "f.0", "n3": "f.0", "m0": "f.1", "m1": "f.1", "plain": ""}
+
+
+def certificate(public_key: str, index: int) -> str:
+    """None for a node without a key."""
+    return public_key and f"{public_key} is member {index}"
 
 
 def make_domain(**changes: Any) -> Domain:
@@ -57,6 +60,7 @@ class World:
     uid: str = UID
     settings: Settings = SETTINGS
     fabric: dict[str, str] = field(default_factory=lambda: dict(FABRIC))
+    keys: dict[str, str] = field(default_factory=lambda: {node: f"key of {node}" for node in FABRIC})
     claims: dict[str, ChannelClaim] = field(default_factory=dict)
     cliques: dict[str, Clique] = field(default_factory=dict)
     bodies: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -64,7 +68,6 @@ class World:
     pods: dict[str, DaemonPod] = field(default_factory=dict)
     daemon_claims: dict[str, DaemonClaim] = field(default_factory=dict)
     templates: dict[str, Template] = field(default_factory=dict)
-    secrets: dict[str, TlsSecret] = field(default_factory=dict)
     leaving: set[str] = field(default_factory=set)
     held: dict[str, float] = field(default_factory=dict)
     now: float = 1_000_000.0
@@ -88,18 +91,18 @@ class World:
             domain=self.domain,
             claims=tuple(self.claims.values()),
             fabric=dict(self.fabric),
+            keys=dict(self.keys),
             cliques=tuple(c for c in self.cliques.values() if c.ref.namespace == self.settings.namespace),
             strays=tuple(c for c in self.cliques.values() if c.ref.namespace != self.settings.namespace),
             pods=tuple(self.pods.values()),
             daemon_claims=tuple(self.daemon_claims.values()),
             templates=tuple(self.templates.values()),
-            secrets=tuple(self.secrets.values()),
             held_since=dict(self.held),
             leaving=frozenset(self.leaving),
         )
 
     def observe_members(self) -> Observation:
-        return replace(self.observe_alone(), pods=(), daemon_claims=(), templates=(), secrets=())
+        return replace(self.observe_alone(), pods=(), daemon_claims=(), templates=())
 
     def plan(self) -> Plan:
         seen = self.observe()
@@ -127,9 +130,6 @@ class World:
                 clique = self.cliques.get(ref.name)
                 if clique and clique.resource_version == version and not clique.terminating:
                     self._store_clique(clique.ref, {**self.bodies[clique.ref.uid], **fields})
-            case MakeCertificates(ref=ref, clique=clique_ref):
-                made = Ref("Secret", ref.namespace, ref.name, self._uid())
-                self.secrets[ref.name] = TlsSecret(made, self.uid, clique_ref.uid, renew_at=self.now + 1e6)
             case WriteBinding(ref=ref, conditions=conditions):
                 formed, failed = (condition["status"] == "True" for condition in conditions)
                 claim = self.claims[ref.name]
@@ -162,7 +162,13 @@ class World:
                 self.templates.setdefault(ref.name, Template(made, self.uid))
 
     def _store_clique(self, ref: Ref, body: dict[str, Any]) -> None:
+        """With the certificates that it lacks, as who writes it makes them."""
         self.serial += 1
+        daemons = [
+            {**entry, "certificate": entry["certificate"] or certificate(entry["publicKey"], entry["index"])}
+            for entry in body["daemons"]
+        ]
+        body = {**body, "daemons": daemons}
         membership = parse_membership({**body, "metadata": {"name": ref.name}})
         self.bodies[ref.uid] = body
         self.cliques[ref.name] = Clique(ref, f"v{self.serial}", membership)
@@ -179,8 +185,6 @@ class World:
                     self.daemon_claims[ref.name] = replace(claim, terminating=True)
             case "ComputeDomainClique":
                 self.cliques = {n: c for n, c in self.cliques.items() if c.ref.uid != ref.uid}
-            case "Secret":
-                self.secrets = {n: s for n, s in self.secrets.items() if s.ref.uid != ref.uid}
             case "ResourceClaimTemplate":
                 deleted = {n: replace(t, terminating=True) for n, t in self.templates.items() if t.ref.uid == ref.uid}
                 self.templates |= deleted
@@ -231,7 +235,7 @@ class World:
 
     def step_cluster(self) -> bool:
         """One round of garbage collector, scheduler and kubelets; True when something changed."""
-        before = (self.pods, self.daemon_claims, self.secrets)
+        before = (self.pods, self.daemon_claims)
         owners = {clique.ref.uid for clique in self.cliques.values()}
         pods = {name: pod for name, pod in self.pods.items() if not pod.terminating or pod.lost_at is not None}
         self.pods = {name: self._step_pod(pod, owners) for name, pod in pods.items()}
@@ -239,8 +243,7 @@ class World:
         self.daemon_claims = {
             n: c if c.owner_uid in owners else replace(c, terminating=True) for n, c in claims.items()
         }
-        self.secrets = {n: s for n, s in self.secrets.items() if s.owner_uid in owners}
-        return before != (self.pods, self.daemon_claims, self.secrets)
+        return before != (self.pods, self.daemon_claims)
 
     def _terminate(self, pod: DaemonPod) -> DaemonPod:
         return pod if pod.terminating else replace(pod, terminating=True, ends_by=self.now + DAEMON_GRACE_S)

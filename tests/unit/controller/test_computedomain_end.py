@@ -31,7 +31,7 @@ def test_a_deleted_domain_in_use_drains_and_names_who_holds_it() -> None:
     assert all(clique.membership.draining for clique in world.cliques.values())
     world.claims.clear()
     world.converge()
-    assert world.domain is None and not world.pods and not world.cliques and not world.secrets
+    assert world.domain is None and not world.pods and not world.cliques
 
 
 def test_a_template_that_nvidias_controller_made_goes_with_the_domain_that_was_taken_over() -> None:
@@ -100,7 +100,6 @@ def test_jobs_keep_a_deleted_domain_whose_driver_is_installed_anew_in_another_na
     world.settings = replace(world.settings, namespace="anew")
     world.cliques = {f"old {name}": clique for name, clique in world.cliques.items()}
     world.pods.clear()
-    world.secrets.clear()
     world.daemon_claims.clear()
     if not all_at_once:
         for action in world.plan().actions[:1]:
@@ -202,7 +201,7 @@ def test_what_outlived_its_domain_is_removed_after_a_moment() -> None:
     first = world.plan()
     assert first.situation is Situation.GONE and not first.actions and first.wake_after_s
     world.converge()
-    assert not world.pods and not world.cliques and not world.templates and not world.secrets
+    assert not world.pods and not world.cliques and not world.templates
 
 
 def test_leftovers_of_an_installation_in_another_namespace_go() -> None:

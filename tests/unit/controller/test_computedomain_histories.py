@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 
-from computedomain_world import SETTINGS, World, condition, formed, indexes
+from computedomain_world import SETTINGS, World, certificate, condition, formed, indexes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ def _assert_settled(world: World) -> None:
     """What must be true whenever nothing changes any more, whatever happened before."""
     assert not plan_domain(world.observe(), SETTINGS).actions
     if world.domain is None:
-        assert not (world.pods or world.cliques or world.daemon_claims or world.secrets or world.templates)
+        assert not (world.pods or world.cliques or world.daemon_claims or world.templates)
         return
     positions = [
         (clique.membership.clique_id, member.index)
@@ -31,7 +31,9 @@ def _assert_settled(world: World) -> None:
     owner = {m.node: c.ref.uid for c in world.cliques.values() for m in c.membership.members}
     assert {claim.node: claim.owner_uid for claim in world.daemon_claims.values()} == owner
     assert {pod.node: pod.owner_uid for pod in world.pods.values()} == owner
-    assert {secret.owner_uid for secret in world.secrets.values()} == {c.ref.uid for c in world.cliques.values()}
+    for clique in world.cliques.values():
+        for member in clique.membership.members:
+            assert member.certificate == certificate(world.keys[member.node], member.index)
 
 
 def _act(world: World, cut: int, is_done: Callable[[World], bool]) -> int:
@@ -87,12 +89,13 @@ _EVENTS = st.one_of(
     st.tuples(st.just("lose"), st.integers(0, 5)),
     st.tuples(st.just("fail"), st.integers(0, 5)),
     st.tuples(st.just("move"), _NODES),
+    st.tuples(st.just("another key"), _NODES),
     st.tuples(st.just("die"), _NODES),
     st.tuples(st.just("come back"), _NODES),
     st.tuples(st.just("give up"), _NODES),
     st.tuples(st.just("act"), st.integers(0, 9)),
     st.tuples(st.just("cluster"), st.just(0)),
-    st.tuples(st.just("drop"), st.sampled_from(["cliques", "secrets", "templates", "daemon_claims"])),
+    st.tuples(st.just("drop"), st.sampled_from(["cliques", "templates", "daemon_claims"])),
     st.tuples(st.just("delete"), st.just(0)),
     st.tuples(st.just("forget"), st.just(0)),
 )
@@ -114,6 +117,8 @@ def _happen(world: World, event: tuple[str, object]) -> None:
                     world.pods[name] = replace(world.pods[name], phase=Phase.FINISHED)
         case ("move", str(node)):
             world.fabric[node] = "f.1" if world.fabric[node] == "f.0" else "f.0"
+        case ("another key", str(node)):
+            world.keys[node] += "'"
         case ("die", str(node)):
             world.lose_node(node)
         case ("come back", str(node)):

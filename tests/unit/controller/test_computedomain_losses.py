@@ -116,4 +116,3 @@ def test_a_clique_that_somebody_deleted_is_made_again_with_new_daemons() -> None
     assert len(world.cliques) == 1 and len(world.pods) == 2
     owners = {clique.ref.uid for clique in world.cliques.values()}
     assert {pod.owner_uid for pod in world.pods.values()} == owners
-    assert {secret.owner_uid for secret in world.secrets.values()} == owners

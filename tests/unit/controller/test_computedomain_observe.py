@@ -34,14 +34,16 @@ def _domains() -> ComputeDomains:
     return ComputeDomains(nothing, SETTINGS, nothing, Metrics())
 
 
-async def _delete(domains: ComputeDomains, ref: Ref) -> None:
-    """The API server answers that the object with this uid is not there."""
+async def _delete(domains: ComputeDomains, ref: Ref, answer: dict[str, Any] | None = None) -> None:
+    """Without an answer the API server says that the object with this uid is not there."""
 
-    class Refusing:
-        async def delete(self, *_: Any, **__: Any) -> None:
-            raise Conflict("DELETE", 409, {"message": "the UID in the precondition does not match"})
+    class Server:
+        async def delete(self, *_: Any, **__: Any) -> dict[str, Any]:
+            if answer is None:
+                raise Conflict("DELETE", 409, {"message": "the UID in the precondition does not match"})
+            return answer
 
-    client: Any = Refusing()
+    client: Any = Server()
     await Executor(client, domains.caches.record, domains._drop).execute(Delete(ref))
 
 
@@ -186,6 +188,20 @@ def test_a_refused_delete_does_not_hide_the_object_that_has_the_name_now() -> No
     assert domains.templates.get("team", "channel") is not None
     asyncio.run(_delete(domains, Ref("ResourceClaimTemplate", "team", "channel", "second")))
     assert domains.templates.get("team", "channel") is None
+
+
+def test_what_somebody_else_has_deleted_meanwhile_is_gone() -> None:
+    """The API server answers with what it was about to store then: as terminating, and without a version."""
+    domains = _domains()
+    uid = _put_domain(domains)
+    labels, annotations = {LABEL: uid}, {"resource.nvidia.com/node": "n0"}
+    metadata = _metadata("daemon", SETTINGS.namespace, labels=labels, annotations=annotations)
+    _put(domains, "ResourceClaim", {"metadata": metadata})
+    assert domains.observe(uid, 0.0).daemon_claims
+    unstored = {name: value for name, value in metadata.items() if name != "resourceVersion"}
+    answer = {"metadata": {**unstored, "deletionTimestamp": "2026-01-01T00:00:00Z"}}
+    asyncio.run(_delete(domains, Ref("ResourceClaim", SETTINGS.namespace, "daemon", metadata["uid"]), answer))
+    assert not domains.observe(uid, 0.0).daemon_claims
 
 
 def test_what_was_refused_and_need_not_be_done_any_more_is_forgotten() -> None:

@@ -137,6 +137,9 @@ def test_a_nodes_clique_is_an_attribute_of_its_channels() -> None:
 
     assert parse_fabric(node_slice({"cliqueID": {"string": "f.1"}})) == NodeFabric("n", "f.1")
     assert parse_fabric(node_slice({})) == NodeFabric("n", "")
+    keyed = node_slice({"cliqueID": {"string": "f.1"}})
+    keyed["spec"]["devices"].append({"name": "daemon-0", "attributes": {"imexPublicKey": {"string": "A+/="}}})
+    assert parse_fabric(keyed) == NodeFabric("n", "f.1", "A+/=")
     assert parse_fabric({"spec": {"nodeName": "n", "devices": []}}) is None
 
 

@@ -3,12 +3,21 @@
 from dataclasses import replace
 
 import pytest
-from computedomain_world import DEFAULTS, SETTINGS, UID, World, condition, formed, indexes, make_domain
+from computedomain_world import (
+    DEFAULTS,
+    SETTINGS,
+    UID,
+    World,
+    certificate,
+    condition,
+    formed,
+    indexes,
+    make_domain,
+)
 
 from api.ref import Ref
 from controller.computedomain.actions import (
     Create,
-    MakeCertificates,
     WriteBinding,
     WriteMembership,
 )
@@ -20,7 +29,7 @@ from controller.computedomain.status import find_condition
 def test_a_new_domain_has_its_template_and_says_that_it_is_idle() -> None:
     world = formed()
     assert list(world.templates) == ["channel"]
-    assert not world.pods and not world.cliques and not world.secrets
+    assert not world.pods and not world.cliques
     assert condition(world, "Ready") == ("False", "Idle")
 
 
@@ -51,7 +60,8 @@ def test_the_first_allocated_node_gets_the_lowest_index() -> None:
 def test_one_domain_over_two_cliques_is_two_imex_domains() -> None:
     world = formed("n0", "m0")
     assert indexes(world) == {"n0": ("f.0", 0), "m0": ("f.1", 0)}
-    assert len(world.secrets) == 2
+    members = [member for clique in world.cliques.values() for member in clique.membership.members]
+    assert all(member.certificate == certificate(world.keys[member.node], member.index) for member in members)
     assert condition(world, "Ready") == ("True", "Connected")
 
 
@@ -140,7 +150,9 @@ def test_a_daemon_that_is_replaced_is_as_its_domain_was_formed_whatever_the_sett
     for name in list(world.pods):
         world.lose_pod(name)
     (pod, _) = [action.body for action in world.plan().actions if isinstance(action, Create)]
-    assert ("volumes" in pod["spec"]) is tls
+    assert "volumes" not in pod["spec"]
+    (clique,) = world.cliques.values()
+    assert [bool(member.certificate) for member in clique.membership.members] == [tls, tls]
     (container,) = pod["spec"]["containers"]
     environment = {entry["name"]: entry.get("value") for entry in container["env"]}
     assert environment["IMEX_NODE_LIST"] == formed.node_list
@@ -190,7 +202,7 @@ def test_when_the_last_pod_ends_the_domain_is_idle_again() -> None:
     world = formed("n0", "n1")
     world.claims.clear()
     world.converge()
-    assert not world.pods and not world.cliques and not world.secrets and not world.daemon_claims
+    assert not world.pods and not world.cliques and not world.daemon_claims
     assert condition(world, "Ready") == ("False", "Idle")
     assert list(world.templates) == ["channel"]
 
@@ -233,14 +245,35 @@ def test_what_waiting_pods_are_told_does_not_change_with_every_node_that_comes()
     assert len(notes) == 1
 
 
-def test_a_certificate_is_renewed_in_place_when_its_time_has_come() -> None:
+def test_a_node_with_another_key_gets_a_certificate_for_it_at_once_and_the_others_keep_theirs() -> None:
     world = formed("n0", "n1")
-    wake_s = world.plan().wake_after_s
-    assert wake_s is not None and wake_s > 0
-    world.now += wake_s
-    (renewal,) = world.plan().actions
-    (secret,) = world.secrets.values()
-    assert isinstance(renewal, MakeCertificates) and renewal.renew and renewal.ref == secret.ref
+    world.keys["n1"] = "another"
+    (write,) = world.plan().actions
+    assert isinstance(write, WriteMembership)
+    entries = {entry["nodeName"]: (entry["publicKey"], entry["certificate"]) for entry in write.fields["daemons"]}
+    assert entries == {"n0": ("key of n0", certificate("key of n0", 0)), "n1": ("another", "")}
+    del world.keys["n0"]  # its slices are gone for a while
+    world.converge()
+    (clique,) = world.cliques.values()
+    assert [member.public_key for member in clique.membership.members] == ["key of n0", "another"]
+
+
+def test_a_node_without_a_key_is_named_and_gets_its_certificate_when_it_publishes_one() -> None:
+    world = World()
+    del world.keys["n1"]
+    for node in ("n0", "n1"):
+        world.add_claim(node)
+    for _ in range(3):
+        for action in world.plan().actions:
+            world.apply(action)
+    (clique,) = world.cliques.values()
+    (without,) = [member for member in clique.membership.members if not member.certificate]
+    assert without.node == "n1" and "node n1 publishes no imexPublicKey" in without.message
+    world.keys["n1"] = "late"
+    for action in world.plan().actions:
+        world.apply(action)
+    (clique,) = world.cliques.values()
+    assert clique.membership.members[1].certificate == certificate("late", 1)
 
 
 def test_formation_costs_two_writes_a_node_and_a_few_more() -> None:

@@ -1,5 +1,6 @@
 """Where an idle node returns to: the modes of before the first claim, until somebody decides otherwise."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def test_a_disk_that_takes_nothing_costs_what_was_seen_and_stops_nothing(tmp_pat
     """The plugin serves all the same; only before a change of ours must the way home be on the disk."""
     home = HomeModes(tmp_path / "home-modes.json")
     home.remember("boot", node(SPX))
-    blocked = tmp_path / "home-modes.json.tmp"
+    blocked = tmp_path / f"home-modes.json.{os.getpid()}.tmp"
     blocked.mkdir()
     home.expect("boot", "NPS4")
     home.observe("boot", node(CPX4), is_ours=True)

@@ -1,19 +1,24 @@
 """What the IMEX daemon decides: node tables, files, when to restart or reload, and when it is ready."""
 
 import json
+import re
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
 
-from api.clique import Membership, parse_membership
+from api.clique import ANY_NODE_NAME, Membership, parse_membership
 from api.errors import InvalidObject
 from kubeletplugin.imexdaemon.config import (
     HOSTS_BEGIN,
     NO_MEMBER_ADDRESS,
     NodeTable,
+    Tls,
     TlsFiles,
+    TlsMissing,
     build_node_table,
+    choose_server_name,
+    find_tls,
     render_config,
     render_hosts,
     render_node_list,
@@ -145,27 +150,94 @@ SWAPPED = table(("b", "10.0.0.2", 0), ("a", "10.0.0.1", 1))
 LONGER = build_node_table(membership(("a", "", 0), max_nodes=8), "a", "10.0.0.1", use_names=True)
 
 
+OLD = Tls("authority", "certificate", "key", frozenset({"of b"}))
+RENEWED = replace(OLD, certificate="another", key="another")
+COMING = replace(OLD, authorities="both")  # with a member who has no address yet
+COME = replace(COMING, peers=frozenset({"of b", "of c"}))
+RESIGNED = replace(OLD, peers=frozenset({"of b by the same authority"}))
+NONE = TlsMissing("no certificate")
+
+
+class TestTls:
+    ENTRY: ClassVar = {"nodeName": "a", "index": 0, "publicKey": "A1", "certificate": "signed"}
+
+    def find(self, key: str = "private", **clique: Any) -> Tls | TlsMissing | None:
+        raw = {"metadata": {"name": f"{UID}.{CLIQUE}"}, "tls": True, "authorities": ["first\n", "second"]}
+        return find_tls(parse_membership({**raw, "daemons": [self.ENTRY], **clique}), "a", key)
+
+    def test_a_node_trusts_all_authorities_and_shows_its_own_certificate(self) -> None:
+        assert self.find() == Tls("first\nsecond\n", "signed", "private")
+
+    def test_the_authorities_are_for_the_others_who_have_an_address(self) -> None:
+        others = [
+            {"nodeName": "b", "index": 1, "certificate": "of b", "ipAddress": "10.0.0.2"},
+            {"nodeName": "c", "index": 2, "certificate": "of c"},
+        ]
+        found = self.find(daemons=[{**self.ENTRY, "ipAddress": "10.0.0.1"}, *others])
+        assert isinstance(found, Tls)
+        assert found.peers == {"of b"}
+
+    @pytest.mark.parametrize("clique", [{"tls": False}, {"tls": None}, {"daemons": []}])
+    def test_there_is_nothing_without_encryption_or_for_no_member(self, clique: dict[str, Any]) -> None:
+        assert self.find(**clique) is None
+
+    @pytest.mark.parametrize(
+        ("lack", "words"),
+        [
+            (
+                {"daemons": [{**ENTRY, "publicKey": ""}]},
+                "node a has no certificate yet: the controller has found no key",
+            ),
+            ({"daemons": [{**ENTRY, "certificate": ""}]}, "node a has no certificate yet: .* not signed its key A1"),
+            ({"authorities": []}, "node a has no certificate yet"),
+            ({"key": ""}, "node a has a certificate for key A1, and not that key"),
+        ],
+    )
+    def test_what_is_missing_is_said(self, lack: dict[str, Any], words: str) -> None:
+        found = self.find(**lack)
+        assert isinstance(found, TlsMissing)
+        assert re.match(words, found.reason)
+
+    def test_the_private_key_is_in_no_description(self) -> None:
+        assert "private" not in repr(self.find())
+
+    def test_only_a_list_of_addresses_needs_a_name_that_all_certificates_share(self) -> None:
+        assert (choose_server_name(use_names=True), choose_server_name(use_names=False)) == ("", ANY_NODE_NAME)
+
+
 class TestPlan:
     @pytest.mark.parametrize(
         ("wanted", "running", "tls", "action"),
         [
-            (None, None, "", Keep()),
-            (ONE, None, "", Start(ONE)),
-            (ONE, Running(ONE, ""), "", Keep()),
-            (MOVED, Running(ONE, ""), "", Reload(MOVED, False)),
-            (ONE, Running(ONE, "1"), "2", Reload(ONE, True)),
-            (SWAPPED, Running(ONE, ""), "", Restart("this node's index changed from 0 to 1")),
-            (LONGER, Running(ONE, ""), "", Restart("the node list changed")),  # type: ignore[arg-type]
-            (None, Running(ONE, ""), "", Stop()),
+            (None, None, None, Keep()),
+            (ONE, None, None, Start(ONE, None)),
+            (ONE, None, OLD, Start(ONE, OLD)),
+            (ONE, None, NONE, Keep()),
+            (ONE, Running(ONE, None), None, Keep()),
+            (MOVED, Running(ONE, None), None, Reload(MOVED, None)),
+            (ONE, Running(ONE, OLD), RENEWED, Reload(ONE, RENEWED)),
+            (MOVED, Running(ONE, OLD), RENEWED, Reload(MOVED, RENEWED)),
+            (ONE, Running(ONE, OLD), COMING, Keep()),
+            (MOVED, Running(ONE, OLD), COMING, Reload(MOVED, COMING)),
+            (ONE, Running(ONE, OLD), COME, Reload(ONE, COME)),
+            (ONE, Running(ONE, OLD), RESIGNED, Keep()),
+            (ONE, Running(ONE, OLD), NONE, Keep()),
+            (MOVED, Running(ONE, OLD), NONE, Reload(MOVED, OLD)),
+            (ONE, Running(ONE, None), NONE, Keep()),
+            (ONE, Running(ONE, None), OLD, Restart("encryption was turned on or off")),
+            (ONE, Running(ONE, OLD), None, Restart("encryption was turned on or off")),
+            (SWAPPED, Running(ONE, None), None, Restart("this node's index changed from 0 to 1")),
+            (LONGER, Running(ONE, None), None, Restart("the node list changed")),
+            (None, Running(ONE, OLD), NONE, Stop()),
         ],
     )
-    def test_every_change_has_its_action(self, wanted: Any, running: Any, tls: str, action: Any) -> None:
+    def test_every_change_has_its_action(self, wanted: Any, running: Any, tls: Any, action: Any) -> None:
         assert plan_imex(wanted, running, tls) == action
 
     def test_an_index_swap_among_others_is_a_reload_for_this_node(self) -> None:
         before = table(("a", "", 0), ("b", "10.0.0.2", 1), ("c", "10.0.0.3", 2))
         after = table(("a", "", 0), ("c", "10.0.0.3", 1), ("b", "10.0.0.2", 2))
-        assert plan_imex(after, Running(before, ""), "") == Reload(after, False)
+        assert plan_imex(after, Running(before, None), None) == Reload(after, None)
 
     def test_a_signal_waits_for_the_peers_but_not_for_ever(self) -> None:
         def delay(at_once: bool, last: float | None, now: float = 10.0) -> float:
@@ -290,5 +362,5 @@ class TestSettings:
     def test_wrong_values_are_named(self) -> None:
         with pytest.raises(InvalidObject, match="IMEX_NODE_LIST"):
             read_settings({**self.ENVIRONMENT, "IMEX_NODE_LIST": "dns"})
-        with pytest.raises(InvalidObject, match="TLS_CHECK_S"):
-            read_settings({**self.ENVIRONMENT, "TLS_CHECK_S": "soon"})
+        with pytest.raises(InvalidObject, match="HANG_LIMIT_S"):
+            read_settings({**self.ENVIRONMENT, "HANG_LIMIT_S": "soon"})

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from api.clique import Membership, Moment, parse_membership, parse_time
+from api.clique import KEY_ATTRIBUTE, Membership, Moment, parse_membership, parse_time
 from api.device_config import parse_device_config
 from api.errors import ClaimError
 from kubeletplugin.model.cdi import DeviceNode, DriverFile, DriverTree
@@ -110,6 +110,14 @@ class TestDevices:
         }
         assert daemon["name"] == "daemon-0"
         assert "allowMultipleAllocations" not in daemon
+
+    def test_the_daemons_device_has_the_nodes_public_key_where_there_is_one(self) -> None:
+        def keys(public_key: str) -> list[Any]:
+            offer = build_domain_devices(Attached(CLIQUE, CLUSTER), Features(), public_key=public_key)
+            return [device["attributes"].get(KEY_ATTRIBUTE) for device in offer.groups[0].devices]
+
+        assert keys("A1") == [None, {"string": "A1"}]
+        assert keys("") == [None, None]
 
     def test_an_old_api_server_gets_a_channel_for_one_claim(self) -> None:
         channel = build_domain_devices(Attached(CLIQUE, CLUSTER), Features(shared=False)).groups[0].devices[0]
