@@ -14,6 +14,8 @@ from typing import Any, Final, Literal, Self
 from api.connection import Connection, without_system_certificates
 from api.errors import InvalidObject, PartitaError, Retryable
 from api.identity import ServiceAccount, parse_service_account
+from api.kept_alive import Answer, KeptAlive
+from api.lines import split_lines
 from api.names import FIELD_MANAGER
 
 with without_system_certificates():
@@ -148,6 +150,7 @@ class Client:
         if connection.server_hostname:
             self._extra["server_hostname"] = connection.server_hostname
         self._session: aiohttp.ClientSession | None = None
+        self._kept_alive: KeptAlive | None = None
 
     @classmethod
     async def connect(cls, kubeconfig: str | None) -> Self:
@@ -161,6 +164,9 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
+        if self._kept_alive is not None:
+            self._kept_alive.close()
+            self._kept_alive = None
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -171,7 +177,21 @@ class Client:
 
     async def get(self, path: str, **query: str) -> Json:
         """Raises NotFound, Forbidden, Unavailable."""
-        return await self._request("GET", path, query=query)
+        if self._session is None:
+            self._open()
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                answer: Answer | None = None
+                if self._kept_alive is not None and not query:
+                    answer = await self._kept_alive.get(path, await self._connection.authorization())
+                if answer is None:
+                    return await self._request("GET", path, query=query)
+        except TimeoutError as error:
+            raise Unavailable(f"GET {path}: {str(error) or type(error).__name__}") from error
+        if answer.status != 200:
+            raise await self._error(f"GET {path}", answer.status, answer.body, answer.retry_after)
+        obj: Json = json.loads(answer.body)
+        return obj
 
     async def list(self, path: str, **query: str) -> Objects:
         """All items, page by page, each with `apiVersion` and `kind`."""
@@ -260,14 +280,14 @@ class Client:
         try:
             async with await self._send("GET", path, query=query, limits=limits, accept=accept) as response:
                 if response.status != 200:
-                    raise await self._error(response, "watch", path)
-                async for line in _lines(response.content):
+                    raise await self._error_of(response, f"watch {path}")
+                async for line in split_lines(response.content.iter_any()):
                     event = json.loads(line)
                     if event["type"] == "ERROR":
                         raise _error_of_status(event["object"], f"watch {path}")
                     yield event["type"], event["object"]
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unavailable(f"watch {path}: {error or type(error).__name__}") from error
+            raise Unavailable(f"watch {path}: {str(error) or type(error).__name__}") from error
 
     async def _list_pages(self, path: str, selectors: Mapping[str, str], accept: str = _JSON) -> tuple[Objects, str]:
         items: Objects = []
@@ -305,11 +325,11 @@ class Client:
                 method, path, query=query, data=data, content_type=content_type, accept=accept
             ) as response:
                 if response.status >= 300:
-                    raise await self._error(response, method, path)
+                    raise await self._error_of(response, f"{method} {path}")
                 answer: Json = json.loads(await response.read())
                 return answer
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unavailable(f"{method} {path}: {error or type(error).__name__}") from error
+            raise Unavailable(f"{method} {path}: {str(error) or type(error).__name__}") from error
 
     async def _send(
         self,
@@ -337,23 +357,28 @@ class Client:
         )
 
     def _open(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(ssl=self._connection.tls(), limit=0, keepalive_timeout=60.0)
+        tls = self._connection.tls()
+        if not self._connection.proxy:
+            self._kept_alive = KeptAlive(self._host, tls, self._connection.server_hostname)
+        connector = aiohttp.TCPConnector(ssl=tls, limit=0, keepalive_timeout=60.0)
         timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
         self._session = aiohttp.ClientSession(
             connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True
         )
         return self._session
 
-    async def _error(self, response: aiohttp.ClientResponse, method: str, path: str) -> ApiError:
-        raw = await response.read()
-        if response.status == 401:
+    async def _error_of(self, response: aiohttp.ClientResponse, what: str) -> ApiError:
+        return await self._error(what, response.status, await response.read(), response.headers.get("Retry-After"))
+
+    async def _error(self, what: str, code: int, raw: bytes, retry_after: str | None) -> ApiError:
+        if code == 401:
             await self._connection.renew()
         try:
             status = json.loads(raw)
         except ValueError:
             status = {"message": raw[:200].decode(errors="replace").strip()}
-        status = {**status, "code": response.status} if isinstance(status, dict) else {"code": response.status}
-        return _error_of_status(status, f"{method} {path}", response.headers.get("Retry-After"))
+        status = {**status, "code": code} if isinstance(status, dict) else {"code": code}
+        return _error_of_status(status, what, retry_after)
 
 
 def _error_of_status(status: Json, what: str, retry_after: str | None = None) -> ApiError:
@@ -365,21 +390,6 @@ def _error_of_status(status: Json, what: str, retry_after: str | None = None) ->
     seconds = retry_after or (status.get("details") or {}).get("retryAfterSeconds")
     after_s = float(seconds) if seconds is not None and re.fullmatch(r"\d+", str(seconds)) else None
     return kind(f"{what}: {status.get('message') or 'no message'} ({code})", code, status, after_s)
-
-
-async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Lines of any length; the reader's own line splitting refuses those longer than its buffer."""
-    pending: list[bytes] = []
-    async for chunk in stream.iter_any():
-        *complete, rest = chunk.split(b"\n")
-        for line in complete:
-            pending.append(line)
-            whole = b"".join(pending)
-            pending.clear()
-            if whole:
-                yield whole
-        if rest:
-            pending.append(rest)
 
 
 def back_off_s(first_s: float = BACK_OFF_S[0], most_s: float = BACK_OFF_S[1]) -> Iterator[float]:

@@ -4,6 +4,7 @@ Only the modules needed are loaded. The package's `__init__` files import every 
 websockets, OAuth: 17 MiB more in a process that runs on every node), so the outer packages are entered as bare ones.
 """
 
+import asyncio.sslproto
 import importlib.util
 import os
 import ssl
@@ -18,6 +19,9 @@ from api.errors import PartitaError
 
 _BARE_PACKAGES: Final = ("kubernetes", "kubernetes.aio", "kubernetes.aio.config", "kubernetes.aio.utils")
 _RELOAD_INTERVAL_S: Final = 10.0
+# A buffer of each connection with TLS, 256 KiB by default, where a record has 16 at most. Not documented: a Python that
+# does not know it takes its own size.
+asyncio.sslproto.SSLProtocol.max_size = 64 * 1024
 
 
 @contextmanager

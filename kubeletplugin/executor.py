@@ -42,7 +42,8 @@ class Executor:
 
     def _refresh(self, wanted: Collection[str]) -> None:
         gpus = tuple(self._read_again(gpu) if gpu.uuid in wanted else gpu for gpu in self.inventory.gpus)
-        self.inventory = replace(self.inventory, gpus=gpus)
+        if gpus != self.inventory.gpus:
+            self.inventory = replace(self.inventory, gpus=gpus)
 
     def _read_again(self, gpu: Gpu) -> Gpu:
         try:
@@ -85,12 +86,18 @@ class Executor:
         results = []
         for step in steps:
             result = self._backend.apply_step(step)
-            before, self.inventory = self.inventory, after_step(self.inventory, step, result)
-            if isinstance(step, EnableMig | DisableMig) and self.inventory != before:
-                # The driver may number the GPU anew, and CDI specs name it by its number.
-                self._refresh({step.gpu_uuid})
+            if isinstance(step, EnableMig | DisableMig):
+                self._refresh_where_switched(step)
+            else:
+                self.inventory = after_step(self.inventory, step, result)
             results.append(result)
         return results
+
+    def _refresh_where_switched(self, step: EnableMig | DisableMig) -> None:
+        """With another mode the driver may number the GPU anew, and CDI specs name it by its number."""
+        gpu = self.inventory.gpu(step.gpu_uuid)
+        if gpu is not None and gpu.mig is not None and gpu.mig.enabled != isinstance(step, EnableMig):
+            self._refresh({step.gpu_uuid})
 
     def _give_back(self, record: ClaimRecord, checkpoint: Checkpoint, made_on: Collection[str]) -> None:
         self._refresh(made_on)

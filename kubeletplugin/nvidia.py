@@ -18,7 +18,7 @@ from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles, Store
 from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.cdi import cdi_file_name, encode_cdi_spec
-from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState, count_prepared
+from kubeletplugin.model.checkpoint import Checkpoint, ClaimRecord, ClaimState, count_prepared
 from kubeletplugin.model.claims import ClaimRequest, parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features, build_devices
 from kubeletplugin.model.health import IGNORED_XIDS, NodeHealth, observe_event, observe_inventory
@@ -76,6 +76,8 @@ class NvidiaDriver:
         self._changed: Callable[[], None] = lambda: None
         self._loads = 0
         """`Store.loads` when the hardware was read last."""
+        self._planned: tuple[tuple[ClaimRequest, Inventory, Checkpoint], PreparePlan] | None = None
+        """The newest plan, and what it was made on: most are asked for again, and nothing has changed."""
         self._not_undone: dict[str, ClaimRecord] = {}
         """What an earlier run left half made and could not be undone at the start, by claim UID."""
 
@@ -203,8 +205,10 @@ class NvidiaDriver:
 
     def _plan(self, request: ClaimRequest) -> PreparePlan:
         # For what is only reserved nothing has been made: whatever lies at its placements is somebody else's.
-        known = self._store.without_reservation(request.uid)
-        return plan_prepare(request, self._executor.inventory, known, self._boot_id)
+        basis = request, self._executor.inventory, self._store.without_reservation(request.uid)
+        if self._planned is None or self._planned[0] != basis:
+            self._planned = basis, plan_prepare(*basis, self._boot_id)
+        return self._planned[1]
 
     async def _change(self, request: ClaimRequest, plan: PreparePlan) -> ClaimRecord:
         """Prepare a claim whose GPUs must be held; what fails is undone by what the hardware then shows."""

@@ -5,6 +5,7 @@ Its numbers and its memory may change with its MIG mode (`renumber`), its NVLink
 
 from ctypes import byref, c_uint
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import ceil
 from typing import Any, Final
 from uuid import UUID
@@ -110,13 +111,12 @@ def read_static(handle: Any, uuid: str, index: int, root: DriverRoot) -> StaticG
 
 def renumber(static: StaticGpu, handle: Any) -> StaticGpu:
     """After its MIG mode changed: with the numbers and the memory that the GPU has now. Raises pynvml.NVMLError."""
-    base = replace(
-        static.base,
-        minor=pynvml.nvmlDeviceGetMinorNumber(handle),
-        index=pynvml.nvmlDeviceGetIndex(handle),
-        memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-    )
-    return replace(static, base=base)
+    before = static.base
+    minor, index = pynvml.nvmlDeviceGetMinorNumber(handle), pynvml.nvmlDeviceGetIndex(handle)
+    memory_bytes = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+    if (minor, index, memory_bytes) == (before.minor, before.index, before.memory_bytes):
+        return static
+    return replace(static, base=replace(before, minor=minor, index=index, memory_bytes=memory_bytes))
 
 
 def normal_bus_id(bus_id: str) -> str:
@@ -216,14 +216,19 @@ def read_fabric(handle: Any) -> Fabric | None:
         pynvml.nvmlDeviceGetGpuFabricInfoV(handle, byref(info))
     except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
         return None
-    if info.state == pynvml.NVML_GPU_FABRIC_STATE_NOT_SUPPORTED:
+    return _parse_fabric(bytes(info.clusterUuid), info.cliqueId, info.state, info.status, info.healthMask)
+
+
+@lru_cache(maxsize=32)
+def _parse_fabric(cluster_uuid: bytes, clique_id: int, state: int, status: int, health_mask: int) -> Fabric | None:
+    if state == pynvml.NVML_GPU_FABRIC_STATE_NOT_SUPPORTED:
         return None
     return Fabric(
-        cluster_uuid=str(UUID(bytes=bytes(info.clusterUuid))),
-        clique_id=info.cliqueId,
-        state=_FABRIC_STATES[info.state],
-        status=info.status,
-        healthy=_is_healthy(info.healthMask),
+        cluster_uuid=str(UUID(bytes=cluster_uuid)),
+        clique_id=clique_id,
+        state=_FABRIC_STATES[state],
+        status=status,
+        healthy=_is_healthy(health_mask),
     )
 
 
