@@ -1,8 +1,5 @@
 """What the IMEX daemon makes of its files: memberships of any version, a disk without room."""
 
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -10,28 +7,9 @@ import pytest
 from api.clique import MEMBERSHIP_FILE
 from tests.contract.imex.imex_hosts import ip, wait_until
 from tests.contract.imex.imex_members import CLIQUE, DOMAIN, Cluster, Member, cluster
+from tests.support.disk import fill, small_disk
 
 __all__ = ["cluster"]
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """The folder as a file system of its own, of a few pages."""
-    folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "small", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """The file that takes all there is."""
-    filler = disk / "filler"
-    with suppress(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(b"x" * 4096)
-    return filler
 
 
 def test_a_full_disk_ends_nothing_and_leaves_no_word_that_is_not_true(cluster: Cluster) -> None:

@@ -3,14 +3,12 @@
 import asyncio
 import json
 import signal
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 from bench.objects import Claim
 
+from tests.support.disk import fill, small_disk
 from tests.support.domain_node_world import DRIVER, SYSTEM, World, cluster, edits, in_world, read, until
 
 __all__ = ["cluster"]
@@ -118,39 +116,18 @@ async def test_a_domain_that_ended_while_the_plugin_was_away_leaves_no_key_behin
     await other_than(it, public)
 
 
-@contextmanager
-def no_room(folder: Path) -> Iterator[Path]:
-    """The file that takes all there is on the folder's file system, which is a small one."""
-    folder.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "small", str(folder)], check=True)
-    try:
-        filler = folder / "filler"
-        yield filler
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(filler: Path) -> None:
-    try:
-        with filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
-    except OSError:
-        return
-
-
 @in_world()
 async def test_an_unreadable_key_is_replaced_as_soon_as_the_disk_has_room(it: World) -> None:
     public = await it.public_key()
     await it.kubelet.close()
     it.node.end()
-    with no_room(it.node.plugins / DRIVER) as filler:
+    with small_disk(it.node.plugins / DRIVER) as disk:
         key_file(it).write_text("{")
         await it.start()
         renewed = await other_than(it, public)
         assert len(renewed) == 44
         key_file(it).write_text("{")
-        fill(filler)
+        filler = fill(disk)
         await it.restart()
         assert await other_than(it, renewed) == ""
         assert "key_not_made" in it.node.log.read_text()

@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from kubeletplugin import node_key as node_key_module
 from kubeletplugin.disk import DiskFull
 from kubeletplugin.make_key import make_key
 from kubeletplugin.node_key import KeyNotMade, NodeKey, make_key_apart
+from tests.support.disk import fill, small_disk
 
 A, B = "5b8e2a0c-0000-4000-8000-00000000000a", "5b8e2a0c-0000-4000-8000-00000000000b"
 
@@ -189,24 +188,11 @@ def test_a_key_file_that_cannot_be_read_is_replaced(node: Node, content: bytes) 
     assert node.hand_out(A)
 
 
-@contextmanager
-def full_disk(folder: Path) -> Iterator[Path]:
-    """A file system of its own without room; its filler."""
-    folder.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "small", str(folder)], check=True)
-    try:
-        filler = folder / "filler"
-        (folder / "imex-key.lock").touch()
-        with suppress(OSError), filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(b"x" * 4096)
-        yield filler
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
 def test_on_a_full_disk_there_is_no_key_until_there_is_room_and_none_goes_out_unrecorded(node: Node) -> None:
-    with full_disk(node.file.parent) as filler:
+    with small_disk(node.file.parent, "16k") as disk:
+        (disk / "imex-key.lock").touch()
+        filler = fill(disk)
         with pytest.raises(DiskFull):
             renew(node.start())
         assert node.start().read_public() == ""
