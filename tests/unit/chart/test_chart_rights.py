@@ -69,6 +69,16 @@ def test_pods_of_the_controller_are_held_to_the_account_of_the_daemons() -> None
     assert f'== "{account}"' in policy["spec"]["validations"][0]["expression"]
 
 
+def test_the_kubelet_must_read_something_of_a_daemons_pod_before_it_asks_for_its_claim() -> None:
+    """Asked too soon, the API server does not know the pod yet and refuses, and the kubelet comes again much later."""
+    objects = render()
+    account = of_kind(objects, "ServiceAccount")["partita-imex-daemon"]
+    (wanted,) = account["imagePullSecrets"]
+    secret = of_kind(objects, "Secret")[wanted["name"]]
+    assert secret["type"] == "kubernetes.io/dockerconfigjson"
+    assert json.loads(secret["stringData"][".dockerconfigjson"]) == {"auths": {}}, "and it opens nothing"
+
+
 def test_on_openshift_plugin_and_daemons_may_be_what_they_are() -> None:
     assert not of_kind(render(), "SecurityContextConstraints")
     objects = render(options=("--api-versions", "security.openshift.io/v1"))
