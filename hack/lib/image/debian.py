@@ -139,12 +139,13 @@ def python_version(tree: Path) -> str:
 def compile_modules(base: Path, folder: Path, installed: str) -> None:
     """Compile everything below `folder`, which will be `installed`, with the interpreter of the image itself.
 
-    Unchecked: sources in an image do not change, and modification times would make every build differ.
+    Unchecked: sources in an image do not change, and modification times would make every build differ. Forced: else
+    what the compiler itself imports keeps files with such times, which no start of a program can use.
     """
     libraries = next(base.glob("usr/lib/*-linux-gnu"))
     loader = next(libraries.glob("ld-linux*.so.*"))
     program = base / "usr/bin" / f"python{python_version(base)}"
-    options = ["-q", "-j1", "--invalidation-mode", "unchecked-hash", "-s", str(folder), "-p", installed]
+    options = ["-q", "-f", "-j1", "--invalidation-mode", "unchecked-hash", "-s", str(folder), "-p", installed]
     subprocess.run(
         [loader, "--library-path", libraries, program, "-s", "-m", "compileall", *options, folder],
         env={"PYTHONHOME": str(base / "usr"), "PYTHONHASHSEED": "0", "PATH": os.environ["PATH"]},

@@ -158,6 +158,17 @@ def test_a_plugin_may_write_nothing_but_the_slices_of_its_own_node(
     assert ask("PATCH", status, {"status": {"devices": []}}) == 403
 
 
+def test_the_programs_of_the_image_start_without_compiling_a_module(cluster: Cluster, release: Release) -> None:
+    """What is compiled is compiled anew at every start, and the interpreter's own library by all of them."""
+    programs = ("kubeletplugin.__main__", "kubeletplugin.imexdaemon.program", "controller.__main__")
+    script = " && ".join(f"python3 -v -c 'import {program}' 2>&1" for program in programs)
+    plugin = plugin_pods(release)["n1"]
+    told = cluster.in_pod(plugin, "sh", "-c", script, namespace=release.namespace, container="plugin").splitlines()
+    assert any(line.endswith("matches /app/kubeletplugin/imexdaemon/daemon.py") for line in told)
+    assert [line for line in told if "bytecode is stale" in line] == []
+    assert [line for line in told if line.startswith("# code object from ") and not line.endswith(".pyc'")] == []
+
+
 def test_resource_slices_are_managed(cluster: Cluster, release: Release, published: Identities) -> None:
     """Each node has complete pools of one generation, owned by its Node; and nothing writes them without a reason.
 
