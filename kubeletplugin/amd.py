@@ -17,6 +17,7 @@ from kubeletplugin.amd_reload import ReloadMark
 from kubeletplugin.amd_target import NodeTarget
 from kubeletplugin.crash import CrashPoint
 from kubeletplugin.driver import ready_devices
+from kubeletplugin.evidence import adopt_rebuilt
 from kubeletplugin.files import CdiFiles, Store
 from kubeletplugin.hardware.amdsmi import AmdBackend, ModeRefused
 from kubeletplugin.hardware.backend import LibraryMissing
@@ -142,11 +143,7 @@ class AmdDriver:
                 checkpoint = checkpoint.with_record(read_record(spec or {}))
             except StateUnreadable as fault:
                 log.error("claim_lost", extra={"claim_uid": uid, "error": str(fault)})
-        aside = self._store.set_aside()
-        self._store.adopt(checkpoint)
-        message = f"{error}; set aside as {aside}, {len(checkpoint.records)} claims recovered from their CDI files"
-        log.error("checkpoint_rebuilt", extra={"driver": self.name, "error": message})
-        self._events.warn(node_reference(self._node), "CheckpointRebuilt", "Recover", message)
+        adopt_rebuilt(self._store, checkpoint, self._events, self.name, self._node, error)
 
     # Claims
 

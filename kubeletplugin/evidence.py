@@ -1,4 +1,4 @@
-"""What the API server knows about a node's claims, for a journal that cannot be read."""
+"""A journal that cannot be read: what the API server knows about the node's claims, and a new one in its place."""
 
 import asyncio
 import logging
@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from api.client import ApiError, Client, Json, path
+from api.errors import StateUnreadable
+from api.events import Recorder, node_reference
 from api.names import DRA_API_VERSION
+from kubeletplugin.files import Store
+from kubeletplugin.model.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +32,17 @@ async def gather_evidence(client: Client, driver: str, node: str) -> Evidence:
     query = {"fieldSelector": f"spec.driver={driver},spec.nodeName={node}"}
     slices = await _list_until_answered(client, path(DRA_API_VERSION, "resourceslices"), **query)
     return Evidence(claims, _static_uuids(slices) if slices else None)
+
+
+def adopt_rebuilt(
+    store: Store, checkpoint: Checkpoint, events: Recorder, driver: str, node: str, why: StateUnreadable
+) -> None:
+    """Keep the unreadable journal aside, go on with this, and tell the node's people. Raises OSError, DiskFull."""
+    aside = store.set_aside()
+    store.adopt(checkpoint)
+    message = f"{why}; set aside as {aside}, {len(checkpoint.records)} claims recovered"
+    log.error("checkpoint_rebuilt", extra={"driver": driver, "error": message})
+    events.warn(node_reference(node), "CheckpointRebuilt", "Recover", message)
 
 
 async def _list_until_answered(client: Client, where: str, **query: str) -> list[Json]:

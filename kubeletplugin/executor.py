@@ -35,11 +35,6 @@ class Executor:
         """Read everything anew. Raises HardwareError."""
         return await self._call(self._read)
 
-    async def refresh(self, gpu_uuids: Iterable[str]) -> None:
-        """Read these GPUs anew. Raises HardwareError."""
-        wanted = set(gpu_uuids)
-        await self._call(lambda: self._refresh(wanted))
-
     def _refresh(self, wanted: Collection[str]) -> None:
         gpus = tuple(self._read_again(gpu) if gpu.uuid in wanted else gpu for gpu in self.inventory.gpus)
         if gpus != self.inventory.gpus:
@@ -61,8 +56,22 @@ class Executor:
 
     async def run(self, steps: Sequence[HardwareStep]) -> tuple[MigInstance | None, ...]:
         """All steps in order; call while holding their GPUs. Raises HardwareError at the first that fails."""
-        results = await self._call(lambda: self._run(steps))
-        return tuple(results)
+        return tuple(await self._call(lambda: self._run(steps))) if steps else ()
+
+    async def change(
+        self, gpu_uuids: Collection[str], decide: Callable[[], Sequence[HardwareStep]]
+    ) -> tuple[MigInstance | None, ...]:
+        """Read these GPUs anew, then do what `decide` says of them; call while holding them.
+
+        All in one call of the library's thread, `decide` included: nobody has to wait for two hand-overs. Raises
+        HardwareError, and what `decide` raises.
+        """
+
+        def work() -> list[MigInstance | None]:
+            self._refresh(gpu_uuids)
+            return self._run(decide())
+
+        return tuple(await self._call(work))
 
     async def give_back(self, record: ClaimRecord, checkpoint: Checkpoint) -> None:
         """What a claim holds, where it is now; call while holding its GPUs. Raises HardwareError, Retryable.

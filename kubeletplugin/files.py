@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -43,6 +44,7 @@ class Store:
 
     `put` and `remove` append at once, so that a killed process loses nothing; `sync` waits until what was appended
     survives a power cut, one fdatasync for all who wait; `sync_soon` does not wait. `reserve` is in memory only.
+    Any thread may `put`; everything else is for the event loop's.
     """
 
     def __init__(self, directory: Path, driver: str, syncer: ThreadPoolExecutor) -> None:
@@ -67,6 +69,7 @@ class Store:
         self._syncing: asyncio.Future[float] | None = None
         self._later: asyncio.TimerHandle | None = None
         self._reserved: dict[str, ClaimRecord | None] = {}
+        self._changing = threading.RLock()
 
     # Sharing with other instances
 
@@ -182,14 +185,16 @@ class Store:
 
     def reserve(self, record: ClaimRecord) -> None:
         """Let later plans of this process see what is under way; a crash forgets it."""
-        self._reserved.setdefault(record.uid, self.checkpoint.get(record.uid))
-        self.checkpoint = self.checkpoint.with_record(record)
+        with self._changing:
+            self._reserved.setdefault(record.uid, self.checkpoint.get(record.uid))
+            self.checkpoint = self.checkpoint.with_record(record)
 
     def release(self, uid: str) -> None:
         """Undo `reserve`, back to what the journal holds; what was put or removed meanwhile stays as it is."""
-        if uid in self._reserved:
-            self.checkpoint = self.without_reservation(uid)
-            del self._reserved[uid]
+        with self._changing:
+            if uid in self._reserved:
+                self.checkpoint = self.without_reservation(uid)
+                del self._reserved[uid]
 
     def without_reservation(self, uid: str) -> Checkpoint:
         """The checkpoint as it would be had nobody reserved anything for that claim."""
@@ -197,15 +202,18 @@ class Store:
 
     def put(self, record: ClaimRecord) -> None:
         """Append. Raises DiskFull, DiskFailed, after which nothing changed."""
-        self._append(encode_record(record))
-        self._reserved.pop(record.uid, None)
-        self.checkpoint = self.checkpoint.with_record(record)
+        line = encode_record(record)
+        with self._changing:
+            self._append(line)
+            self._reserved.pop(record.uid, None)
+            self.checkpoint = self.checkpoint.with_record(record)
 
     def remove(self, uid: str) -> None:
         """Append a removal. Raises DiskFull, DiskFailed, after which nothing changed."""
-        self._append(encode_removal(uid))
-        self._reserved.pop(uid, None)
-        self.checkpoint = self.checkpoint.without(uid)
+        with self._changing:
+            self._append(encode_removal(uid))
+            self._reserved.pop(uid, None)
+            self.checkpoint = self.checkpoint.without(uid)
 
     async def sync(self) -> None:
         """Return once everything appended so far is on the disk. Raises DiskFull, DiskFailed."""
@@ -216,7 +224,8 @@ class Store:
         while self._synced < wanted:
             if self._suspect:
                 # After a failed sync the kernel takes its pages for clean: another sync would succeed, and be a lie.
-                self._replace(self.checkpoint)
+                with self._changing:
+                    self._replace(self.checkpoint)
             elif self._syncing is None and self._sync_s < _SLOW_SYNC_S:
                 self._sync_now()
             else:
@@ -237,13 +246,13 @@ class Store:
             self.sync_soon()
 
     def _sync_now(self) -> None:
-        covers = self._appended
-        try:
-            self._note_duration(timed_sync(self._fd))
-        except OSError as error:
-            self._suspect = True
-            raise disk_error(error, self.path) from error
-        self._synced = covers
+        with self._changing:
+            try:
+                self._note_duration(timed_sync(self._fd))
+            except OSError as error:
+                self._suspect = True
+                raise disk_error(error, self.path) from error
+            self._synced = self._appended
 
     async def _sync_aside(self) -> None:
         """Wait for the sync under way in a thread, which may not cover us; begin one where there is none."""
@@ -254,7 +263,8 @@ class Store:
             await asyncio.shield(under_way)
 
     def _start_sync(self) -> asyncio.Future[float]:
-        covers, fd = self._appended, os.dup(self._fd)
+        with self._changing:
+            covers, fd = self._appended, os.dup(self._fd)
         syncing = asyncio.get_running_loop().run_in_executor(self._syncer, sync_and_close, fd)
         syncing.add_done_callback(lambda done: self._end_sync(done, covers))
         self._syncing = syncing

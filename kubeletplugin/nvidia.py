@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +13,7 @@ from api.names import NVIDIA_CDI_VENDOR, NVIDIA_GPU_DRIVER
 from kubeletplugin.crash import CrashPoint
 from kubeletplugin.driver import ready_devices
 from kubeletplugin.driver_files import DriverFiles
-from kubeletplugin.evidence import Evidence, gather_evidence
+from kubeletplugin.evidence import Evidence, adopt_rebuilt, gather_evidence
 from kubeletplugin.executor import Executor
 from kubeletplugin.files import CdiFiles, Store
 from kubeletplugin.metrics import show_prepared
@@ -22,10 +22,11 @@ from kubeletplugin.model.checkpoint import Checkpoint, ClaimRecord, ClaimState, 
 from kubeletplugin.model.claims import ClaimRequest, parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features, build_devices
 from kubeletplugin.model.health import IGNORED_XIDS, NodeHealth, observe_event, observe_inventory
-from kubeletplugin.model.inventory import Inventory
+from kubeletplugin.model.inventory import Inventory, MigInstance
 from kubeletplugin.model.mig import gpu_device_name
 from kubeletplugin.model.prepare import PreparePlan, complete, plan_prepare, plan_recovery
 from kubeletplugin.model.rebuild import rebuild_checkpoint, unrecorded_claims
+from kubeletplugin.model.steps import HardwareStep
 from kubeletplugin.occupants import ASK_AGAIN_S, Occupants
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
 from kubeletplugin.stale import SWEEP_INTERVAL_S, StaleClaims
@@ -144,7 +145,7 @@ class NvidiaDriver:
                     # fails, the intent stays for whoever asks again, gives it back, or starts next.
                     self._store.put(redo.record)
                     self._crash("intent")
-                await self._carry_out(redo)
+                self._complete(redo, await self._executor.run(redo.steps))
             except HardwareError as error:
                 log.error("not_prepared_again", extra={"claim": redo.record.claim, "error": str(error)})
         for record in plan.keep:
@@ -165,14 +166,10 @@ class NvidiaDriver:
         checkpoint = rebuild_checkpoint(
             self.name, self._node, evidence.claims, specs, inventory, self._boot_id, evidence.static_uuids
         )
-        aside = self._store.set_aside()
-        self._store.adopt(checkpoint)
+        adopt_rebuilt(self._store, checkpoint, self._events, self.name, self._node, error)
         for uid in unrecorded_claims(checkpoint, specs):
             file = self._cdi.set_aside(cdi_file_name(NVIDIA_CDI_VENDOR, uid))
             log.error("cdi_file_set_aside", extra={"driver": self.name, "claim_uid": uid, "path": str(file)})
-        message = f"{error}; set aside as {aside}, {len(checkpoint.records)} claims recovered"
-        log.error("checkpoint_rebuilt", extra={"driver": self.name, "error": message})
-        self._events.warn(node_reference(self._node), "CheckpointRebuilt", "Recover", message)
 
     # Claims
 
@@ -185,8 +182,7 @@ class NvidiaDriver:
             try:
                 plan = self._plan(request)
             except Busy as busy:
-                # The holder may be a claim that went away while nobody told us.
-                if not await self._sweep_holders(busy):
+                if not await self._sweep_holders(busy):  # the holder may have gone while nobody told us
                     raise
                 plan = self._plan(request)
             if plan.done:
@@ -195,7 +191,7 @@ class NvidiaDriver:
             else:
                 self._store.reserve(plan.record)
                 try:
-                    record = await (self._change(request, plan) if plan.is_delicate else self._carry_out(plan))
+                    record = await self._change(request, plan) if plan.is_delicate else self._complete(plan, ())
                 except BaseException:
                     self._store.release(request.uid)
                     raise
@@ -206,40 +202,45 @@ class NvidiaDriver:
     def _plan(self, request: ClaimRequest) -> PreparePlan:
         # For what is only reserved nothing has been made: whatever lies at its placements is somebody else's.
         basis = request, self._executor.inventory, self._store.without_reservation(request.uid)
-        if self._planned is None or self._planned[0] != basis:
-            self._planned = basis, plan_prepare(*basis, self._boot_id)
-        return self._planned[1]
+        planned = self._planned  # another thread may be planning, too
+        if planned is None or planned[0] != basis:
+            planned = self._planned = basis, plan_prepare(*basis, self._boot_id)
+        return planned[1]
 
     async def _change(self, request: ClaimRequest, plan: PreparePlan) -> ClaimRecord:
         """Prepare a claim whose GPUs must be held; what fails is undone by what the hardware then shows."""
         gpus = {device.holding.gpu_uuid for device in plan.record.devices}
-        async with self._executor.holding(gpus):
+        intent: ClaimRecord | None = None
+
+        def decide() -> tuple[HardwareStep, ...]:
             # An admin, or the claim that had the GPU until now, may have changed what this plan was made on. After the
             # intent is written, whatever lies at its placements counts as ours; and an admin's instance that a claim is
             # given must be the one that is there now, for ids are reused.
-            await self._executor.refresh(gpus)
+            nonlocal plan, intent
             plan = self._plan(request)
-            if not plan.steps:
-                return await self._carry_out(plan)
-            # Not synced: the kernel keeps it for whoever starts after a kill, and a power cut that takes it takes the
-            # instances too (they end with the boot).
-            self._store.put(plan.record)
-            self._crash("intent")
+            if plan.steps:
+                # Not synced: a kill leaves it in the kernel, and a power cut takes the instances, too.
+                self._store.put(plan.record)
+                intent = plan.record
+                self._crash("intent")
+            return plan.steps
+
+        async with self._executor.holding(gpus):
             try:
-                return await self._carry_out(plan)
+                made = await self._executor.change(gpus, decide)
+                return self._complete(plan, made)
             except PartitaError:
-                await self._undo(plan.record)
+                if intent is not None:
+                    await self._undo(intent)
                 raise
 
-    async def _carry_out(self, plan: PreparePlan) -> ClaimRecord:
-        """Hardware, record, CDI file: the record is in the journal before the CDI file is, so that none is without one.
+    def _complete(self, plan: PreparePlan, results: Sequence[MigInstance | None]) -> ClaimRecord:
+        """Record and CDI file, in this order: no file is without a record.
 
-        The caller syncs afterwards and only then replies. A process killed after the record leaves it in the kernel's
-        cache, and recovery writes the CDI file again (`keep`). A power cut before the sync may take the record: the CDI
-        directory is in memory and goes with it, and where it is on a disk, a file without record makes recovery rebuild
-        the journal from the record inside that file (`unrecorded_claims`). Hardware changes only after an intent.
+        The caller syncs afterwards and only then replies. After a kill the record is in the kernel's cache, and
+        recovery writes the CDI file (`keep`). A power cut before the sync may take the record, and the CDI directory,
+        which is in memory; where that is on a disk, recovery rebuilds the journal from the file without record.
         """
-        results = await self._executor.run(plan.steps) if plan.steps else ()
         self._crash("hardware")
         record = complete(plan, results)
         spec = encode_cdi_spec(record, self._executor.inventory, self._files.tree)
@@ -267,8 +268,7 @@ class NvidiaDriver:
                 self._cdi.remove(cdi_file_name(NVIDIA_CDI_VENDOR, ref.uid))
                 return
             await self._release(record)
-            # A power cut that takes the removal brings the record back, and the sweep after the start finds its claim
-            # gone. So nobody waits for the disk; the next claim's sync covers it, or one of its own.
+            # Nobody waits for the disk: what a power cut brings back of it, the sweep after the start finds gone.
             self._store.sync_soon()
         self._crash("removed")
 

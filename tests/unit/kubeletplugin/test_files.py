@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from api.errors import Busy, StateUnreadable
 from kubeletplugin import files
 from kubeletplugin.disk import DiskFailed
 from kubeletplugin.files import CdiFiles, Store
-from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState, GpuHolding, PreparedDevice
+from kubeletplugin.model.checkpoint import Checkpoint, ClaimRecord, ClaimState, GpuHolding, PreparedDevice
 
 DRIVER = "gpu.nvidia.com"
 
@@ -293,6 +294,41 @@ def test_the_journal_is_written_anew_before_it_grows_without_bound(tmp_path: Pat
                 mine.remove(str(n))
             assert len(mine.path.read_bytes().splitlines()) < 4000
         assert await read(tmp_path) == {"kept"}
+
+    run(scenario)
+
+
+def test_another_thread_may_put_while_claims_come_and_go_and_the_journal_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = Checkpoint.with_record
+
+    def slow(checkpoint: Checkpoint, added: ClaimRecord) -> Checkpoint:
+        changed = quick(checkpoint, added)
+        time.sleep(1e-4)  # another thread's turn
+        return changed
+
+    monkeypatch.setattr(files, "_COMPACT_ABOVE_LINES", 20)
+    monkeypatch.setattr(Checkpoint, "with_record", slow)
+    wanted = {f"aside-{i}" for i in range(100)} | {f"kept-{i}" for i in range(10)}
+
+    async def scenario() -> None:
+        mine = store(tmp_path)
+        async with mine.lease():
+            with ThreadPoolExecutor(1) as thread:
+                aside = [thread.submit(mine.put, record(f"aside-{i}")) for i in range(100)]
+                for i in range(100):
+                    mine.reserve(record(f"reserved-{i}", ClaimState.STARTED))
+                    mine.put(record(f"kept-{i % 10}"))
+                    mine.put(record("gone"))
+                    mine.remove("gone")
+                    mine.release(f"reserved-{i}")
+                    await mine.sync()
+                for each in aside:
+                    each.result()
+            await mine.sync()
+            assert set(mine.checkpoint.records) == wanted
+        assert await read(tmp_path) == wanted
 
     run(scenario)
 
