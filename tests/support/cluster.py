@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import yaml
+from cluster import tools
+from cluster.processes import GO
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("PARTITA_CACHE") or ROOT / ".cache")
@@ -98,6 +100,8 @@ class Cluster:
 
     name: str
     _proxy: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _kinds: dict[tuple[str, str], Object] = field(default_factory=dict, repr=False)
+    """What the API server says of each API version and kind."""
 
     @property
     def state(self) -> Path:
@@ -138,10 +142,15 @@ class Cluster:
             self._proxy = None
 
     def kubectl(self, *arguments: str, text: str | None = None) -> str:
-        return run(self.command("kubectl", *arguments), text=text)
+        return self._program("kubernetes", "kubectl", *arguments, text=text)
 
     def helm(self, *arguments: str) -> str:
-        return run(self.command("helm", *arguments))
+        return self._program("helm", "helm", *arguments)
+
+    def _program(self, tool: str, program: str, *arguments: str, text: str | None = None) -> str:
+        """As `hack/cluster kubectl` runs it, which takes three times as long as most of what is asked."""
+        environment = {**GO, **os.environ, "KUBECONFIG": str(self.kubeconfig)}
+        return run([tools.build(tool) / program, *arguments], text=text, environment=environment)
 
     def in_node(self, node: str, *command: str) -> str:
         return self.run("exec", node, "--", *command)
@@ -154,10 +163,22 @@ class Cluster:
         return self.kubectl("exec", "--namespace", namespace, pod, *chosen, "--", *command)
 
     def apply(self, manifests: str | Object | Iterable[Object]) -> None:
-        """YAML text, an object, or several."""
-        if not isinstance(manifests, str):
-            manifests = yaml.safe_dump_all([manifests] if isinstance(manifests, dict) else list(manifests))
-        self.kubectl("apply", "--server-side", "--force-conflicts", "--filename", "-", text=manifests)
+        """YAML text, an object, or several, as `kubectl apply --server-side --force-conflicts` does."""
+        if isinstance(manifests, str):
+            manifests = yaml.safe_load_all(manifests)
+        query = urlencode({"fieldManager": "kubectl", "force": "true", "fieldValidation": "Strict"})
+        for body in [manifests] if isinstance(manifests, dict) else manifests:
+            if body:
+                self.request("PATCH", f"{self._where(body)}?{query}", body, "application/apply-patch+yaml")
+
+    def _where(self, body: Object) -> str:
+        key = str(body["apiVersion"]), str(body["kind"])
+        if key not in self._kinds:
+            found = self.get(path(key[0], "").rstrip("/"))["resources"]
+            self._kinds |= {(key[0], each["kind"]): each for each in found if "/" not in each["name"]}
+        kind, metadata = self._kinds[key], body["metadata"]
+        namespace = metadata.get("namespace", "default") if kind["namespaced"] else None
+        return path(key[0], kind["name"], namespace=namespace, name=metadata["name"])
 
     def request(
         self, method: str, where: str, body: Object | None = None, content_type: str = "application/json"

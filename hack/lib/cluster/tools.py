@@ -84,9 +84,7 @@ TOOL = {
     ),
     "cni": Tool(
         module=_CNI,
-        packages=tuple(
-            f"{_CNI}/plugins/{plugin}" for plugin in ("main/ptp", "main/loopback", "ipam/host-local", "meta/portmap")
-        ),
+        packages=tuple(f"{_CNI}/plugins/{plugin}" for plugin in ("main/ptp", "ipam/host-local", "meta/portmap")),
         stamps=(f"{_CNI}/pkg/utils/buildversion.BuildVersion={{version}}",),
     ),
     "kind": Tool(module="sigs.k8s.io/kind", packages=("sigs.k8s.io/kind",)),

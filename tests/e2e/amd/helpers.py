@@ -104,7 +104,7 @@ class AmdNode(KaiwoNode):
         mode = {"cpx": "cpx_nps4", "spx": "spx_nps1"}.get(profile, profile)
         assert set(self.modes().values()) == {mode}
         wait_until(f"{self.name} is untainted", lambda: not self.taints())
-        assert set(self.published()) == {mode}
+        wait_until(f"{self.name} publishes {mode}", lambda: set(self.published()) == {mode})
 
     def published(self) -> list[str]:
         """Partition profiles of the devices in the node's slices."""
