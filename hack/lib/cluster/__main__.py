@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_up(verbs.add_parser("up", help="make a cluster, or start what of it is not running"))
     prepare = verbs.add_parser("prepare", help="build what `up` on this machine's own kernel needs")
     prepare.add_argument("--kubernetes", default="", metavar="X.Y[.Z]", help="release (default: the pinned one)")
+    _add_network_policies(prepare)
     verbs.add_parser("down", help="remove the cluster and all that it left")
     verbs.add_parser("status", help="what runs")
     for verb in ("kubectl", "helm"):
@@ -67,9 +68,15 @@ def _add_up(up: argparse.ArgumentParser) -> None:
         metavar="S",
         help="silence after which a node counts as lost",
     )
+    _add_network_policies(up)
     provider = os.environ.get("PARTITA_PROVIDER")
     text = "default: $PARTITA_PROVIDER, else kind where a Docker daemon answers, else local"
     up.add_argument("--provider", choices=PROVIDERS, default=provider, help=text)
+
+
+def _add_network_policies(parser: argparse.ArgumentParser) -> None:
+    text = "enforce NetworkPolicies (kube-router; minutes to build, once)"
+    parser.add_argument("--network-policies", action="store_true", help=text)
 
 
 def _shape(options: argparse.Namespace) -> Shape:
@@ -84,6 +91,7 @@ def _shape(options: argparse.Namespace) -> Shape:
         feature_gates=options.feature_gates,
         audit=options.audit,
         node_timeout_s=options.node_timeout,
+        network_policies=options.network_policies,
     )
 
 
@@ -106,7 +114,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     if options.verb == "prepare":
         from cluster import local
 
-        local.prepare(Shape(1, (), options.kubernetes, "", False, 0))
+        local.prepare(Shape(1, (), options.kubernetes, "", False, 0, options.network_policies))
         tools.build("helm")
         return 0
     if options.verb == "down":

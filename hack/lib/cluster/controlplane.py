@@ -25,6 +25,9 @@ def write_identities(cluster: Cluster) -> None:
         own = (node, cluster.node_address(node))
         issue(authority, node, f"system:node:{node}", group="system:nodes", names=own)
         write_kubeconfig(pki / f"{node}.kubeconfig", cluster.server, pki, node)
+    if cluster.shape.network_policies:  # its own manifests have a role for it, which we would have to follow
+        issue(authority, "kube-router", "kube-router", group="system:masters")
+        write_kubeconfig(pki / "kube-router.kubeconfig", cluster.server, pki, "kube-router")
     issue(authority, "admin", "kubernetes-admin", group="system:masters")
     write_kubeconfig(cluster.kubeconfig, cluster.server, pki, "admin", cluster.state.name)
 

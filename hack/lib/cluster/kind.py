@@ -88,8 +88,8 @@ def up(state: Path, shape: Shape) -> None:
         raise ClusterError(
             f"kind has images of whole releases, which its release notes list, not of {shape.kubernetes}"
         )
-    if shape.audit or shape.node_timeout_s != DEFAULT_NODE_TIMEOUT_S:
-        say("kind has its own: --audit and --node-timeout are for the local provider, and ignored")
+    if shape.audit or shape.network_policies or shape.node_timeout_s != DEFAULT_NODE_TIMEOUT_S:
+        say("kind has its own: --audit, --network-policies and --node-timeout are for the local provider, and ignored")
     existing, there = read_cluster(state), _is_there(state)
     if there and existing is None:
         raise ClusterError(

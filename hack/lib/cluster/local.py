@@ -12,7 +12,7 @@ from pathlib import Path
 
 from paths import CACHE, IMAGES, ROOT
 
-from cluster import controlplane, faults, groups, network, nodes, processes, tools
+from cluster import controlplane, faults, groups, network, nodes, policies, processes, tools
 from cluster.api import Api, ready_nodes
 from cluster.limits import raise_inotify_limit
 from cluster.provider import COMPONENTS, SERVICES, Fault, check_known, write_provider
@@ -71,6 +71,8 @@ def prepare(shape: Shape) -> None:
     if shape.nodes:
         for name in ("containerd", "runc", "cni"):
             tools.build(name)
+        if shape.network_policies:
+            policies.prepare()
         _build_images()
 
 
@@ -186,7 +188,7 @@ def log(state: Path, where: str, what: str) -> str:
         check_known(what, (*COMPONENTS, "audit"))
         path = cluster.logs / f"{what}.log"
     else:
-        check_known(what, SERVICES)
+        check_known(what, (*SERVICES, "kube-router"))
         path = cluster.node_dir(cluster.check_node(where)) / "var" / "log" / f"{what}.log"
     if not path.exists():
         raise ClusterError(f"{what} of {where} has written no log yet ({path})")

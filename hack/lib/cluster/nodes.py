@@ -12,7 +12,7 @@ from typing import Any
 
 from paths import CACHE, ROOT, SCRIPTS
 
-from cluster import groups, hardware, network, processes, tools
+from cluster import groups, hardware, network, policies, processes, tools
 from cluster.report import ClusterError, say
 from cluster.shape import DEFAULT_NODE_TIMEOUT_S, Cluster
 
@@ -77,6 +77,8 @@ def _write_configuration(cluster: Cluster, node: str) -> None:
         "cni/net.d/10-pods.conflist": json.dumps(_cni(cluster, node), indent=1),
         "cdi/.keep": "",
     }
+    if cluster.shape.network_policies:
+        files["kubernetes/kube-router.kubeconfig"] = (pki / "kube-router.kubeconfig").read_text()
     for name, text in files.items():
         (etc / name).parent.mkdir(parents=True, exist_ok=True)
         (etc / name).write_text(text)
@@ -104,7 +106,8 @@ def _environment(cluster: Cluster, node: str) -> str:
     programs = [tools.build(name) for name in ("containerd", "runc")] + [
         tools.build("kubernetes", cluster.shape.kubernetes)
     ]
-    return (
+    routing = policies.environment(policies.prepare()) if cluster.shape.network_policies else {}
+    return "".join(f"{name}={value}\n" for name, value in routing.items()) + (
         f"NODE={node}\nADDRESS={cluster.node_address(node)}\n"
         f"PATH={':'.join(map(str, programs))}:{processes.ENVIRONMENT['PATH']}\n"
     )

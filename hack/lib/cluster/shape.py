@@ -21,6 +21,7 @@ class Shape:
     feature_gates: str
     audit: bool
     node_timeout_s: int
+    network_policies: bool = False
 
     def profile(self, node: str) -> str | None:
         """The simulated hardware of a node."""

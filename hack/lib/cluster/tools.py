@@ -40,6 +40,7 @@ SIGN_OF_LIFE_S = 30.0
 _KUBERNETES = "k8s.io/kubernetes"
 _CONTAINERD = "github.com/containerd/containerd/v2"
 _MPI_OPERATOR = "github.com/kubeflow/mpi-operator"
+_KUBE_ROUTER = "github.com/cloudnativelabs/kube-router/v2"
 _CNI = "github.com/containernetworking/plugins"
 _NVIDIA_DRA = "sigs.k8s.io/dra-driver-nvidia-gpu"
 _NVIDIA_TOOLKIT = "github.com/NVIDIA/nvidia-container-toolkit"
@@ -87,6 +88,7 @@ TOOL = {
         packages=tuple(f"{_CNI}/plugins/{plugin}" for plugin in ("main/ptp", "ipam/host-local", "meta/portmap")),
         stamps=(f"{_CNI}/pkg/utils/buildversion.BuildVersion={{version}}",),
     ),
+    "kube-router": Tool(module=_KUBE_ROUTER, packages=(f"{_KUBE_ROUTER}/cmd/kube-router",)),
     "kind": Tool(module="sigs.k8s.io/kind", packages=("sigs.k8s.io/kind",)),
     "coredns": Tool(module="github.com/coredns/coredns", packages=(".",)),
     "mpi-operator": Tool(

@@ -35,6 +35,7 @@ class Driver:
 
     cluster: Cluster
     namespace: str = NAMESPACE
+    nodes: tuple[str, ...] = tuple(CLIQUES)
 
     def install(self, **settings: str) -> None:
         """Install, or upgrade; returns when every node offers channels."""
@@ -42,7 +43,7 @@ class Driver:
         chart = str(ROOT / "deployments/helm/partita")
         upgrade = ("upgrade", "--install", RELEASE, chart, "--create-namespace", "--wait")
         self.cluster.helm(*upgrade, "--namespace", self.namespace, *flags)
-        wait_until("every node offers channels", lambda: self.offering() == set(CLIQUES), PATIENCE_S)
+        wait_until("every node offers channels", lambda: self.offering() == set(self.nodes), PATIENCE_S)
 
     def uninstall(self) -> None:
         Release(self.cluster, RELEASE, self.namespace).uninstall()
@@ -113,8 +114,8 @@ class Driver:
         found = self.cluster.kubectl(*labelled).split()
         script = f"ls {PLUGIN}/domains 2>/dev/null; ls /var/run/cdi | grep compute-domain; true"
         with ThreadPoolExecutor() as pool:
-            on_nodes = pool.map(lambda node: self.cluster.in_node(node, "sh", "-c", script).split(), CLIQUES)
-        return found + [f"{node}: {each}" for node, left in zip(CLIQUES, on_nodes, strict=True) for each in left]
+            on_nodes = pool.map(lambda node: self.cluster.in_node(node, "sh", "-c", script).split(), self.nodes)
+        return found + [f"{node}: {each}" for node, left in zip(self.nodes, on_nodes, strict=True) for each in left]
 
     def is_clean(self) -> bool:
         left = self.leftovers()
@@ -316,7 +317,7 @@ def is_kept(pod: Object, nodes: Mapping[str, str]) -> bool:
 
 
 def condition(domain: Object, kind: str) -> Object:
-    found = [each for each in domain.get("status", {}).get("conditions", ()) if each["type"] == kind]
+    found = [each for each in domain.get("status", {}).get("conditions") or () if each["type"] == kind]
     return found[0] if found else {"status": "", "reason": "", "message": ""}
 
 

@@ -105,6 +105,7 @@ for archive in "$@"; do
 done
 bash "$SCRIPTS/service.sh" start kubelet
 bash "$SCRIPTS/service.sh" start kube-proxy
+[[ ! -e /etc/kubernetes/kube-router.kubeconfig ]] || bash "$SCRIPTS/service.sh" start kube-router
 cp "$FOLDER/boot_id" "$FOLDER/booted"
 
 while :; do # bash reaps the orphans that come to process 1

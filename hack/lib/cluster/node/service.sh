@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs in a node.
-#   service.sh start SERVICE            containerd, kubelet or kube-proxy
+#   service.sh start SERVICE            containerd, kubelet, kube-proxy or kube-router
 #   service.sh signal SERVICE SIGNAL
 #   service.sh import ARCHIVE           an OCI archive into containerd, unless it is there already
 set -eu
@@ -18,6 +18,15 @@ start() {
             --hostname-override="$NODE" --node-ip="$ADDRESS" --root-dir=/var/lib/kubelet)
         ;;
     kube-proxy) command=(kube-proxy --config=/etc/kubernetes/kube-proxy.json --hostname-override="$NODE") ;;
+    kube-router) # it gives up where its Node is not there yet
+        # shellcheck disable=SC2016 # for the shell that is started
+        command=(bash -c 'until kubectl --kubeconfig=/etc/kubernetes/kubelet.kubeconfig get "node/$NODE"; do sleep 0.5; done
+            exec "$@"' kube-router
+            env PATH="$KUBE_ROUTER_PATH:$PATH" LD_LIBRARY_PATH="$KUBE_ROUTER_LIBRARIES"
+            XTABLES_LIBDIR="$KUBE_ROUTER_LIBRARIES/xtables" "$KUBE_ROUTER"
+            --run-firewall=true --run-router=false --run-service-proxy=false --run-loadbalancer=false
+            --kubeconfig=/etc/kubernetes/kube-router.kubeconfig --hostname-override="$NODE")
+        ;;
     *) echo "no service $service" >&2 && exit 2 ;;
     esac
     if kill -0 "$(cat "/run/partita/$service.pid" 2>/dev/null)" 2>/dev/null; then
