@@ -10,9 +10,15 @@ from tests.support.fixtures import session_cluster
 
 
 @pytest.fixture(scope="session")
-def control_plane() -> Iterator[Cluster]:
+def control_plane_name() -> str:
+    """Of two test sessions with the same the second waits; a folder that runs beside the others has its own."""
+    return "it"
+
+
+@pytest.fixture(scope="session")
+def control_plane(control_plane_name: str) -> Iterator[Cluster]:
     """Without nodes; tests that need some make Node objects."""
-    yield from session_cluster("it", "--nodes", "0", "--audit", "--provider", "local")
+    yield from session_cluster(control_plane_name, "--nodes", "0", "--audit", "--provider", "local")
 
 
 @pytest.fixture

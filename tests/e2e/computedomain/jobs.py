@@ -109,13 +109,23 @@ class Driver:
 
     def leftovers(self) -> list[str]:
         """Everything in the cluster and on the nodes that is there for a ComputeDomain."""
-        kinds = "pods,resourceclaims,resourceclaimtemplates,computedomaincliques.resource.nvidia.com"
-        labelled = ("get", kinds, "--all-namespaces", "--selector", UID_LABEL, "--output", "name")
-        found = self.cluster.kubectl(*labelled).split()
+        made = {
+            "v1": ("pods",),
+            "resource.k8s.io/v1": ("resourceclaims", "resourceclaimtemplates"),
+            DOMAINS: ("computedomaincliques",),
+        }
+        found = [
+            f"{kind} {each['metadata']['name']}"
+            for api, kinds in made.items()
+            for kind in kinds
+            for each in self.cluster.list(path(api, kind), labelSelector=UID_LABEL)
+        ]
+        if found:
+            return found
         script = f"ls {PLUGIN}/domains 2>/dev/null; ls /var/run/cdi | grep compute-domain; true"
         with ThreadPoolExecutor() as pool:
             on_nodes = pool.map(lambda node: self.cluster.in_node(node, "sh", "-c", script).split(), self.nodes)
-        return found + [f"{node}: {each}" for node, left in zip(self.nodes, on_nodes, strict=True) for each in left]
+        return [f"{node}: {each}" for node, left in zip(self.nodes, on_nodes, strict=True) for each in left]
 
     def is_clean(self) -> bool:
         left = self.leftovers()
