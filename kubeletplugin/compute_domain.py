@@ -104,7 +104,7 @@ class ComputeDomainDriver:
         self._namespace = namespace
         self._client = client
         self._executor = executor
-        self._prepared = PreparedClaims(client, node, cdi, stale_grace_s)
+        self._prepared = PreparedClaims(client, node, cdi, directory / "prepared.lock", stale_grace_s)
         self._root = root
         self._domains = directory / "domains"
         self._wait_s = wait_s
@@ -213,12 +213,12 @@ class ComputeDomainDriver:
             return _ready_devices(request, ())
         if use.kind == "daemon":
             await self._wait_for_node(request, use)
-            self._prepare_daemon(request, use)
+            await self._prepare_daemon(request, use)
         else:
             self._awaited[use.domain_uid] += 1
             try:
                 await self._wait_for_release(request, use, fabric)
-                self._prepare_channel(request, use)
+                await self._prepare_channel(request, use)
             finally:
                 self._awaited -= Counter((use.domain_uid,))
                 self._remove_unused_domains()
@@ -299,19 +299,18 @@ class ComputeDomainDriver:
             async for _ in looks:
                 yield read_json(file)
 
-    def _prepare_channel(self, request: ClaimRequest, use: DomainUse) -> None:
+    async def _prepare_channel(self, request: ClaimRequest, use: DomainUse) -> None:
         major = read_imex_nodes(self._root).channel_major
         if major is None:
             raise HardwareError(
                 "/proc/devices lists no nvidia-caps-imex-channels: this node's NVIDIA driver offers no IMEX channels"
             )
-        self._prepared.check_free(request, use.domain_uid)
         status = self._make_folder(use.domain_uid) / "status"
-        self._prepared.write(request, build_channel_spec(request, use, major, str(status)))
+        spec = build_channel_spec(request, use, major, str(status))
+        await self._prepared.add(request, use.domain_uid, lambda: spec)
 
-    def _prepare_daemon(self, request: ClaimRequest, use: DomainUse) -> None:
-        self._prepared.check_free(request, use.domain_uid)
-        self._prepared.write(request, self._build_daemon_spec(request, use.domain_uid))
+    async def _prepare_daemon(self, request: ClaimRequest, use: DomainUse) -> None:
+        await self._prepared.add(request, use.domain_uid, lambda: self._build_daemon_spec(request, use.domain_uid))
         self._follow_memberships()
 
     def _build_daemon_spec(self, request: ClaimName, domain_uid: str) -> Json:

@@ -1,14 +1,18 @@
 """Writing files so that they last, and what is said when that fails."""
 
+import asyncio
 import contextlib
 import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Final
 
 from api.errors import Retryable
+
+_LOCK_POLL_S: Final = 0.02
 
 
 class DiskFull(Retryable):
@@ -85,6 +89,34 @@ def sync_and_close(fd: int) -> float:
         return timed_sync(fd)
     finally:
         os.close(fd)
+
+
+@contextlib.asynccontextmanager
+async def locked(path: Path) -> AsyncIterator[None]:
+    """Against other instances of the program, and other tasks of this one. Nobody waits for anything while having it.
+
+    Raises DiskFull, DiskFailed.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            if try_lock(fd):
+                break
+            await asyncio.sleep(_LOCK_POLL_S)
+        yield
+    finally:
+        os.close(fd)
+
+
+def try_lock(fd: int) -> bool:
+    """flock(2), exclusive; False while somebody else has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_locked(path: Path) -> bool | None:

@@ -4,6 +4,7 @@ Several instances of the program (a rolling update) share one journal under a lo
 """
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import json
@@ -12,12 +13,11 @@ import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from api.errors import Busy, NewerState, StateUnreadable
-from kubeletplugin.disk import disk_error, disk_errors, replace_whole, sync_and_close, timed_sync
+from kubeletplugin.disk import DiskFailed, DiskFull, disk_error, disk_errors, replace_whole, sync_and_close, timed_sync, try_lock
 from kubeletplugin.model.checkpoint import (
     Checkpoint,
     ClaimRecord,
@@ -73,7 +73,7 @@ class Store:
 
     # Sharing with other instances
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def lease(self, *, read: bool = True) -> AsyncIterator[None]:
         """Hold the journal against other instances; any number of tasks of this one share it.
 
@@ -102,23 +102,16 @@ class Store:
             with disk_errors(self._lock_path):
                 self._lock_path.parent.mkdir(parents=True, exist_ok=True)
                 self._lock_fd = os.open(self._lock_path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        if self._try_lock():
+        if try_lock(self._lock_fd):
             return
         try:
             async with asyncio.timeout(LOCK_TIMEOUT_S):
                 while True:
                     await asyncio.sleep(_LOCK_POLL_S)
-                    if self._try_lock():
+                    if try_lock(self._lock_fd):
                         return
         except TimeoutError as error:
             raise Busy(f"{self._lock_path}: another instance of this plugin has been working for too long") from error
-
-    def _try_lock(self) -> bool:
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
     def _unlock(self) -> None:
         fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
@@ -200,13 +193,14 @@ class Store:
         """The checkpoint as it would be had nobody reserved anything for that claim."""
         return _restored(self.checkpoint, uid, self._reserved[uid]) if uid in self._reserved else self.checkpoint
 
-    def put(self, record: ClaimRecord) -> None:
-        """Append. Raises DiskFull, DiskFailed, after which nothing changed."""
+    def put(self, record: ClaimRecord) -> int:
+        """Append; answers what to `sync` for it. Raises DiskFull, DiskFailed, after which nothing changed."""
         line = encode_record(record)
         with self._changing:
             self._append(line)
             self._reserved.pop(record.uid, None)
             self.checkpoint = self.checkpoint.with_record(record)
+            return self._appended
 
     def remove(self, uid: str) -> None:
         """Append a removal. Raises DiskFull, DiskFailed, after which nothing changed."""
@@ -215,9 +209,13 @@ class Store:
             self._reserved.pop(uid, None)
             self.checkpoint = self.checkpoint.without(uid)
 
-    async def sync(self) -> None:
-        """Return once everything appended so far is on the disk. Raises DiskFull, DiskFailed."""
-        wanted = self._appended
+    async def sync(self, wanted: int = 0) -> None:
+        """Return once everything appended so far is on the disk, or at least what `put` has answered this number for;
+        the rest is then soon. Raises DiskFull, DiskFailed.
+        """
+        if wanted:
+            self.sync_soon()
+        wanted = wanted or self._appended
         if self._holders > 1:
             # Whoever is ready to append does so now; the first to come back here then syncs for all of them.
             await asyncio.sleep(0)
@@ -230,6 +228,16 @@ class Store:
                 self._sync_now()
             else:
                 await self._sync_aside()
+
+    def begin_sync(self) -> None:
+        """Sync what is appended now, or see to it; whether that succeeds is for the next `sync` to say."""
+        if self._suspect or self._syncing is not None:
+            return
+        if self._sync_s < _SLOW_SYNC_S:
+            with contextlib.suppress(DiskFull, DiskFailed):
+                self._sync_now()
+        else:
+            self._start_sync()
 
     def sync_soon(self) -> None:
         """The same within a tenth of a second, with nobody waiting: for what a power cut may take back."""

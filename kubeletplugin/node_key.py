@@ -8,24 +8,20 @@ lock.
 
 import asyncio
 import base64
-import fcntl
 import json
 import logging
-import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from api.errors import Retryable, StateUnreadable
-from kubeletplugin.disk import disk_errors, replace_whole
+from kubeletplugin.disk import disk_errors, locked, replace_whole
 
 log = logging.getLogger(__name__)
 
 _MAKE_TIMEOUT_S: Final = 30.0
-_LOCK_POLL_S: Final = 0.02
 _POINT_BYTES: Final = 33  # of P-256, compressed (SEC 1, 2.3.3)
 
 MakeKey = Callable[[], Awaitable[dict[str, str]]]
@@ -100,7 +96,7 @@ class NodeKey:
         if not self._is_due():
             return False
         made = await self._make()  # before anybody is locked out
-        async with self._lock():
+        async with locked(self._lock_path):
             if not self._is_due():  # another instance was faster, or the domain has a daemon here again
                 return False
             self._write(_Key(made["publicKey"], made["privateKey"]))
@@ -112,7 +108,7 @@ class NodeKey:
 
         Raises DiskFull, DiskFailed.
         """
-        async with self._lock():
+        async with locked(self._lock_path):
             key = self._find()
             refusal = self._refuse(key, domain_uid, public)
             if refusal and refusal != self._refusal:
@@ -153,29 +149,6 @@ class NodeKey:
         content = {"publicKey": key.public, "privateKey": key.private, "domain": key.domain}
         with disk_errors(self._path):
             replace_whole(self._path, json.dumps(content).encode(), durable=True, private=True)
-
-    @asynccontextmanager
-    async def _lock(self) -> AsyncIterator[None]:
-        """Against other instances, and other tasks of this one. Nobody waits for anything while having it."""
-        with disk_errors(self._lock_path):
-            self._lock_path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self._lock_path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            while True:
-                if _try_lock(fd):
-                    break
-                await asyncio.sleep(_LOCK_POLL_S)
-            yield
-        finally:
-            os.close(fd)
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _parse(data: bytes) -> _Key:

@@ -14,6 +14,7 @@ from pathlib import Path
 from api.client import Client, Json
 from api.errors import Busy
 from api.names import COMPUTE_DOMAIN_CDI_VENDOR, COMPUTE_DOMAIN_DRIVER
+from kubeletplugin.disk import locked
 from kubeletplugin.files import CdiFiles
 from kubeletplugin.model.cdi import cdi_file_name
 from kubeletplugin.model.channels import (
@@ -35,8 +36,11 @@ log = logging.getLogger(__name__)
 class PreparedClaims:
     """The claims that have a CDI file of this driver, and which of them are gone from the API server."""
 
-    def __init__(self, client: Client, node: str, cdi: CdiFiles, grace_s: float, proc: Path = Path("/proc")) -> None:
+    def __init__(
+        self, client: Client, node: str, cdi: CdiFiles, lock_path: Path, grace_s: float, proc: Path = Path("/proc")
+    ) -> None:
         self._cdi = cdi
+        self._lock_path = lock_path
         self._stale = StaleClaims(client, node, grace_s)
         self._proc = proc
 
@@ -50,11 +54,16 @@ class PreparedClaims:
     def exists(self, uid: str) -> bool:
         return self._cdi.exists(cdi_file_name(COMPUTE_DOMAIN_CDI_VENDOR, uid))
 
-    def check_free(self, claim: ClaimName, domain_uid: str) -> None:
-        """Raises Busy while the node is another domain's."""
-        others = self.find_others(domain_uid)
-        if others:
-            raise busy(claim, others)
+    async def add(self, claim: ClaimName, domain_uid: str, build_spec: Callable[[], Json]) -> None:
+        """Raises Busy while the node is another domain's; DiskFull, DiskFailed, and what `build_spec` raises.
+
+        Of two instances of the program, at a rolling update, one looks and writes at a time.
+        """
+        async with locked(self._lock_path):
+            others = self.find_others(domain_uid)
+            if others:
+                raise busy(claim, others)
+            self.write(claim, build_spec())
 
     def write(self, claim: ClaimName, spec: Json) -> None:
         """Raises DiskFull, DiskFailed."""
@@ -69,7 +78,7 @@ class PreparedClaims:
         return tuple(each for each, _ in self.read() if each.domain_uid not in ("", domain_uid))
 
     async def follow_others(self, domain_uid: str) -> AsyncGenerator[tuple[PreparedClaim, ...], None]:
-        """The claims of other domains, at every change until there are none; `check_free` sees who comes after that.
+        """The claims of other domains, at every change until there are none; `add` sees who comes after that.
 
         One that is gone from the API server is looked into.
         """

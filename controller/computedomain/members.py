@@ -278,8 +278,28 @@ def _explain(member: Member, seen: Observation, occupant: str | None, *, given_u
     if pod.message:
         return f"daemon pod {pod.ref}: {pod.message}"
     if pod.phase is Phase.PENDING:
-        return f"daemon pod {pod.ref} is starting"
+        leftover = _find_leftover(seen, node)
+        return f"daemon pod {pod.ref} is starting" + (
+            f"; claim {leftover.ref} on {node} is of a ComputeDomain that is gone, and its containers may still have "
+            "the node's channels"
+            if leftover
+            else ""
+        )
     return f"daemon pod {pod.ref} is not connected to all its peers yet"
+
+
+def _find_leftover(seen: Observation, node: str) -> ChannelClaim | None:
+    """A claim on the node whose ComputeDomain was deleted by force, or long ago.
+
+    For words only: anybody may make a claim for a domain that never was, and must not keep others off the node by it.
+    What really holds the node is its plugin's to know.
+    """
+    ended = (
+        rival
+        for rival in seen.rivals
+        if rival.domain is None or (rival.domain.deleted_at is not None and rival.domain.force)
+    )
+    return next((claim for rival in ended for claim in rival.claims if claim.node == node), None)
 
 
 def _release(domain: Domain, members: tuple[Member, ...], without_fabric: int) -> tuple[Member, ...]:

@@ -1,6 +1,6 @@
 """Domains whose pods the scheduler has put onto the same nodes."""
 
-from tests.e2e.computedomain.jobs import PATIENCE_S, Job, Space, condition
+from tests.e2e.computedomain.jobs import PATIENCE_S, RETRY_S, Job, Space, condition
 from tests.support.cluster import wait_until
 
 
@@ -25,5 +25,5 @@ def test_of_two_domains_whose_pods_came_to_the_same_nodes_one_gets_both_and_the_
     )
     assert [here.phase(pod) for pod in pods[second.name]] == ["Pending", "Pending"]
     here.end(*pods[first.name])
-    second.wait_running(*pods[second.name])
+    second.wait_running(*pods[second.name], patience_s=RETRY_S)  # on a busy machine they have waited in vain once
     second.share_all_ways(*pods[second.name])

@@ -23,7 +23,9 @@ def test_a_pod_that_outlives_its_domain_keeps_the_node_from_the_next_one_until_i
         here.cluster.patch(first.place, FORCE)
         here.cluster.wait_gone(first.place, PATIENCE_S)
         second.start(b=NODE)
-        elsewhere.wait_told("b", rf"claim {here.name}/{find_claim(here, 'a')} \(channel\)")
+        claim = f"claim {here.name}/{find_claim(here, 'a')}"
+        elsewhere.wait_told("b", rf"{claim} \(channel\)")
+        second.wait_condition("Ready", "False", "WaitingForDaemons", f"{claim} on {NODE} is of a ComputeDomain")
         assert (here.phase("a"), elsewhere.phase("b")) == ("Running", "Pending")
         assert first.channels("a") == ["channel0"]
         here.end("a")

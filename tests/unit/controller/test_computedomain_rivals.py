@@ -146,6 +146,32 @@ def test_a_domain_that_is_forced_to_end_keeps_no_node() -> None:
     assert first.domain is None and daemons(second) == {"n0"}
 
 
+def test_while_its_daemon_starts_a_domain_names_the_claim_that_a_domain_that_is_gone_has_left_there() -> None:
+    """Its kubelet may be waiting for that. But anybody can make such a claim: it keeps no daemon off the node."""
+    first, second = worlds = make_worlds(2)
+    first.add_claim("n0")
+    settle(worlds)
+    first.domain = None
+    settle(worlds)
+    assert not first.pods and first.claims
+    second.add_claim("n0")
+    while not second.pods:
+        for action in second.plan().actions:
+            second.apply(action)
+    (claim,), (daemon,) = first.claims.values(), second.pods.values()
+
+    def told() -> list[str]:
+        return [member.message for member in second.plan().members.members]
+
+    starting = f"daemon pod {daemon.ref} is starting"
+    assert told() == [
+        f"{starting}; claim {claim.ref} on n0 is of a ComputeDomain that is gone, and its containers may still have "
+        "the node's channels"
+    ]
+    first.claims.clear()
+    assert told() == [starting]
+
+
 _NODES = st.sampled_from(["n0", "n1", "m0"])
 _WORLDS = st.integers(0, 2)
 _EVENTS = st.one_of(

@@ -1,0 +1,71 @@
+"""What is prepared on a node for ComputeDomains, by one instance of the plugin or by several."""
+
+import asyncio
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from api.client import Client
+from api.errors import Busy
+from kubeletplugin.disk import locked
+from kubeletplugin.files import CdiFiles
+from kubeletplugin.model.channels import DomainUse, build_channel_spec
+from kubeletplugin.prepared import PreparedClaims
+
+VENDOR = "k8s.compute-domain.nvidia.com"
+
+
+@dataclass(frozen=True)
+class Claim:
+    uid: str
+    claim: str
+
+
+def spec(claim: Claim, domain: str) -> dict[str, Any]:
+    return build_channel_spec(claim, DomainUse("channel", domain), 501, "/status")
+
+
+def instance(directory: Path) -> PreparedClaims:
+    """As each process of a rolling update has one; nothing here asks the API server."""
+    return PreparedClaims(cast(Client, None), "n1", CdiFiles(directory / "cdi", VENDOR), directory / "lock", 1.0)
+
+
+def test_of_two_instances_that_prepare_for_two_domains_at_once_one_finds_the_node_taken(tmp_path: Path) -> None:
+    """The second must not look before the first has written, however slow the disk is."""
+    old, new = instance(tmp_path), instance(tmp_path)
+    mine, theirs = Claim("u1", "a/mine"), Claim("u2", "b/theirs")
+
+    async def play() -> None:
+        async with locked(tmp_path / "lock"):  # the new one is just writing
+            waiting = asyncio.create_task(old.add(mine, "d1", lambda: spec(mine, "d1")))
+            await asyncio.sleep(0.1)
+            new.write(theirs, spec(theirs, "d2"))
+        await waiting
+
+    with pytest.raises(Busy, match=r"claim a/mine: .* claim b/theirs \(channel\)"):
+        asyncio.run(play())
+    assert [claim.uid for claim, _ in old.read()] == ["u2"]
+
+
+def test_an_instance_that_dies_while_it_prepares_is_in_nobodys_way(tmp_path: Path) -> None:
+    lock, claim = tmp_path / "lock", Claim("u1", "a/mine")
+    hold = f"import fcntl, os, sys; fcntl.flock(os.open({str(lock)!r}, os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"{hold}; print('held', flush=True); sys.stdin.read()"], stdin=-1, stdout=-1
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+
+    async def play() -> None:
+        adding = asyncio.create_task(instance(tmp_path).add(claim, "d1", lambda: spec(claim, "d1")))
+        await asyncio.sleep(0.1)
+        assert not adding.done()
+        holder.kill()
+        await adding
+
+    with holder:
+        asyncio.run(play())
+    assert [each.uid for each, _ in instance(tmp_path).read()] == ["u1"]
