@@ -64,6 +64,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- join "," $drivers }}
 {{- end }}
 
+{{/* Whether there is a controller: it runs where it has something to do. */}}
+{{- define "partita.controller" -}}
+{{- if and .Values.controller.enabled (or .Values.resources.computeDomains.enabled .Values.controller.nodePartitioning.enabled) }}true{{ end -}}
+{{- end }}
+
 {{/* Whether nodes of AMD GPUs are repartitioned as a whole. */}}
 {{- define "partita.nodePartitioning" -}}
 {{- if and .Values.controller.enabled .Values.controller.nodePartitioning.enabled }}true{{ end -}}
