@@ -114,6 +114,24 @@ def test_the_controller_may_make_events_of_the_api_that_it_uses_and_change_none(
     assert (rule["apiGroups"], rule["verbs"]) == (["events.k8s.io"], ["create"])
 
 
+def test_users_who_may_edit_a_namespace_may_make_compute_domains_there_unless_told_otherwise() -> None:
+    def granted(*settings: str) -> dict[str, set[str]]:
+        """Kubernetes' own role -> verbs on ComputeDomains."""
+        found: dict[str, set[str]] = {}
+        for role in of_kind(render(*settings), "ClusterRole").values():
+            for label in role["metadata"]["labels"]:
+                if label.startswith("rbac.authorization.k8s.io/aggregate-to-"):
+                    (rule,) = role["rules"]
+                    assert (rule["apiGroups"], rule["resources"]) == (["resource.nvidia.com"], ["computedomains"])
+                    found[label.rpartition("-")[2]] = set(rule["verbs"])
+        return found
+
+    read, write = {"get", "list", "watch"}, {"create", "update", "patch", "delete", "deletecollection"}
+    assert granted() == {"admin": read | write, "edit": read | write, "view": read}
+    assert granted("aggregateClusterRoles=false") == {}
+    assert granted("resources.computeDomains.enabled=false") == {}
+
+
 def test_pods_of_the_controller_are_held_to_the_account_of_the_daemons() -> None:
     objects = render("fullnameOverride=other")
     policy = of_kind(objects, "ValidatingAdmissionPolicy")["other-daemonpods.partita-system"]

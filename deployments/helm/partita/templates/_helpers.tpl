@@ -83,6 +83,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   operator: Exists
 {{- end }}
 
+{{/* Which nodes the plugin runs on. */}}
+{{- define "partita.pluginNodeSelector" -}}
+{{- $simulated := ternary .Values.simulator.nodeSelector (dict) (ne .Values.simulator.profile "") -}}
+{{- toYaml (merge (dict) $simulated .Values.kubeletPlugin.nodeSelector) }}
+{{- end }}
+
 {{/* Where the driver tree is on the node; simulated hardware has the place of a driver container's. */}}
 {{- define "partita.driverRoot" -}}
 {{- if .Values.simulator.profile -}}/run/nvidia/driver{{- else -}}{{ .Values.nvidiaDriverRoot }}{{- end -}}
