@@ -7,12 +7,22 @@ import asyncio
 import json
 import logging
 import random
-import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Final, Literal, Self
 
+from api.api_errors import (
+    ApiError,
+    Conflict,
+    Forbidden,
+    Gone,
+    Invalid,
+    NotFound,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+    error_of_status,
+)
 from api.connection import Connection, without_system_certificates
-from api.errors import InvalidObject, PartitaError, Retryable
 from api.identity import ServiceAccount, parse_service_account
 from api.kept_alive import Answer, KeptAlive
 from api.lines import split_lines
@@ -21,6 +31,24 @@ from api.names import FIELD_MANAGER
 with without_system_certificates():
     import aiohttp
     from yarl import URL
+
+__all__ = (
+    "APPLY_PATCH",
+    "MERGE_PATCH",
+    "ApiError",
+    "Client",
+    "Conflict",
+    "Forbidden",
+    "Gone",
+    "Invalid",
+    "Json",
+    "NotFound",
+    "TooManyRequests",
+    "Unauthorized",
+    "Unavailable",
+    "back_off_s",
+    "path",
+)
 
 log = logging.getLogger(__name__)
 
@@ -40,82 +68,6 @@ _METADATA_ONLY: Final = (
     "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
     "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
 )
-
-
-class ApiError(PartitaError):
-    """The API server refused. `status` is the HTTP code, `body` the Status object where there was one."""
-
-    reason = "ApiError"
-
-    def __init__(self, message: str, status: int = 0, body: Json | None = None, retry_after_s: float | None = None):
-        super().__init__(message)
-        self.status = status
-        self.body: Json = body or {}
-        self.retry_after_s = retry_after_s
-
-
-class NotFound(ApiError):
-    """No such object, or no such resource (yet)."""
-
-    reason = "NotFound"
-
-
-class Conflict(ApiError):
-    """Somebody else changed or created the object first, or owns the field."""
-
-    reason = "Conflict"
-
-    @property
-    def already_exists(self) -> bool:
-        return self.body.get("reason") == "AlreadyExists"
-
-
-class Forbidden(ApiError):
-    """Our identity may not do this."""
-
-    reason = "Forbidden"
-
-
-class Invalid(ApiError, InvalidObject):
-    """The object breaks the API's rules."""
-
-    reason = "Invalid"
-
-
-class Gone(ApiError):
-    """The resource version that we continue from is too old: list again."""
-
-    reason = "Gone"
-
-
-class Unavailable(ApiError, Retryable):
-    """The API server did not answer, or answered that it cannot now."""
-
-    reason = "ApiUnavailable"
-
-
-class TooManyRequests(Unavailable):
-    """The API server is shedding load; `retry_after_s` is its wish."""
-
-    reason = "TooManyRequests"
-
-
-class Unauthorized(Unavailable):
-    """The credentials were not accepted; they are read again before the next request."""
-
-    reason = "Unauthorized"
-
-
-_ERRORS: Final[Mapping[int, type[ApiError]]] = {
-    400: Invalid,
-    401: Unauthorized,
-    403: Forbidden,
-    404: NotFound,
-    409: Conflict,
-    410: Gone,
-    422: Invalid,
-    429: TooManyRequests,
-}
 
 
 def path(
@@ -284,7 +236,7 @@ class Client:
                 async for line in split_lines(response.content.iter_any()):
                     event = json.loads(line)
                     if event["type"] == "ERROR":
-                        raise _error_of_status(event["object"], f"watch {path}")
+                        raise error_of_status(event["object"], f"watch {path}")
                     yield event["type"], event["object"]
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unavailable(f"watch {path}: {str(error) or type(error).__name__}") from error
@@ -378,18 +330,7 @@ class Client:
         except ValueError:
             status = {"message": raw[:200].decode(errors="replace").strip()}
         status = {**status, "code": code} if isinstance(status, dict) else {"code": code}
-        return _error_of_status(status, what, retry_after)
-
-
-def _error_of_status(status: Json, what: str, retry_after: str | None = None) -> ApiError:
-    """The error that a `Status` object stands for (k8s.io/apimachinery meta/v1 Status)."""
-    code = int(status.get("code") or 0)
-    kind = _ERRORS.get(code) or (Unavailable if code == 0 or code >= 500 else ApiError)
-    if status.get("reason") == "Expired":
-        kind = Gone
-    seconds = retry_after or (status.get("details") or {}).get("retryAfterSeconds")
-    after_s = float(seconds) if seconds is not None and re.fullmatch(r"\d+", str(seconds)) else None
-    return kind(f"{what}: {status.get('message') or 'no message'} ({code})", code, status, after_s)
+        return error_of_status(status, what, retry_after)
 
 
 def back_off_s(first_s: float = BACK_OFF_S[0], most_s: float = BACK_OFF_S[1]) -> Iterator[float]:
