@@ -8,6 +8,7 @@ import json
 import logging
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, Literal, Self
 
 from api.api_errors import (
@@ -22,7 +23,7 @@ from api.api_errors import (
     Unavailable,
     error_of_status,
 )
-from api.connection import Connection, without_system_certificates
+from api.connection import Connection, ConnectionUnknown, without_system_certificates
 from api.identity import ServiceAccount, parse_service_account
 from api.kept_alive import Answer, KeptAlive
 from api.lines import split_lines
@@ -90,6 +91,26 @@ def path(
     return "/".join(parts)
 
 
+def _parse(raw: bytes) -> Json:
+    """Raises ValueError."""
+    try:
+        obj = json.loads(raw)
+    except ValueError:
+        obj = None
+    if not isinstance(obj, dict):
+        raise ValueError(f"the answer is no JSON object: {raw[:200].decode(errors='replace').strip()}")
+    return obj
+
+
+@contextmanager
+def _unavailable(what: str) -> Iterator[None]:
+    """Whatever keeps an answer from us, callers know it by one name. `what` was asked for."""
+    try:
+        yield
+    except (aiohttp.ClientError, ConnectionUnknown, OSError, ValueError) as error:
+        raise Unavailable(f"{what}: {str(error) or type(error).__name__}") from error
+
+
 class Client:
     """One connection pool to one API server."""
 
@@ -124,26 +145,24 @@ class Client:
             self._session = None
 
     async def service_account(self) -> ServiceAccount | None:
-        """Whose token we use; None where it is no service account's."""
-        return parse_service_account(await self._connection.authorization())
+        """Whose token we use; None where it is no service account's. Raises Unavailable."""
+        with _unavailable("token"):
+            return parse_service_account(await self._connection.authorization())
 
     async def get(self, path: str, **query: str) -> Json:
         """Raises NotFound, Forbidden, Unavailable."""
-        if self._session is None:
-            self._open()
-        try:
+        what = f"GET {path}"
+        with _unavailable(what):
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 answer: Answer | None = None
-                if self._kept_alive is not None and not query:
-                    answer = await self._kept_alive.get(path, await self._connection.authorization())
+                if not self._connection.proxy and not query:
+                    token = await self._connection.authorization()
+                    answer = await self._kept().get(path, token)
                 if answer is None:
                     return await self._request("GET", path, query=query)
-        except TimeoutError as error:
-            raise Unavailable(f"GET {path}: {str(error) or type(error).__name__}") from error
-        if answer.status != 200:
-            raise await self._error(f"GET {path}", answer.status, answer.body, answer.retry_after)
-        obj: Json = json.loads(answer.body)
-        return obj
+                if answer.status != 200:
+                    raise await self._error(what, answer.status, answer.body, answer.retry_after)
+                return _parse(answer.body)
 
     async def list(self, path: str, **query: str) -> Objects:
         """All items, page by page, each with `apiVersion` and `kind`."""
@@ -229,17 +248,16 @@ class Client:
     ) -> AsyncIterator[tuple[Any, Json]]:
         query = {**selectors, "watch": "1", "allowWatchBookmarks": "true", "resourceVersion": version}
         limits = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_TIMEOUT_S, sock_read=SILENCE_S)
-        try:
+        what = f"watch {path}"
+        with _unavailable(what):
             async with await self._send("GET", path, query=query, limits=limits, accept=accept) as response:
                 if response.status != 200:
-                    raise await self._error_of(response, f"watch {path}")
+                    raise await self._error_of(response, what)
                 async for line in split_lines(response.content.iter_any()):
-                    event = json.loads(line)
+                    event = _parse(line)
                     if event["type"] == "ERROR":
-                        raise error_of_status(event["object"], f"watch {path}")
+                        raise error_of_status(event["object"], what)
                     yield event["type"], event["object"]
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unavailable(f"watch {path}: {str(error) or type(error).__name__}") from error
 
     async def _list_pages(self, path: str, selectors: Mapping[str, str], accept: str = _JSON) -> tuple[Objects, str]:
         items: Objects = []
@@ -272,16 +290,14 @@ class Client:
         accept: str = _JSON,
     ) -> Json:
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-        try:
+        what = f"{method} {path}"
+        with _unavailable(what):
             async with await self._send(
                 method, path, query=query, data=data, content_type=content_type, accept=accept
             ) as response:
                 if response.status >= 300:
-                    raise await self._error_of(response, f"{method} {path}")
-                answer: Json = json.loads(await response.read())
-                return answer
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unavailable(f"{method} {path}: {str(error) or type(error).__name__}") from error
+                    raise await self._error_of(response, what)
+                return _parse(await response.read())
 
     async def _send(
         self,
@@ -305,14 +321,26 @@ class Client:
         if query:
             url = url.with_query(query)
         return await session.request(
-            method, url, data=data, headers=headers, timeout=limits or session.timeout, **self._extra
+            method,
+            url,
+            data=data,
+            headers=headers,
+            timeout=limits or session.timeout,
+            ssl=self._connection.tls(),
+            **self._extra,
         )
 
-    def _open(self) -> aiohttp.ClientSession:
+    def _kept(self) -> KeptAlive:
+        """Made with the certificates of now; who has asked on connections with older ones still gets an answer."""
         tls = self._connection.tls()
-        if not self._connection.proxy:
+        if self._kept_alive is None or self._kept_alive.tls is not tls:
+            if self._kept_alive is not None:
+                self._kept_alive.close()
             self._kept_alive = KeptAlive(self._host, tls, self._connection.server_hostname)
-        connector = aiohttp.TCPConnector(ssl=tls, limit=0, keepalive_timeout=60.0)
+        return self._kept_alive
+
+    def _open(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60.0)
         timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
         self._session = aiohttp.ClientSession(
             connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True
