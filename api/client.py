@@ -7,7 +7,7 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, Literal, Self
 
@@ -55,11 +55,12 @@ log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 Objects = list[Json]
+_Kept = list[Any]
 EventType = Literal["SYNC", "ADDED", "MODIFIED", "DELETED"]
 
 REQUEST_TIMEOUT_S: Final = 30.0
 SILENCE_S: Final = 90.0  # bookmarks come every minute (kube-apiserver), so a longer silence is a dead connection
-PAGE_SIZE: Final = 500  # what client-go asks for
+PAGE_SIZE: Final = 50  # of claims with all the configuration that they may have, client-go's 500 take 460 MiB
 BACK_OFF_S: Final = (0.5, 30.0)
 APPLY_PATCH: Final = "application/apply-patch+yaml"
 MERGE_PATCH: Final = "application/merge-patch+json"
@@ -89,6 +90,10 @@ def path(
     if subresource:
         parts.append(subresource)
     return "/".join(parts)
+
+
+def _whole(obj: Json) -> Json:
+    return obj
 
 
 def _parse(raw: bytes) -> Json:
@@ -210,11 +215,13 @@ class Client:
         field_selector: str | None = None,
         label_selector: str | None = None,
         metadata_only: bool = False,
+        keep: Callable[[Json], Any] = _whole,
         most_back_off_s: float = BACK_OFF_S[1],
     ) -> AsyncIterator[tuple[EventType, Any]]:
         """Yield `("SYNC", [objects])` after every full list, then `("ADDED"|"MODIFIED"|"DELETED", object)`, for ever.
 
         Resumes where it was cut; after "too old" comes another SYNC, whose list replaces what the caller knew.
+        `keep`: what SYNC has for each object, which is dropped before the next page is read.
         `metadata_only`: the server sends nothing but `metadata` of each object. `most_back_off_s`: between attempts to
         reach a server that is away, give or take a half.
         Raises only what waiting cannot cure: Forbidden, NotFound (no such resource), Invalid.
@@ -224,24 +231,28 @@ class Client:
         listed, watched = _METADATA_ONLY if metadata_only else (_JSON, _JSON)
         version: str | None = None
         delays = back_off_s(most_s=most_back_off_s)
+        delivered = False
         while True:
             try:
                 if version is None:
-                    items, version = await self._list_pages(path, selectors, listed)
+                    items, version = await self._list_pages(path, selectors, listed, keep)
                     yield "SYNC", items
+                    del items  # or it lives as long as the watch
                 async for kind, obj in self._watch(path, selectors, version, watched):
                     version = obj["metadata"]["resourceVersion"]
-                    delays = back_off_s(most_s=most_back_off_s)
+                    delays, delivered = back_off_s(most_s=most_back_off_s), True
                     if kind != "BOOKMARK":
                         yield kind, obj
                 # The server ends a healthy watch after some time; a server that ends it at once must not be hammered.
-                await asyncio.sleep(next(delays))
+                delay_s = next(delays)
             except Gone:
-                version = None
+                # The same holds for one that calls too old what it has just listed.
+                version, delay_s, delivered = None, 0.0 if delivered else next(delays), False
+                log.info("watch_too_old", extra={"path": path, "retry_in_s": delay_s})
             except Unavailable as error:
                 delay_s = max(next(delays), error.retry_after_s or 0.0)
                 log.info("watch_interrupted", extra={"path": path, "error": str(error), "retry_in_s": delay_s})
-                await asyncio.sleep(delay_s)
+            await asyncio.sleep(delay_s)
 
     async def _watch(
         self, path: str, selectors: Mapping[str, str], version: str, accept: str
@@ -259,25 +270,38 @@ class Client:
                         raise error_of_status(event["object"], what)
                     yield event["type"], event["object"]
 
-    async def _list_pages(self, path: str, selectors: Mapping[str, str], accept: str = _JSON) -> tuple[Objects, str]:
-        items: Objects = []
+    async def _list_pages(
+        self, path: str, selectors: Mapping[str, str], accept: str = _JSON, keep: Callable[[Json], Any] = _whole
+    ) -> tuple[_Kept, str]:
+        """What is kept of all objects, and the list's version."""
+        kept: _Kept = []
         query = {"limit": str(PAGE_SIZE), **selectors}
         while True:
             try:
-                page = await self._request("GET", path, query=query, accept=accept)
+                page, metadata = await self._read_page(path, query, accept, keep)
             except Gone:
+                if "continue" not in query:
+                    raise
                 # The continue token outlived the server's history: begin again, in one piece.
-                items, query = [], dict(selectors)
+                kept, query = [], dict(selectors)
                 continue
-            kind = str(page.get("kind", "")).removesuffix("List")
-            for item in page.get("items") or []:
-                item.setdefault("apiVersion", page.get("apiVersion"))
-                item.setdefault("kind", kind)
-                items.append(item)
-            token = page["metadata"].get("continue")
-            if not token:
-                return items, page["metadata"]["resourceVersion"]
-            query = {**query, "continue": token}
+            kept += page
+            if not metadata.get("continue"):
+                return kept, metadata["resourceVersion"]
+            query = {**query, "continue": metadata["continue"]}
+
+    async def _read_page(
+        self, path: str, query: Mapping[str, str], accept: str, keep: Callable[[Json], Any]
+    ) -> tuple[_Kept, Json]:
+        """What is kept of its objects, and the list's metadata; here all else of a page ends before the next comes."""
+        page = await self._request("GET", path, query=query, accept=accept)
+        kept: _Kept = []
+        kind = str(page.get("kind", "")).removesuffix("List")
+        for item in page.get("items") or []:
+            item.setdefault("apiVersion", page.get("apiVersion"))
+            item.setdefault("kind", kind)
+            kept.append(keep(item))
+        return kept, page["metadata"]
 
     async def _request(
         self,
