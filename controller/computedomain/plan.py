@@ -180,7 +180,7 @@ def _plan_upkeep(seen: Observation, domain: Domain, members: Members, situation:
         situation,
         _order(seen, structure, status),
         reports,
-        (*held, *status_held, *plan_clocks(seen, members)),
+        (*held, *status_held, *plan_clocks(members)),
         min(delays) if delays else None,
         members,
         follow_pods,

@@ -170,8 +170,10 @@ class Observation:
     pods: tuple[DaemonPod, ...] = ()
     daemon_claims: tuple[DaemonClaim, ...] = ()
     templates: tuple[Template, ...] = ()
-    rivals: "tuple[Observation, ...]" = ()
-    """The other domains with claims on this one's nodes: as much of them as their `Standing` depends on."""
+    rivals: "tuple[Standing, ...]" = ()
+    """How the other domains with claims on this one's nodes stand."""
+    leftovers: Mapping[str, Ref] = field(default_factory=dict)
+    """By node: a claim whose ComputeDomain is gone, or ends by force."""
     taken: Mapping[str, str] = field(default_factory=dict)
     """Of its nodes: the claim of another domain's daemon that is still there (`namespace/name`)."""
     held_since: Mapping[str, float] = field(default_factory=dict)
@@ -243,6 +245,8 @@ class Members:
     """The claims that keep a domain from going away."""
     refused: tuple[ChannelClaim, ...] = ()
     """Claims that came after the domain began to end, or from another namespace."""
+    waiting: tuple[ChannelClaim, ...] = ()
+    """Claims that belong to the domain and whose channel is not released."""
     standing: Standing | None = None
     """None: it has no members, and wants no node."""
     occupied: Mapping[str, str] = field(default_factory=dict)

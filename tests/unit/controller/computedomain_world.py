@@ -20,6 +20,7 @@ from controller.computedomain.actions import (
     WriteStatus,
 )
 from controller.computedomain.check import check_plan
+from controller.computedomain.members import plan_members
 from controller.computedomain.objects import DAEMON_GRACE_S
 from controller.computedomain.plan import plan_domain
 from controller.computedomain.state import (
@@ -80,9 +81,12 @@ class World:
     # -- what the controller does
 
     def observe(self) -> Observation:
-        rivals = tuple(rival.observe_members() for rival in self.rivals)
+        standings = [plan_members(rival.observe_alone(), self.settings).standing for rival in self.rivals]
+        rivals = tuple(standing for standing in standings if standing is not None)
+        ended = [rival for rival in self.rivals if rival.domain is None or rival.domain.force]
+        leftovers = {claim.node: claim.ref for rival in ended for claim in rival.claims.values()}
         taken = {claim.node: str(claim.ref) for rival in self.rivals for claim in rival.daemon_claims.values()}
-        return replace(self.observe_alone(), rivals=rivals, taken=taken)
+        return replace(self.observe_alone(), rivals=rivals, leftovers=leftovers, taken=taken)
 
     def observe_alone(self) -> Observation:
         return Observation(
@@ -100,9 +104,6 @@ class World:
             held_since=dict(self.held),
             leaving=frozenset(self.leaving),
         )
-
-    def observe_members(self) -> Observation:
-        return replace(self.observe_alone(), pods=(), daemon_claims=(), templates=())
 
     def plan(self) -> Plan:
         seen = self.observe()

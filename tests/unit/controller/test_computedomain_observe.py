@@ -1,6 +1,8 @@
 """What the shell shows to the planner: only what belongs to a domain, whatever others write into their labels."""
 
 import asyncio
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -79,7 +81,9 @@ def _put_fabric(domains: ComputeDomains, node: str, clique: str) -> None:
     _put(domains, "ResourceSlice", {"metadata": {"name": f"s-{node}", "resourceVersion": "4"}, "spec": spec})
 
 
-def _put_claim(domains: ComputeDomains, uid: str, node: str, second: int = 0) -> None:
+def _put_claim(
+    domains: ComputeDomains, uid: str, node: str, second: int = 0, name: str = "", namespace: str = "team"
+) -> None:
     parameters = {
         "apiVersion": "resource.nvidia.com/v1beta1",
         "kind": "ComputeDomainChannelConfig",
@@ -90,7 +94,7 @@ def _put_claim(domains: ComputeDomains, uid: str, node: str, second: int = 0) ->
     devices = {"results": [result], "config": [{"source": "FromClaim", "opaque": opaque}]}
     allocation = {"devices": devices, "allocationTimestamp": f"2026-01-01T00:00:{second:02}Z"}
     status = {"allocation": allocation, "reservedFor": [{"resource": "pods", "name": "p", "uid": "p"}]}
-    _put(domains, "ResourceClaim", {"metadata": _metadata(f"c-{uid}", "team"), "status": status})
+    _put(domains, "ResourceClaim", {"metadata": _metadata(name or f"c-{uid}", namespace), "status": status})
 
 
 def test_a_label_in_a_strangers_namespace_makes_nothing_ours() -> None:
@@ -168,6 +172,75 @@ def test_a_domain_on_whose_nodes_another_stands_otherwise_is_looked_at() -> None
     domains._plan(other)
     assert len(domains.queue) == 1, "it has left"
     assert plan_members(domains.observe(train, 0.0), SETTINGS).occupied == {}
+
+
+def test_claims_that_name_domains_that_never_were_make_no_rivals_and_one_of_them_is_named() -> None:
+    domains = _domains()
+    uid, other = _put_two_on_one_node(domains)
+    for number in range(3):
+        _put_claim(domains, f"invented-{number}", "n1", name=f"c{number}", namespace="stranger")
+    seen = domains.observe(uid, 0.0)
+    assert [rival.uid for rival in seen.rivals] == [other]
+    assert {node: str(claim) for node, claim in seen.leftovers.items()} == {"n1": "stranger/c0"}
+
+
+def test_a_claim_from_another_namespace_is_no_reason_to_look_around_on_its_node() -> None:
+    domains = _domains()
+    uid, other = _put_domain(domains), _put_domain(domains, "other")
+    for name, namespace in ((uid, "stranger"), (other, "team")):
+        _put_claim(domains, name, "n2", namespace=namespace)
+    _put_fabric(domains, "n2", "f.0")
+    assert not domains.observe(uid, 0.0).rivals
+
+
+def _foreign(domains: ComputeDomains, number: int) -> None:
+    _put_claim(domains, "team-train", "n0", name=f"x{number}", namespace="stranger")
+
+
+def _invented(domains: ComputeDomains, number: int) -> None:
+    _put_claim(domains, f"invented-{number}", "n0", name=f"x{number}", namespace="stranger")
+
+
+def _own(domains: ComputeDomains, number: int) -> None:
+    _put_fabric(domains, f"m{number}", f"f.{number // 16}")
+    _put_claim(domains, "team-train", f"m{number}", name=f"x{number}")
+
+
+def _own_beside_others(domains: ComputeDomains, number: int) -> None:
+    """Each of its nodes is wanted by another domain, too."""
+    _own(domains, number)
+    _put_claim(domains, _put_domain(domains, f"other-{number}"), f"m{number}", name=f"y{number}")
+
+
+@pytest.mark.parametrize("put", [_foreign, _invented, _own, _own_beside_others])
+def test_the_work_of_a_plan_grows_no_faster_than_the_claims_that_anybody_can_make(
+    put: Callable[[ComputeDomains, int], None],
+) -> None:
+    """Every domain that a claim names is planned once, as it is when all have come."""
+
+    def count_calls(claims: int) -> int:
+        domains = _domains()
+        uid = _put_domain(domains)
+        _put_fabric(domains, "n0", "f.0")
+        _put_claim(domains, uid, "n0")
+        for number in range(claims):
+            put(domains, number)
+        calls = 0
+
+        def count(*_: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        before = sys.getprofile()
+        sys.setprofile(count)
+        try:
+            for named in domains.claims.keys("uid"):
+                domains._plan(named)
+        finally:
+            sys.setprofile(before)
+        return calls
+
+    assert count_calls(400) < 2.5 * count_calls(200)
 
 
 def test_a_template_with_the_label_of_a_domain_that_is_gone_is_ours_only_if_that_owns_it() -> None:
