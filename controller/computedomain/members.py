@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from api.clique import KEY_ATTRIBUTE, is_late
 from api.clique import Member as StoredMember
+from controller.computedomain.clocks import find_lost_s
 from controller.computedomain.objects import uses_tls
 from controller.computedomain.state import (
     ABSENT_AFTER_S,
@@ -252,7 +253,7 @@ def _find_given_up(seen: Observation, claims: Iterable[ChannelClaim]) -> frozens
 def _build_member(member: Member, seen: Observation, occupant: str | None, *, given_up: bool, keyless: bool) -> Member:
     pod = member.pod
     ready = pod is not None and pod.phase is Phase.READY and pod.address != ""
-    lost = pod is not None and pod.lost_at is not None and seen.now - pod.lost_at >= ABSENT_AFTER_S
+    lost = pod is not None and pod.lost_at is not None and find_lost_s(seen, pod) >= ABSENT_AFTER_S
     message = "" if ready else _explain(member, seen, occupant, given_up=given_up, keyless=keyless)
     absent = lost or (given_up and not ready)
     return replace(member, ready=ready, released=ready, message=message, absent=absent)

@@ -66,7 +66,9 @@ class ComputeDomains:
         self.tell_of_fabric: Callable[[str], None] = lambda node: None
         """Called with each node that publishes another clique, or none."""
         self._held: dict[str, dict[str, float]] = {}
+        """By domain: since when plans have said that something has to wait; in time.monotonic(), which nobody sets."""
         self._failures: dict[str, tuple[float, tuple[str, ...]]] = {}
+        """By domain: since when it is refused something, in the same time, and what."""
         self._standings: dict[str, Standing | None] = {}
         """Of each domain (by UID): as its neighbours found it, until something that it depends on changes."""
         self._told: dict[str, tuple[Standing, frozenset[str]]] = {}
@@ -185,9 +187,9 @@ class ComputeDomains:
             daemon_claims=tuple(claim for claim in claims if self._is_ours(claim.ref)),
             taken={node: str(other) for node in nodes for other in self._find_daemons(node, uid)},
             templates=self._find_templates(uid, seen.domain),
-            held_since=self._held.get(uid, {}),
+            held_s={name: time.monotonic() - since for name, since in self._held.get(uid, {}).items()},
             leaving=self._leaving.known(uid),
-            failures=self._lasting_failures(uid, now),
+            failures=self._lasting_failures(uid),
         )
 
     def _observe_members(self, uid: str, now: float) -> Observation:
@@ -232,10 +234,10 @@ class ComputeDomains:
             self._standings[uid] = plan_members(self._observe_members(uid, 0.0), self._settings).standing
         return self._standings[uid]
 
-    def _lasting_failures(self, uid: str, now: float) -> tuple[str, ...]:
+    def _lasting_failures(self, uid: str) -> tuple[str, ...]:
         """What passes by itself (an API server that has just started knows no roles yet) is not worth a word."""
-        since, refused = self._failures.get(uid, (now, ()))
-        return refused if now - since >= TOLERATED_S else ()
+        since, refused = self._failures.get(uid, (0.0, ()))
+        return refused if time.monotonic() - since >= TOLERATED_S else ()
 
     def _find_daemons(self, node: str, but_of: str) -> list[Ref]:
         """The claims of the daemons of other domains on a node."""
@@ -277,20 +279,20 @@ class ComputeDomains:
         return 0.0
 
     def _plan(self, uid: str) -> Plan:
-        now = time.time()
-        seen = self.observe(uid, now)
+        seen = self.observe(uid, time.time())
         plan = plan_domain(seen, self._settings)
         check_plan(plan, seen, self._settings)
         self._tell_rivals(seen, plan.members.standing)
-        held = {name: seen.held_since.get(name, now) for name in plan.held}
-        if held:
-            self._held[uid] = held
-        else:
-            self._held.pop(uid, None)
+        self._hold(uid, plan.held)
         self._leaving.follow(uid, seen.domain.ref.namespace if seen.domain and plan.follow_pods else None)
         for report in plan.reports:
             self._events.report(report.regarding, report.kind, report.reason, "Reconcile", report.note)
         return plan
+
+    def _hold(self, uid: str, names: tuple[str, ...]) -> None:
+        before, now = self._held.pop(uid, {}), time.monotonic()
+        if names:
+            self._held[uid] = {name: before.get(name, now) for name in names}
 
     def _tell_rivals(self, seen: Observation, standing: Standing | None) -> None:
         """Where a domain stands decides what the others on its nodes may do."""
@@ -325,7 +327,7 @@ class ComputeDomains:
         raise PartlyApplied(refused[0])
 
     def _note_failures(self, uid: str, refused: tuple[str, ...]) -> None:
-        since = self._failures[uid][0] if uid in self._failures else time.time()
+        since = self._failures[uid][0] if uid in self._failures else time.monotonic()
         self._failures[uid] = (since, refused)
 
     async def _execute(self, action: Any) -> None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from api.ref import Ref
+from controller.computedomain.clocks import find_waited_s
 from controller.computedomain.state import ChannelClaim, Domain, Member, Members, Observation
 from controller.computedomain.status import find_condition, find_trouble
-from controller.computedomain.waiting import find_waited_s
 
 SLOW_S: Final = 5.0
 """A pod that has waited this long for its channel is told why."""

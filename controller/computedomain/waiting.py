@@ -7,6 +7,7 @@ deleted. So the controller looks at pods that have waited for a while, and tells
 from collections.abc import Set
 from typing import Final
 
+from controller.computedomain.clocks import find_waited_s
 from controller.computedomain.state import ChannelClaim, Members, Observation
 
 FOLLOW_AFTER_S: Final = 2.0
@@ -28,21 +29,6 @@ def find_abandoned(seen: Observation, members: Members) -> dict[str, tuple[str, 
         if is_left(claim, seen.leaving):
             found.setdefault(cliques.get(claim.node, ""), []).append(claim.ref.uid)
     return {clique: tuple(sorted(uids)) for clique, uids in found.items()}
-
-
-def find_waited_s(seen: Observation, claim: ChannelClaim) -> float:
-    """For how many seconds a claim has waited for its channel: since its allocation, or since we know of it."""
-    since = claim.allocated.at if claim.allocated.is_known else seen.held_since.get(_clock(claim), seen.now)
-    return seen.now - since
-
-
-def plan_clocks(members: Members) -> list[str]:
-    """Of claims that wait since nobody knows when: a pod may have been Pending for hours before. See `Plan.held`."""
-    return [_clock(claim) for claim in members.waiting if not claim.allocated.is_known]
-
-
-def _clock(claim: ChannelClaim) -> str:
-    return f"claim {claim.ref.uid}"
 
 
 def plan_following(seen: Observation, members: Members) -> tuple[bool, float | None]:

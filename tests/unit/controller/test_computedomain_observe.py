@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,9 +10,10 @@ from typing import Any, cast
 import pytest
 
 from api.client import Conflict
+from api.clique import parse_time
 from api.ref import Ref
 from controller.apply import PartlyApplied
-from controller.computedomain.actions import Delete
+from controller.computedomain.actions import Delete, WriteStatus
 from controller.computedomain.execute import Executor
 from controller.computedomain.members import plan_members
 from controller.computedomain.reconcile import ComputeDomains
@@ -58,9 +60,9 @@ def _put(domains: ComputeDomains, kind: str, obj: dict[str, Any]) -> None:
     cache.record(obj, changed)
 
 
-def _put_domain(domains: ComputeDomains, name: str = "train") -> str:
+def _put_domain(domains: ComputeDomains, name: str = "train", **metadata: Any) -> str:
     spec = {"channel": {"resourceClaimTemplate": {"name": "channel"}}}
-    _put(domains, "ComputeDomain", {"metadata": _metadata(name, "team", generation=1), "spec": spec})
+    _put(domains, "ComputeDomain", {"metadata": _metadata(name, "team", generation=1, **metadata), "spec": spec})
     return f"team-{name}"
 
 
@@ -280,9 +282,40 @@ def test_what_somebody_else_has_deleted_meanwhile_is_gone() -> None:
 def test_what_was_refused_and_need_not_be_done_any_more_is_forgotten() -> None:
     domains = _domains()
     domains._failures["gone"] = (0.0, ("exceeded quota",))
-    assert domains.observe("gone", 100.0).failures
+    assert domains.observe("gone", 0.0).failures
     asyncio.run(domains.reconcile("gone"))
-    assert not domains.observe("gone", 100.0).failures
+    assert not domains.observe("gone", 0.0).failures
+
+
+def test_a_daemon_that_ends_gets_its_time_by_our_own_count_whatever_our_clock_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    domains = _domains()
+    metadata = _metadata("p", "driver", labels={LABEL: "gone"}, annotations={"resource.nvidia.com/node": "n"})
+    ends = {"deletionTimestamp": "2026-01-01T00:00:10Z", "deletionGracePeriodSeconds": 10}
+    _put(domains, "Pod", {"metadata": {**metadata, **ends}})
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    found = []
+    # What has no ComputeDomain is kept for three seconds more.
+    for passed_s, clock in ((0, "2026-01-01"), (39, "2036-01-01"), (1, "2016-01-01"), (3, "2016-01-01")):
+        now += passed_s
+        at = parse_time(f"{clock}T00:00:00Z")
+        monkeypatch.setattr(time, "time", lambda at=at: at)
+        found.append(domains._plan("gone").actions)
+    assert found == [(), (), (), (Delete(Ref("Pod", "driver", "p", "driver-p"), at_once=True),)]
+
+
+def test_a_clock_that_is_set_back_makes_no_write_wait_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    domains = _domains()
+    uid = _put_domain(domains, finalizers=[LABEL])
+    made = _metadata("channel", "team", labels={LABEL: uid}, ownerReferences=[{"uid": uid}])
+    _put(domains, "ResourceClaimTemplate", {"metadata": made})
+    assert not domains._plan(uid).actions, "the first status waits for pods"
+    now = time.monotonic() + 1.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert [type(action) for action in domains._plan(uid).actions] == [WriteStatus]
 
 
 def test_a_node_that_publishes_another_clique_wakes_the_domains_that_use_it() -> None:
@@ -311,7 +344,9 @@ class OneWhoseDeletesChangeNothing:
         return self.domain
 
 
-def test_a_daemon_pod_that_somebody_holds_is_told_in_the_status_instead_of_stopping_it() -> None:
+def test_a_daemon_pod_that_somebody_holds_is_told_in_the_status_instead_of_stopping_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     metadata = _metadata("train", "team", generation=1, finalizers=[LABEL])
     spec = {"channel": {"resourceClaimTemplate": {"name": "channel"}}}
     theirs = _metadata("p", "driver", labels={LABEL: "team-train"}, annotations={"resource.nvidia.com/node": "n"})
@@ -326,12 +361,13 @@ def test_a_daemon_pod_that_somebody_holds_is_told_in_the_status_instead_of_stopp
         "ResourceClaimTemplate",
         {"metadata": _metadata("channel", "team", labels=labels, ownerReferences=owners)},
     )
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    domains._plan("team-train")
     for _ in range(2):
+        now += 60.0
         with pytest.raises(PartlyApplied, match="is still to be done"):
             asyncio.run(domains.reconcile("team-train"))
-        # Time passes.
-        domains._failures = {uid: (0.0, refused) for uid, (_, refused) in domains._failures.items()}
-        domains._held = {uid: dict.fromkeys(held, 0.0) for uid, held in domains._held.items()}
     (degraded,) = [each for each in server.domain["status"]["conditions"] if each["type"] == "Degraded"]
     assert degraded["reason"] == "ActionFailed"
     assert "Pod driver/p" in degraded["message"]
