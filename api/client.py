@@ -7,12 +7,23 @@ import asyncio
 import json
 import logging
 import random
-import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, Literal, Self
 
-from api.connection import Connection, without_system_certificates
-from api.errors import InvalidObject, PartitaError, Retryable
+from api.api_errors import (
+    ApiError,
+    Conflict,
+    Forbidden,
+    Gone,
+    Invalid,
+    NotFound,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+    error_of_status,
+)
+from api.connection import Connection, ConnectionUnknown, without_system_certificates
 from api.identity import ServiceAccount, parse_service_account
 from api.kept_alive import Answer, KeptAlive
 from api.lines import split_lines
@@ -22,15 +33,34 @@ with without_system_certificates():
     import aiohttp
     from yarl import URL
 
+__all__ = (
+    "APPLY_PATCH",
+    "MERGE_PATCH",
+    "ApiError",
+    "Client",
+    "Conflict",
+    "Forbidden",
+    "Gone",
+    "Invalid",
+    "Json",
+    "NotFound",
+    "TooManyRequests",
+    "Unauthorized",
+    "Unavailable",
+    "back_off_s",
+    "path",
+)
+
 log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 Objects = list[Json]
+_Kept = list[Any]
 EventType = Literal["SYNC", "ADDED", "MODIFIED", "DELETED"]
 
 REQUEST_TIMEOUT_S: Final = 30.0
 SILENCE_S: Final = 90.0  # bookmarks come every minute (kube-apiserver), so a longer silence is a dead connection
-PAGE_SIZE: Final = 500  # what client-go asks for
+PAGE_SIZE: Final = 50  # of claims with all the configuration that they may have, client-go's 500 take 460 MiB
 BACK_OFF_S: Final = (0.5, 30.0)
 APPLY_PATCH: Final = "application/apply-patch+yaml"
 MERGE_PATCH: Final = "application/merge-patch+json"
@@ -40,82 +70,6 @@ _METADATA_ONLY: Final = (
     "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
     "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
 )
-
-
-class ApiError(PartitaError):
-    """The API server refused. `status` is the HTTP code, `body` the Status object where there was one."""
-
-    reason = "ApiError"
-
-    def __init__(self, message: str, status: int = 0, body: Json | None = None, retry_after_s: float | None = None):
-        super().__init__(message)
-        self.status = status
-        self.body: Json = body or {}
-        self.retry_after_s = retry_after_s
-
-
-class NotFound(ApiError):
-    """No such object, or no such resource (yet)."""
-
-    reason = "NotFound"
-
-
-class Conflict(ApiError):
-    """Somebody else changed or created the object first, or owns the field."""
-
-    reason = "Conflict"
-
-    @property
-    def already_exists(self) -> bool:
-        return self.body.get("reason") == "AlreadyExists"
-
-
-class Forbidden(ApiError):
-    """Our identity may not do this."""
-
-    reason = "Forbidden"
-
-
-class Invalid(ApiError, InvalidObject):
-    """The object breaks the API's rules."""
-
-    reason = "Invalid"
-
-
-class Gone(ApiError):
-    """The resource version that we continue from is too old: list again."""
-
-    reason = "Gone"
-
-
-class Unavailable(ApiError, Retryable):
-    """The API server did not answer, or answered that it cannot now."""
-
-    reason = "ApiUnavailable"
-
-
-class TooManyRequests(Unavailable):
-    """The API server is shedding load; `retry_after_s` is its wish."""
-
-    reason = "TooManyRequests"
-
-
-class Unauthorized(Unavailable):
-    """The credentials were not accepted; they are read again before the next request."""
-
-    reason = "Unauthorized"
-
-
-_ERRORS: Final[Mapping[int, type[ApiError]]] = {
-    400: Invalid,
-    401: Unauthorized,
-    403: Forbidden,
-    404: NotFound,
-    409: Conflict,
-    410: Gone,
-    422: Invalid,
-    429: TooManyRequests,
-}
 
 
 def path(
@@ -136,6 +90,30 @@ def path(
     if subresource:
         parts.append(subresource)
     return "/".join(parts)
+
+
+def _whole(obj: Json) -> Json:
+    return obj
+
+
+def _parse(raw: bytes) -> Json:
+    """Raises ValueError."""
+    try:
+        obj = json.loads(raw)
+    except ValueError:
+        obj = None
+    if not isinstance(obj, dict):
+        raise ValueError(f"the answer is no JSON object: {raw[:200].decode(errors='replace').strip()}")
+    return obj
+
+
+@contextmanager
+def _unavailable(what: str) -> Iterator[None]:
+    """Whatever keeps an answer from us, callers know it by one name. `what` was asked for."""
+    try:
+        yield
+    except (aiohttp.ClientError, ConnectionUnknown, OSError, ValueError) as error:
+        raise Unavailable(f"{what}: {str(error) or type(error).__name__}") from error
 
 
 class Client:
@@ -172,26 +150,24 @@ class Client:
             self._session = None
 
     async def service_account(self) -> ServiceAccount | None:
-        """Whose token we use; None where it is no service account's."""
-        return parse_service_account(await self._connection.authorization())
+        """Whose token we use; None where it is no service account's. Raises Unavailable."""
+        with _unavailable("token"):
+            return parse_service_account(await self._connection.authorization())
 
     async def get(self, path: str, **query: str) -> Json:
         """Raises NotFound, Forbidden, Unavailable."""
-        if self._session is None:
-            self._open()
-        try:
+        what = f"GET {path}"
+        with _unavailable(what):
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 answer: Answer | None = None
-                if self._kept_alive is not None and not query:
-                    answer = await self._kept_alive.get(path, await self._connection.authorization())
+                if not self._connection.proxy and not query:
+                    token = await self._connection.authorization()
+                    answer = await self._kept().get(path, token)
                 if answer is None:
                     return await self._request("GET", path, query=query)
-        except TimeoutError as error:
-            raise Unavailable(f"GET {path}: {str(error) or type(error).__name__}") from error
-        if answer.status != 200:
-            raise await self._error(f"GET {path}", answer.status, answer.body, answer.retry_after)
-        obj: Json = json.loads(answer.body)
-        return obj
+                if answer.status != 200:
+                    raise await self._error(what, answer.status, answer.body, answer.retry_after)
+                return _parse(answer.body)
 
     async def list(self, path: str, **query: str) -> Objects:
         """All items, page by page, each with `apiVersion` and `kind`."""
@@ -239,11 +215,13 @@ class Client:
         field_selector: str | None = None,
         label_selector: str | None = None,
         metadata_only: bool = False,
+        keep: Callable[[Json], Any] = _whole,
         most_back_off_s: float = BACK_OFF_S[1],
     ) -> AsyncIterator[tuple[EventType, Any]]:
         """Yield `("SYNC", [objects])` after every full list, then `("ADDED"|"MODIFIED"|"DELETED", object)`, for ever.
 
         Resumes where it was cut; after "too old" comes another SYNC, whose list replaces what the caller knew.
+        `keep`: what SYNC has for each object, which is dropped before the next page is read.
         `metadata_only`: the server sends nothing but `metadata` of each object. `most_back_off_s`: between attempts to
         reach a server that is away, give or take a half.
         Raises only what waiting cannot cure: Forbidden, NotFound (no such resource), Invalid.
@@ -253,61 +231,77 @@ class Client:
         listed, watched = _METADATA_ONLY if metadata_only else (_JSON, _JSON)
         version: str | None = None
         delays = back_off_s(most_s=most_back_off_s)
+        delivered = False
         while True:
             try:
                 if version is None:
-                    items, version = await self._list_pages(path, selectors, listed)
+                    items, version = await self._list_pages(path, selectors, listed, keep)
                     yield "SYNC", items
+                    del items  # or it lives as long as the watch
                 async for kind, obj in self._watch(path, selectors, version, watched):
                     version = obj["metadata"]["resourceVersion"]
-                    delays = back_off_s(most_s=most_back_off_s)
+                    delays, delivered = back_off_s(most_s=most_back_off_s), True
                     if kind != "BOOKMARK":
                         yield kind, obj
                 # The server ends a healthy watch after some time; a server that ends it at once must not be hammered.
-                await asyncio.sleep(next(delays))
+                delay_s = next(delays)
             except Gone:
-                version = None
+                # The same holds for one that calls too old what it has just listed.
+                version, delay_s, delivered = None, 0.0 if delivered else next(delays), False
+                log.info("watch_too_old", extra={"path": path, "retry_in_s": delay_s})
             except Unavailable as error:
                 delay_s = max(next(delays), error.retry_after_s or 0.0)
                 log.info("watch_interrupted", extra={"path": path, "error": str(error), "retry_in_s": delay_s})
-                await asyncio.sleep(delay_s)
+            await asyncio.sleep(delay_s)
 
     async def _watch(
         self, path: str, selectors: Mapping[str, str], version: str, accept: str
     ) -> AsyncIterator[tuple[Any, Json]]:
         query = {**selectors, "watch": "1", "allowWatchBookmarks": "true", "resourceVersion": version}
         limits = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_TIMEOUT_S, sock_read=SILENCE_S)
-        try:
+        what = f"watch {path}"
+        with _unavailable(what):
             async with await self._send("GET", path, query=query, limits=limits, accept=accept) as response:
                 if response.status != 200:
-                    raise await self._error_of(response, f"watch {path}")
+                    raise await self._error_of(response, what)
                 async for line in split_lines(response.content.iter_any()):
-                    event = json.loads(line)
+                    event = _parse(line)
                     if event["type"] == "ERROR":
-                        raise _error_of_status(event["object"], f"watch {path}")
+                        raise error_of_status(event["object"], what)
                     yield event["type"], event["object"]
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unavailable(f"watch {path}: {str(error) or type(error).__name__}") from error
 
-    async def _list_pages(self, path: str, selectors: Mapping[str, str], accept: str = _JSON) -> tuple[Objects, str]:
-        items: Objects = []
+    async def _list_pages(
+        self, path: str, selectors: Mapping[str, str], accept: str = _JSON, keep: Callable[[Json], Any] = _whole
+    ) -> tuple[_Kept, str]:
+        """What is kept of all objects, and the list's version."""
+        kept: _Kept = []
         query = {"limit": str(PAGE_SIZE), **selectors}
         while True:
             try:
-                page = await self._request("GET", path, query=query, accept=accept)
+                page, metadata = await self._read_page(path, query, accept, keep)
             except Gone:
+                if "continue" not in query:
+                    raise
                 # The continue token outlived the server's history: begin again, in one piece.
-                items, query = [], dict(selectors)
+                kept, query = [], dict(selectors)
                 continue
-            kind = str(page.get("kind", "")).removesuffix("List")
-            for item in page.get("items") or []:
-                item.setdefault("apiVersion", page.get("apiVersion"))
-                item.setdefault("kind", kind)
-                items.append(item)
-            token = page["metadata"].get("continue")
-            if not token:
-                return items, page["metadata"]["resourceVersion"]
-            query = {**query, "continue": token}
+            kept += page
+            if not metadata.get("continue"):
+                return kept, metadata["resourceVersion"]
+            query = {**query, "continue": metadata["continue"]}
+
+    async def _read_page(
+        self, path: str, query: Mapping[str, str], accept: str, keep: Callable[[Json], Any]
+    ) -> tuple[_Kept, Json]:
+        """What is kept of its objects, and the list's metadata; here all else of a page ends before the next comes."""
+        page = await self._request("GET", path, query=query, accept=accept)
+        kept: _Kept = []
+        kind = str(page.get("kind", "")).removesuffix("List")
+        for item in page.get("items") or []:
+            item.setdefault("apiVersion", page.get("apiVersion"))
+            item.setdefault("kind", kind)
+            kept.append(keep(item))
+        return kept, page["metadata"]
 
     async def _request(
         self,
@@ -320,16 +314,14 @@ class Client:
         accept: str = _JSON,
     ) -> Json:
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-        try:
+        what = f"{method} {path}"
+        with _unavailable(what):
             async with await self._send(
                 method, path, query=query, data=data, content_type=content_type, accept=accept
             ) as response:
                 if response.status >= 300:
-                    raise await self._error_of(response, f"{method} {path}")
-                answer: Json = json.loads(await response.read())
-                return answer
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unavailable(f"{method} {path}: {str(error) or type(error).__name__}") from error
+                    raise await self._error_of(response, what)
+                return _parse(await response.read())
 
     async def _send(
         self,
@@ -353,14 +345,26 @@ class Client:
         if query:
             url = url.with_query(query)
         return await session.request(
-            method, url, data=data, headers=headers, timeout=limits or session.timeout, **self._extra
+            method,
+            url,
+            data=data,
+            headers=headers,
+            timeout=limits or session.timeout,
+            ssl=self._connection.tls(),
+            **self._extra,
         )
 
-    def _open(self) -> aiohttp.ClientSession:
+    def _kept(self) -> KeptAlive:
+        """Made with the certificates of now; who has asked on connections with older ones still gets an answer."""
         tls = self._connection.tls()
-        if not self._connection.proxy:
+        if self._kept_alive is None or self._kept_alive.tls is not tls:
+            if self._kept_alive is not None:
+                self._kept_alive.close()
             self._kept_alive = KeptAlive(self._host, tls, self._connection.server_hostname)
-        connector = aiohttp.TCPConnector(ssl=tls, limit=0, keepalive_timeout=60.0)
+        return self._kept_alive
+
+    def _open(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60.0)
         timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
         self._session = aiohttp.ClientSession(
             connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True
@@ -378,18 +382,7 @@ class Client:
         except ValueError:
             status = {"message": raw[:200].decode(errors="replace").strip()}
         status = {**status, "code": code} if isinstance(status, dict) else {"code": code}
-        return _error_of_status(status, what, retry_after)
-
-
-def _error_of_status(status: Json, what: str, retry_after: str | None = None) -> ApiError:
-    """The error that a `Status` object stands for (k8s.io/apimachinery meta/v1 Status)."""
-    code = int(status.get("code") or 0)
-    kind = _ERRORS.get(code) or (Unavailable if code == 0 or code >= 500 else ApiError)
-    if status.get("reason") == "Expired":
-        kind = Gone
-    seconds = retry_after or (status.get("details") or {}).get("retryAfterSeconds")
-    after_s = float(seconds) if seconds is not None and re.fullmatch(r"\d+", str(seconds)) else None
-    return kind(f"{what}: {status.get('message') or 'no message'} ({code})", code, status, after_s)
+        return error_of_status(status, what, retry_after)
 
 
 def back_off_s(first_s: float = BACK_OFF_S[0], most_s: float = BACK_OFF_S[1]) -> Iterator[float]:

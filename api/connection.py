@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from api.errors import PartitaError
 
 _BARE_PACKAGES: Final = ("kubernetes", "kubernetes.aio", "kubernetes.aio.config", "kubernetes.aio.utils")
 _RELOAD_INTERVAL_S: Final = 10.0
+_TOKEN_AGE_S: Final = 60.0  # as the package has it, but by a clock that nobody sets; the kubelet renews much earlier
 # A buffer of each connection with TLS, 256 KiB by default, where a record has 16 at most. Not documented: a Python that
 # does not know it takes its own size.
 asyncio.sslproto.SSLProtocol.max_size = 64 * 1024
@@ -71,6 +73,8 @@ class Connection:
         self.namespace = namespace
         """That of the kubeconfig's context; None where it has none."""
         self._loaded_at_s = time.monotonic()
+        self._certificates: tuple[bytes, ...] = ()
+        self._tls: ssl.SSLContext | None = None
 
     @classmethod
     async def load(cls, kubeconfig: str | None, context: str | None = None) -> "Connection":
@@ -96,30 +100,55 @@ class Connection:
         return self._configuration.tls_server_name or None
 
     def tls(self) -> ssl.SSLContext:
-        from kubernetes.aio.client.rest import RESTClientObject
+        """Another one once certificates or keys have been found changed. Raises OSError."""
+        if self._tls is None:
+            from kubernetes.aio.client.rest import RESTClientObject
 
-        context: ssl.SSLContext = RESTClientObject(self._configuration).ssl_context
-        return context
+            self._certificates = _read_certificates(self._configuration)
+            self._tls = RESTClientObject(self._configuration).ssl_context
+        return self._tls
 
     async def authorization(self) -> str | None:
-        """The Authorization header; a rotated service account token is read again within a minute."""
+        """The Authorization header; a rotated service account token is read again within a minute.
+
+        Raises ConnectionUnknown, OSError.
+        """
+        if self._kubeconfig is None and time.monotonic() - self._loaded_at_s > _TOKEN_AGE_S:
+            await self._reload()
         token: str | None = await self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
         return token.strip() if token else None
 
     async def renew(self) -> None:
-        """Load the credentials again (an expired exec or file token), at most every ten seconds."""
-        if self._kubeconfig is not None and time.monotonic() - self._loaded_at_s > _RELOAD_INTERVAL_S:
-            self._loaded_at_s = time.monotonic()
-            self._configuration, _ = await _load(self._kubeconfig, self._context)
+        """Load the credentials again (an expired token or certificate, from a file or a program), at most every ten
+        seconds. Raises ConnectionUnknown, OSError.
+        """
+        if time.monotonic() - self._loaded_at_s > _RELOAD_INTERVAL_S:
+            await self._reload()
+
+    async def _reload(self) -> None:
+        self._loaded_at_s = time.monotonic()
+        configuration, _ = await _load(self._kubeconfig, self._context)
+        if _read_certificates(configuration) != self._certificates:
+            self._tls = None
+        self._configuration = configuration
+
+
+def _read_certificates(configuration: Any) -> tuple[bytes, ...]:
+    """And keys."""
+    files = configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file
+    return tuple(Path(file).read_bytes() for file in files if file)
+
+
+def _exists(file: str) -> bool:
+    return bool(file) and Path(file).expanduser().exists()
 
 
 async def _load(kubeconfig: str | None, context: str | None) -> tuple[Any, str | None]:
     """The package's configuration, and the namespace of the context."""
-    if kubeconfig is not None and not any(map(os.path.exists, kubeconfig.split(os.pathsep))):
+    if kubeconfig is not None and not any(map(_exists, kubeconfig.split(os.pathsep))):
         raise ConnectionUnknown(f"kubeconfig {kubeconfig}: there is no such file")
     _enter_packages()
     from kubernetes.aio.client.configuration import Configuration
-    from kubernetes.aio.config.config_exception import ConfigException
 
     # Configuration.__call__ copies a process-wide default; `type.__call__` is the package's own way round it.
     configuration = type.__call__(Configuration)
@@ -128,7 +157,9 @@ async def _load(kubeconfig: str | None, context: str | None) -> tuple[Any, str |
         if kubeconfig is None:
             from kubernetes.aio.config.incluster_config import load_incluster_config
 
-            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            load_incluster_config(  # type: ignore[no-untyped-call]
+                client_configuration=configuration, try_refresh_token=False
+            )
         else:
             from kubernetes.aio.config.kube_config import load_kube_config
 
@@ -140,8 +171,8 @@ async def _load(kubeconfig: str | None, context: str | None) -> tuple[Any, str |
                 temp_file_path=None,
             )
             namespace = loader.current_context["context"].get("namespace")
-    except (ConfigException, OSError, AttributeError, TypeError) as error:
+    except Exception as error:  # the package does not say what it raises for a bad file
         where = f"kubeconfig {kubeconfig}" if kubeconfig else "service account of this pod"
         which = f", context {context}" if context else ""
-        raise ConnectionUnknown(f"{where}{which}: {error}") from error
+        raise ConnectionUnknown(f"{where}{which}: {str(error) or type(error).__name__}") from error
     return configuration, namespace

@@ -14,6 +14,7 @@ import httptools
 
 MAX_CONNECTIONS: Final = 4  # claims mostly come one by one
 IDLE_S: Final = 60.0  # the API server closes them after 90; what has died in silence meanwhile is not asked
+REUSED_TIMEOUT_S: Final = 4.0  # more than an answer takes; a new connection has the rest of the caller's time
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class KeptAlive:
 
     def __init__(self, host: str, tls: ssl.SSLContext, server_hostname: str | None) -> None:
         """As `api.connection.Connection` has them. Connects when first asked."""
+        self.tls = tls
         address = urlsplit(host)
         secure = address.scheme == "https"
         self._where: dict[str, Any] = {
@@ -111,25 +113,39 @@ class KeptAlive:
         credentials = f"Authorization: {authorization}\r\n" if authorization else ""
         if self._busy >= MAX_CONNECTIONS or not (path + (authorization or "")).isprintable() or " " in path:
             return None
+        request = f"GET {self._base}{path} HTTP/1.1\r\n{self._head}{credentials}\r\n".encode()
         self._busy += 1
-        connection: _Connection | None = None
         try:
             connection = self._take()
-            if connection is None:
-                loop = asyncio.get_running_loop()
-                _, connection = await loop.create_connection(_Connection, **self._where)
-            return await connection.get(f"GET {self._base}{path} HTTP/1.1\r\n{self._head}{credentials}\r\n".encode())
+            if connection is not None:
+                try:
+                    async with asyncio.timeout(REUSED_TIMEOUT_S):
+                        return await self._ask(connection, request)
+                except TimeoutError:
+                    # A server that went without a word (a failover) has left all of them dead.
+                    self._close_idle()
+            _, connection = await asyncio.get_running_loop().create_connection(_Connection, **self._where)
+            return await self._ask(connection, request)
         except OSError:
             return None  # the ordinary client says why it cannot connect, or can
         finally:
             self._busy -= 1
-            if connection is not None and connection.is_reusable and not self._closed:
+
+    async def _ask(self, connection: _Connection, request: bytes) -> Answer | None:
+        try:
+            return await connection.get(request)
+        finally:
+            if connection.is_reusable and not self._closed:
                 self._idle.append(connection)
-            elif connection is not None:
+            else:
                 connection.close()
 
     def close(self) -> None:
+        """Whoever has asked still gets an answer."""
         self._closed = True
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         while self._idle:
             self._idle.pop().close()
 

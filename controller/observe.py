@@ -18,6 +18,8 @@ Json = dict[str, Any]
 T = TypeVar("T")
 Name = tuple[str, str]
 """Namespace and name."""
+_Reduced = tuple[Name, int, T | None]
+"""Name, version and value, None for what is of no interest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ class Cache(Generic[T]):
             label_selector=self._label_selector,
             field_selector=self._field_selector,
             metadata_only=self._metadata_only,
+            keep=self._reduce,
         )
         async for kind, payload in events:
             if kind == "SYNC":
@@ -102,21 +105,31 @@ class Cache(Generic[T]):
             else:
                 self.record(payload, changed)
 
-    def _replace(self, objects: list[Json], changed: Callable[[T], None]) -> None:
-        listed = {_name(obj) for obj in objects}
-        for name in [name for name in self._entries if name not in listed]:
+    def _replace(self, listed: list[_Reduced[T]], changed: Callable[[T], None]) -> None:
+        names = {name for name, _, _ in listed}
+        for name in [name for name in self._entries if name not in names]:
             self._remove(name, changed)
-        for obj in objects:
-            self.record(obj, changed)
+        for each in listed:
+            self._take(*each, changed)
         self._gone.clear()
 
     def record(self, obj: Json, changed: Callable[[T], None]) -> None:
         """Take over an object from a watch, or from the answer to a write of ours; an older one changes nothing."""
+        self._take(*self._reduce(obj), changed)
+
+    def _reduce(self, obj: Json) -> _Reduced[T]:
+        """An object that will change nothing is not parsed."""
         name, version = _name(obj), int(obj["metadata"]["resourceVersion"])
+        return name, version, self._read(obj) if self._is_news(name, version) else None
+
+    def _is_news(self, name: Name, version: int) -> bool:
         entry = self._entries.get(name)
-        if (entry is not None and entry.version >= version) or self._gone.get(name, -1) >= version:
+        return (entry is None or entry.version < version) and self._gone.get(name, -1) < version
+
+    def _take(self, name: Name, version: int, value: T | None, changed: Callable[[T], None]) -> None:
+        if not self._is_news(name, version):
             return
-        value = self._read(obj)
+        entry = self._entries.get(name)
         if value is None:
             self._remove(name, changed)
             return

@@ -28,12 +28,13 @@ from api.names import (
     NVIDIA_GPU_DRIVER,
 )
 from api.nesting import allow_deep_objects
+from kubeletplugin.cdi_files import CdiFiles
 from kubeletplugin.compute_domain import ComputeDomainDriver
 from kubeletplugin.crash import CrashPoint
 from kubeletplugin.driver import ClaimService, NodeDriver
 from kubeletplugin.driver_files import DriverFiles
 from kubeletplugin.executor import Executor
-from kubeletplugin.files import CdiFiles, Store
+from kubeletplugin.files import Store
 from kubeletplugin.hardware.nvml import NvmlBackend
 from kubeletplugin.hardware.tree import DriverRoot
 from kubeletplugin.nvidia import NvidiaDriver

@@ -15,10 +15,11 @@ from api.names import AMD_CDI_VENDOR, AMD_GPU_DRIVER
 from kubeletplugin.amd_home import HomeModes
 from kubeletplugin.amd_reload import ReloadMark
 from kubeletplugin.amd_target import NodeTarget
+from kubeletplugin.cdi_files import CdiFiles
 from kubeletplugin.crash import CrashPoint
 from kubeletplugin.driver import ready_devices
 from kubeletplugin.evidence import adopt_rebuilt
-from kubeletplugin.files import CdiFiles, Store
+from kubeletplugin.files import Store
 from kubeletplugin.hardware.amdsmi import AmdBackend, ModeRefused
 from kubeletplugin.hardware.backend import LibraryMissing
 from kubeletplugin.metrics import show_prepared
@@ -155,23 +156,26 @@ class AmdDriver:
                 request, self._inventory, self._store.checkpoint, self._boot_id, on_claim=self._target.may_change
             )
 
-        async with self._store.lease():
-            async with self._one_at_a_time:
-                if self._loads != self._store.loads:
-                    await self._rescan_once()  # another instance has worked for claims
-                try:
+        async def take() -> ClaimRecord:
+            async with self._store.lease():
+                async with self._one_at_a_time:
+                    if self._loads != self._store.loads:
+                        await self._rescan_once()  # another instance has worked for claims
                     planned = plan()
-                except Busy:
-                    # The holder may be a claim that went away while nobody told us.
-                    if not await self._sweep_if_answered():
-                        raise
-                    planned = plan()
-                if planned.done:
-                    record = planned.record
-                    self._ensure_cdi(record)
-                else:
-                    record = await self._carry_out(planned)
-            await self._store.sync()
+                    self._stale.forget(request.uid)
+                    if planned.done:
+                        self._ensure_cdi(planned.record)
+                    record = planned.record if planned.done else await self._carry_out(planned)
+                await self._store.sync()
+            return record
+
+        try:
+            record = await take()
+        except Busy:
+            # The holder may be a claim that went away while nobody told us.
+            if not await self._sweep_if_answered():
+                raise
+            record = await take()
         self._crash("done")
         return ready_devices(record)
 
@@ -237,14 +241,15 @@ class AmdDriver:
         """Give back what stale claims hold. Raises ApiError."""
 
         async def give_back(record: ClaimRecord) -> bool:
-            self._forget(record.uid)
+            async with self._one_at_a_time, self._store.lease():
+                if self._store.checkpoint.get(record.uid) != record or not self._stale.is_gone(record.uid):
+                    return False
+                self._forget(record.uid)
+                self._store.sync_soon()
+            self._changed()
             return True
 
-        swept = await self._stale.sweep(self._store.checkpoint.records.values(), give_back)
-        if swept:
-            self._store.sync_soon()
-            self._changed()
-        return swept
+        return await self._stale.sweep(self._store.checkpoint.records.values(), give_back)
 
     async def _sweep_if_answered(self) -> int:
         """The same; an API server that is away says nothing of claims."""
@@ -325,8 +330,7 @@ class AmdDriver:
             await self._run_steps(plan_target(self._inventory, self._store.checkpoint, target))
 
     async def _sweep_all(self) -> float:
-        async with self._one_at_a_time, self._store.lease():
-            await self._sweep()
+        await self._sweep()
         return SWEEP_INTERVAL_S
 
     async def _rescan_once(self, *, is_ours: bool = False) -> None:

@@ -26,10 +26,10 @@ from api.clique import (
 )
 from api.errors import HardwareError, PartitaError, Retryable
 from api.names import COMPUTE_DOMAIN_DRIVER, RESOURCE_API_VERSION
+from kubeletplugin.cdi_files import CdiFiles
 from kubeletplugin.disk import disk_errors, is_locked
 from kubeletplugin.driver import RETRY_FOR_S
 from kubeletplugin.executor import Executor
-from kubeletplugin.files import CdiFiles
 from kubeletplugin.hardware.imex import read_imex_nodes
 from kubeletplugin.hardware.tree import DriverRoot, read_driver_tree
 from kubeletplugin.membership import Cliques, Memberships, Seen, provide_membership

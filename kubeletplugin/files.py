@@ -1,4 +1,4 @@
-"""The checkpoint's journal and the CDI files: what the node plugin keeps on disk of claims.
+"""The checkpoint's journal: what the node plugin keeps on disk of claims, beside their CDI files.
 
 Several instances of the program (a rolling update) share one journal under a lock file; one of them writes at a time.
 """
@@ -7,17 +7,25 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import json
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from api.errors import Busy, NewerState, StateUnreadable
-from kubeletplugin.disk import DiskFailed, DiskFull, disk_error, disk_errors, replace_whole, sync_and_close, timed_sync, try_lock
+from api.errors import NewerState, Retryable, StateUnreadable
+from kubeletplugin.disk import (
+    DiskFailed,
+    DiskFull,
+    disk_error,
+    disk_errors,
+    replace_whole,
+    sync_and_close,
+    timed_sync,
+    try_lock,
+)
 from kubeletplugin.model.checkpoint import (
     Checkpoint,
     ClaimRecord,
@@ -37,6 +45,12 @@ LOCK_TIMEOUT_S: Final = 10.0
 _SLOW_SYNC_S: Final = 0.01
 _SOON_S: Final = 0.1
 _SYNC_SMOOTHING: Final = 0.2  # weight of the newest duration: one hiccup does not make a disk slow
+
+
+class Locked(Retryable):
+    """Another instance of the program has the journal."""
+
+    reason = "JournalLocked"
 
 
 class Store:
@@ -77,7 +91,7 @@ class Store:
     async def lease(self, *, read: bool = True) -> AsyncIterator[None]:
         """Hold the journal against other instances; any number of tasks of this one share it.
 
-        Unless `read`, the caller calls `refresh`, before anybody else here can have the lease. Raises Busy, DiskFull,
+        Unless `read`, the caller calls `refresh`, before anybody else here can have the lease. Raises Locked, DiskFull,
         DiskFailed, StateUnreadable.
         """
         async with self._locking:
@@ -111,7 +125,7 @@ class Store:
                     if try_lock(self._lock_fd):
                         return
         except TimeoutError as error:
-            raise Busy(f"{self._lock_path}: another instance of this plugin has been working for too long") from error
+            raise Locked(f"{self._lock_path}: another instance of this plugin has been working for too long") from error
 
     def _unlock(self) -> None:
         fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
@@ -152,9 +166,9 @@ class Store:
         self.loads += 1
 
     def _open(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        before, self._fd = self._fd, os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        if before >= 0:
+            os.close(before)
         self._inode = os.fstat(self._fd).st_ino
 
     def set_aside(self) -> Path:
@@ -328,59 +342,3 @@ class Store:
 
 def _restored(checkpoint: Checkpoint, uid: str, before: ClaimRecord | None) -> Checkpoint:
     return checkpoint.without(uid) if before is None else checkpoint.with_record(before)
-
-
-class CdiFiles:
-    """The CDI specs of one vendor. Not made durable: the directory lives in memory and is filled again after a boot."""
-
-    def __init__(self, directory: Path, vendor: str) -> None:
-        self._directory = str(directory)
-        self._vendor = vendor
-        self._prefix = f"{vendor}-claim_"
-
-    @property
-    def directory(self) -> Path:
-        return Path(self._directory)
-
-    def path(self, name: str) -> Path:
-        return Path(self._directory, name)
-
-    def exists(self, name: str) -> bool:
-        return os.path.lexists(f"{self._directory}/{name}")
-
-    def write(self, name: str, spec: dict[str, Any] | bytes) -> None:
-        """`spec` as a value or as JSON. Appears whole or not at all. Raises DiskFull, DiskFailed."""
-        final = f"{self._directory}/{name}"
-        data = spec if isinstance(spec, bytes) else json.dumps(spec, separators=(",", ":")).encode()
-        # Runtimes read every *.json here at any time; the unfinished file has another ending.
-        with disk_errors(final):
-            try:
-                replace_whole(final, data, durable=False)
-            except FileNotFoundError:
-                Path(self._directory).mkdir(parents=True, exist_ok=True)
-                replace_whole(final, data, durable=False)
-
-    def remove(self, name: str) -> None:
-        """Absent is success. Raises DiskFailed."""
-        file = self.path(name)
-        with disk_errors(file):
-            file.unlink(missing_ok=True)
-
-    def set_aside(self, name: str) -> Path:
-        """Keep it where neither runtimes nor `read_all` look. Raises OSError."""
-        return self.path(name).rename(f"{self._directory}/{name}.unreadable")
-
-    def read_all(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
-        """Claim UID and spec of every file of ours; None for one that cannot be parsed."""
-        directory = Path(self._directory)
-        if not directory.is_dir():
-            return
-        for path in sorted(directory.iterdir()):
-            if not path.name.startswith(self._prefix) or path.suffix != ".json":
-                continue
-            uid = path.stem.removeprefix(self._prefix)
-            try:
-                spec = json.loads(path.read_bytes())
-            except (OSError, ValueError):
-                spec = None
-            yield uid, spec if isinstance(spec, dict) else None

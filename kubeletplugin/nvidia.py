@@ -2,20 +2,23 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from api.client import ApiError, Client, Json
-from api.errors import Busy, HardwareError, PartitaError, StateUnreadable
-from api.events import Recorder, node_reference
+from api.client import Client, Json
+from api.errors import Busy, HardwareError, PartitaError, Retryable, StateUnreadable
+from api.events import Recorder
 from api.names import NVIDIA_CDI_VENDOR, NVIDIA_GPU_DRIVER
+from kubeletplugin.cdi_files import CdiFiles
 from kubeletplugin.crash import CrashPoint
 from kubeletplugin.driver import ready_devices
 from kubeletplugin.driver_files import DriverFiles
 from kubeletplugin.evidence import Evidence, adopt_rebuilt, gather_evidence
 from kubeletplugin.executor import Executor
-from kubeletplugin.files import CdiFiles, Store
+from kubeletplugin.files import Store
+from kubeletplugin.hardware.backend import LibraryMissing
+from kubeletplugin.leftovers import Leftovers
 from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.cdi import cdi_file_name, encode_cdi_spec
 from kubeletplugin.model.checkpoint import Checkpoint, ClaimRecord, ClaimState, count_prepared
@@ -27,14 +30,14 @@ from kubeletplugin.model.mig import gpu_device_name
 from kubeletplugin.model.prepare import PreparePlan, complete, plan_prepare, plan_recovery
 from kubeletplugin.model.rebuild import rebuild_checkpoint, unrecorded_claims
 from kubeletplugin.model.steps import HardwareStep
-from kubeletplugin.occupants import ASK_AGAIN_S, Occupants
+from kubeletplugin.occupants import Occupants
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
-from kubeletplugin.stale import SWEEP_INTERVAL_S, StaleClaims
+from kubeletplugin.stale import StaleClaims
 
 log = logging.getLogger(__name__)
 
 _MISSING_RETRY_S: Final = 5.0
-_UNDO_AGAIN_S: Final = 30.0
+_GONE_AFTER: Final = 2  # looks in a row: one may fall into the moment in which a library opens its session anew
 
 
 class NvidiaDriver:
@@ -72,15 +75,14 @@ class NvidiaDriver:
         self._boot_id = ""
         self._health = NodeHealth()
         self._offered: tuple[str, ...] = ()
-        self._stale = StaleClaims(client, node, stale_grace_s)
-        self._occupants = Occupants(executor.read_processes, events, node)
-        self._changed: Callable[[], None] = lambda: None
+        stale, occupants = StaleClaims(client, node, stale_grace_s), Occupants(executor.read_processes, events, node)
+        self._leftovers = Leftovers(node, events, store, stale, occupants, self._release)
+        self._shown_tree = files.tree
+        """The driver's files that all CDI files name."""
         self._loads = 0
         """`Store.loads` when the hardware was read last."""
         self._planned: tuple[tuple[ClaimRequest, Inventory, Checkpoint], PreparePlan] | None = None
         """The newest plan, and what it was made on: most are asked for again, and nothing has changed."""
-        self._not_undone: dict[str, ClaimRecord] = {}
-        """What an earlier run left half made and could not be undone at the start, by claim UID."""
 
     # Start
 
@@ -95,6 +97,7 @@ class NvidiaDriver:
                 log.warning("waiting_for_hardware", extra={"driver": self.name, "error": str(error)})
                 await asyncio.sleep(_MISSING_RETRY_S)
         self._files.read(self._executor.inventory)
+        self._shown_tree = self._files.tree
         self._health = observe_inventory(self._health, self._executor.inventory)
         evidence: Evidence | None = None
         while True:
@@ -136,7 +139,7 @@ class NvidiaDriver:
                     await self._executor.give_back(undo.record, self._store.checkpoint)
                 self._forget(undo.record.uid)
             except PartitaError as error:  # one claim that cannot be undone must not keep the others waiting
-                self._report_not_undone(undo.record, error)
+                self._leftovers.report_not_undone(undo.record, error)
         for redo in plan.redo:
             log.info("preparing_again", extra={"claim": redo.record.claim, "claim_uid": redo.record.uid})
             try:
@@ -149,13 +152,10 @@ class NvidiaDriver:
             except HardwareError as error:
                 log.error("not_prepared_again", extra={"claim": redo.record.claim, "error": str(error)})
         for record in plan.keep:
-            try:
-                self._ensure_cdi(record)
-            except PartitaError as error:
-                log.error("no_cdi_file", extra={"claim": record.claim, "claim_uid": record.uid, "error": str(error)})
+            self._try_to_ensure_cdi(record)
         for record, why in plan.failed:
             if record.state is ClaimState.STARTED:
-                self._report_not_undone(record, why)
+                self._leftovers.report_not_undone(record, why)
             else:
                 log.error("not_prepared_again", extra={"claim": record.claim, "error": str(why)})
         await self._store.sync()
@@ -175,29 +175,45 @@ class NvidiaDriver:
 
     async def prepare(self, claim: Json, ref: ClaimRef) -> tuple[ReadyDevice, ...]:
         request = parse_claim(claim, self.name, self._node, ref.uid, parse_config)
+        try:
+            record = await self._prepare(request)
+        except Busy as busy:
+            if not await self._leftovers.sweep_holders(busy):  # the holder may have gone while nobody told us
+                raise
+            record = await self._prepare(request)
+        self._crash("done")
+        return ready_devices(record)
+
+    async def _prepare(self, request: ClaimRequest) -> ClaimRecord:
         async with self._store.lease():
             if self._loads != self._store.loads:
                 # Another instance has prepared or given back something, and its instances are not in our inventory.
                 await self._look()
-            try:
-                plan = self._plan(request)
-            except Busy as busy:
-                if not await self._sweep_holders(busy):  # the holder may have gone while nobody told us
-                    raise
-                plan = self._plan(request)
+            plan = self._plan(request)
             if plan.done:
-                record = plan.record
-                self._ensure_cdi(record)
-            else:
-                self._store.reserve(plan.record)
-                try:
-                    record = await self._change(request, plan) if plan.is_delicate else self._complete(plan, ())
-                except BaseException:
-                    self._store.release(request.uid)
-                    raise
-            await self._store.sync()
-        self._crash("done")
-        return ready_devices(record)
+                if await self._confirm(plan.record):
+                    return plan.record
+                plan = self._plan(request)
+            self._store.reserve(plan.record)
+            try:
+                if plan.is_delicate:
+                    return await self._change(request, plan)
+                record = self._complete(plan, ())
+                await self._store.sync()
+                return record
+            except BaseException:
+                self._store.release(request.uid)
+                raise
+
+    async def _confirm(self, record: ClaimRecord) -> bool:
+        """Say once more that a claim is prepared; false where a sweep that took it for gone was faster."""
+        async with self._executor.holding(device.holding.gpu_uuid for device in record.devices):
+            if self._store.checkpoint.get(record.uid) != record:
+                return False
+            self._leftovers.forget(record.uid)
+            self._ensure_cdi(record)
+        await self._store.sync()
+        return True
 
     def _plan(self, request: ClaimRequest) -> PreparePlan:
         # For what is only reserved nothing has been made: whatever lies at its placements is somebody else's.
@@ -208,9 +224,14 @@ class NvidiaDriver:
         return planned[1]
 
     async def _change(self, request: ClaimRequest, plan: PreparePlan) -> ClaimRecord:
-        """Prepare a claim whose GPUs must be held; what fails is undone by what the hardware then shows."""
+        """Prepare a claim whose GPUs must be held; what fails is undone by what the hardware then shows.
+
+        An intent is synced while the hardware works. From it, recovery makes again what a power cut takes: the
+        instances, and the record of them.
+        """
         gpus = {device.holding.gpu_uuid for device in plan.record.devices}
-        intent: ClaimRecord | None = None
+        loop = asyncio.get_running_loop()
+        intent = 0
 
         def decide() -> tuple[HardwareStep, ...]:
             # An admin, or the claim that had the GPU until now, may have changed what this plan was made on. After the
@@ -218,28 +239,31 @@ class NvidiaDriver:
             # given must be the one that is there now, for ids are reused.
             nonlocal plan, intent
             plan = self._plan(request)
+            if not gpus.issuperset(device.holding.gpu_uuid for device in plan.record.devices):
+                raise Retryable(f"claim {request.claim}: its devices are numbered anew, and are on other GPUs now")
             if plan.steps:
-                # Not synced: a kill leaves it in the kernel, and a power cut takes the instances, too.
-                self._store.put(plan.record)
-                intent = plan.record
+                intent = self._store.put(plan.record)
+                loop.call_soon_threadsafe(self._store.begin_sync)
                 self._crash("intent")
             return plan.steps
 
         async with self._executor.holding(gpus):
             try:
                 made = await self._executor.change(gpus, decide)
-                return self._complete(plan, made)
+                record = self._complete(plan, made)
             except PartitaError:
-                if intent is not None:
-                    await self._undo(intent)
+                if intent:
+                    await self._undo(plan.record)
                 raise
+        await self._store.sync(intent)
+        return record
 
     def _complete(self, plan: PreparePlan, results: Sequence[MigInstance | None]) -> ClaimRecord:
         """Record and CDI file, in this order: no file is without a record.
 
-        The caller syncs afterwards and only then replies. After a kill the record is in the kernel's cache, and
-        recovery writes the CDI file (`keep`). A power cut before the sync may take the record, and the CDI directory,
-        which is in memory; where that is on a disk, recovery rebuilds the journal from the file without record.
+        After a kill the record is in the kernel's cache, and recovery writes the CDI file (`keep`). A power cut before
+        the sync may take the record, and the CDI directory, which is in memory; where that is on a disk, recovery
+        rebuilds the journal from the file without record.
         """
         self._crash("hardware")
         record = complete(plan, results)
@@ -267,15 +291,16 @@ class NvidiaDriver:
             if record is None:
                 self._cdi.remove(cdi_file_name(NVIDIA_CDI_VENDOR, ref.uid))
                 return
-            await self._release(record)
+            await self._release(record, lambda: True)
             # Nobody waits for the disk: what a power cut brings back of it, the sweep after the start finds gone.
             self._store.sync_soon()
         self._crash("removed")
 
-    async def _release(self, record: ClaimRecord) -> bool:
-        """False where the record has changed meanwhile: somebody asked for the claim again, or gave it back."""
+    async def _release(self, record: ClaimRecord, condition: Callable[[], bool]) -> bool:
+        """False where the record has changed meanwhile (somebody asked for the claim again, or gave it back), or the
+        condition does not hold any more."""
         async with self._executor.holding(device.holding.gpu_uuid for device in record.devices):
-            if self._store.checkpoint.get(record.uid) != record:
+            if self._store.checkpoint.get(record.uid) != record or not condition():
                 return False
             # Instances end with the boot: what lies there now was not made by an interrupted claim of an earlier one.
             if record.state is ClaimState.COMPLETED or record.boot_id == self._boot_id:
@@ -288,38 +313,28 @@ class NvidiaDriver:
         self._cdi.remove(cdi_file_name(NVIDIA_CDI_VENDOR, uid))
         self._crash("cdi_removed")
         self._store.remove(uid)
-        self._stale.forget(uid)
-
-    async def _sweep_holders(self, busy: Busy) -> int:
-        """Give back what the holders hold, where they are stale; an API server that is away says nothing of that."""
-        try:
-            return await self._sweep(busy.holders)
-        except ApiError as error:
-            log.warning("sweep_failed", extra={"driver": self.name, "error": str(error)})
-            return 0
-
-    async def _sweep(self, uids: Iterable[str]) -> int:
-        """Give back what those of these claims hold that are stale; how many. Raises ApiError."""
-        records = [record for uid in uids if (record := self._store.checkpoint.get(uid)) is not None]
-        swept = await self._stale.sweep(records, self._release_unless_in_use)
-        self._note_swept(swept)
-        return swept
-
-    async def _release_unless_in_use(self, record: ClaimRecord) -> bool:
-        if await self._occupants.remain(record):
-            self._stale.postpone(record.uid, ASK_AGAIN_S)
-            return False
-        return await self._release(record)
-
-    def _note_swept(self, count: int) -> None:
-        if count:
-            self._store.sync_soon()
-            self._changed()
+        self._leftovers.forget(uid)
 
     def _ensure_cdi(self, record: ClaimRecord) -> None:
-        name = cdi_file_name(NVIDIA_CDI_VENDOR, record.uid)
-        if not self._cdi.exists(name):
-            self._cdi.write(name, encode_cdi_spec(record, self._executor.inventory, self._files.tree))
+        """Another version of NVIDIA's driver has other files, which a container needs when it is started again."""
+        self._cdi.ensure(
+            cdi_file_name(NVIDIA_CDI_VENDOR, record.uid),
+            encode_cdi_spec(record, self._executor.inventory, self._files.tree),
+        )
+
+    def _renew_cdi(self) -> None:
+        if self._files.tree is self._shown_tree:
+            return
+        self._shown_tree = self._files.tree
+        for record in self._store.checkpoint.records.values():
+            if record.state is ClaimState.COMPLETED:
+                self._try_to_ensure_cdi(record)
+
+    def _try_to_ensure_cdi(self, record: ClaimRecord) -> None:
+        try:
+            self._ensure_cdi(record)
+        except PartitaError as error:
+            log.error("no_cdi_file", extra={"claim": record.claim, "claim_uid": record.uid, "error": str(error)})
 
     # Publishing
 
@@ -336,8 +351,6 @@ class NvidiaDriver:
         return tuple(DeviceHealth(self._node, name, int(s.status), s.message) for name, s in states if s is not None)
 
     async def run(self, changed: Callable[[], None]) -> None:
-        self._changed = changed
-
         def on_event(gpu_uuid: str, xid: int) -> None:
             log.error("xid", extra={"driver": self.name, "gpu": gpu_uuid, "xid": xid})
             self._observe(observe_event(self._health, gpu_uuid, xid, self._ignored_xids), changed)
@@ -345,7 +358,7 @@ class NvidiaDriver:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._executor.watch_events(on_event))
             tasks.create_task(self._rescan(changed))
-            tasks.create_task(self._stale.run(self.name, self._sweep_all, lambda: self._store.checkpoint.records))
+            tasks.create_task(self._leftovers.run(changed))
 
     def _observe(self, health: NodeHealth, changed: Callable[[], None]) -> None:
         if health != self._health:
@@ -354,6 +367,7 @@ class NvidiaDriver:
 
     async def _rescan(self, changed: Callable[[], None]) -> None:
         """Hardware that appears, disappears or is repartitioned by an admin shows within a few seconds."""
+        failed = 0
         while True:
             await asyncio.sleep(self._rescan_interval_s)
             before, known = self._executor.inventory, self._store.checkpoint
@@ -361,13 +375,21 @@ class NvidiaDriver:
                 # Under the lease what another instance has made has its record here, and is not taken for an admin's.
                 async with self._store.lease():
                     inventory = await self._look()
+                failed = 0
             except PartitaError as error:
                 log.error("rescan_failed", extra={"driver": self.name, "error": str(error)})
-                continue
+                failed = failed + 1 if isinstance(error, LibraryMissing) else 0
+                if failed < _GONE_AFTER:
+                    continue
+                # Without its driver a node has no devices, and what they are next is not what they were.
+                inventory = self._executor.inventory = Inventory("", "", unreadable=(str(error),))
             if inventory != before or self._store.checkpoint is not known:
                 changed()
             self._observe(observe_inventory(self._health, inventory), changed)
+            if failed:
+                continue
             await self._files.read_again(inventory)
+            self._renew_cdi()
 
     async def _look(self) -> Inventory:
         """Read all hardware, under the lease: then nobody else is about to change it."""
@@ -375,26 +397,3 @@ class NvidiaDriver:
         inventory = await self._executor.rescan()
         self._loads = loads
         return inventory
-
-    async def _sweep_all(self) -> float:
-        async with self._store.lease():
-            await self._undo_the_rest()
-            await self._sweep(self._store.checkpoint.records)
-        return _UNDO_AGAIN_S if self._not_undone else SWEEP_INTERVAL_S
-
-    async def _undo_the_rest(self) -> None:
-        """Try again what could not be undone at the start, where nobody has asked for the claim since."""
-        undone = 0
-        for uid, record in tuple(self._not_undone.items()):
-            try:
-                undone += await self._release(record)
-                del self._not_undone[uid]
-            except PartitaError as error:
-                self._report_not_undone(record, error)
-        self._note_swept(undone)
-
-    def _report_not_undone(self, record: ClaimRecord, error: PartitaError) -> None:
-        self._not_undone[record.uid] = record
-        message = f"claim {record.claim}: what an earlier run left half made cannot be undone yet: {error}"
-        log.error("not_undone", extra={"claim": record.claim, "claim_uid": record.uid, "error": str(error)})
-        self._events.warn(node_reference(self._node), "ClaimNotUndone", "Recover", message)

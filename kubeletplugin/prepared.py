@@ -14,8 +14,8 @@ from pathlib import Path
 from api.client import Client, Json
 from api.errors import Busy
 from api.names import COMPUTE_DOMAIN_CDI_VENDOR, COMPUTE_DOMAIN_DRIVER
+from kubeletplugin.cdi_files import CdiFiles
 from kubeletplugin.disk import locked
-from kubeletplugin.files import CdiFiles
 from kubeletplugin.model.cdi import cdi_file_name
 from kubeletplugin.model.channels import (
     DAEMON_FOLDER,

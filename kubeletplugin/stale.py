@@ -84,12 +84,16 @@ class StaleClaims:
                 continue  # nobody asked: it is time
 
     async def sweep(self, records: Iterable[Held], give_back: Callable[[Held], Awaitable[bool]]) -> int:
-        """Give back what those of these claims hold that are stale; how many. Raises ApiError, before anything else.
+        """Give back what those of these claims hold that are stale, each when it was asked for; how many. Raises
+        ApiError, after which the rest has not been asked for.
 
-        `give_back` is false where it must not be, for now. One that cannot be given back keeps no other waiting.
+        `give_back` is false where it must not be, for now. One that cannot be given back keeps no other waiting. Nobody
+        holds a lock while the API server is asked: when `give_back` has those that it needs, the claim may be back.
         """
         swept = 0
-        for record in await self.find(records):
+        for record in tuple(records):
+            if not await self.is_stale(record):
+                continue
             try:
                 if not await give_back(record):
                     continue
@@ -101,9 +105,9 @@ class StaleClaims:
             swept += 1
         return swept
 
-    async def find(self, records: Iterable[Held]) -> list[Held]:
-        """Those to be given back: gone for as long as the grace, or never completed. Raises ApiError."""
-        return [record for record in tuple(records) if await self._is_stale(record)]
+    def is_gone(self, uid: str) -> bool:
+        """Whether nobody has asked for the claim, or has seen it, since it was found gone."""
+        return uid in self._gone_since
 
     def next_due_s(self, recorded: Collection[str], otherwise_s: float) -> float:
         """Seconds until the next may be given back, at most `otherwise_s`.
@@ -120,10 +124,11 @@ class StaleClaims:
         self._gone_since[uid] = self._clock() - max(0.0, self._grace_s - for_s)
 
     def forget(self, uid: str) -> None:
-        """Its record is gone, or its claim is back."""
+        """Its record is gone, its claim is back, or somebody asks for it."""
         self._gone_since.pop(uid, None)
 
-    async def _is_stale(self, record: HeldClaim) -> bool:
+    async def is_stale(self, record: HeldClaim) -> bool:
+        """Whether it is to be given back: gone for as long as the grace, or never completed. Raises ApiError."""
         if await self._still_holds(record):
             self.forget(record.uid)
             return False

@@ -62,11 +62,7 @@ class MigReader:
                 f"GPU {self._uuid}: GPU instance {found.instance_id} at {placement.start}:{placement.size} "
                 "holds compute instances that are not ours"
             )
-        if not compute:
-            profile = self._whole_compute_profile(found.handle, profile_id)
-            pynvml.nvmlGpuInstanceCreateComputeInstance(found.handle, profile)
-            compute = self._read_compute().get(found.instance_id, ())
-        return _describe(found, compute)
+        return _describe(found, compute or (self._create_whole_compute_instance(found.handle, profile_id),))
 
     def delete(self, profile_id: int, placement: Placement) -> None:
         """Remove the instance at that placement, its compute instances first. Absent is success."""
@@ -91,6 +87,11 @@ class MigReader:
                 f"GPU {self._uuid}: profile {profile_id} does not fit at {placement.start}:{placement.size}"
                 + (f": there is {holders}" if holders else f" ({error})")
             ) from error
+
+    def _create_whole_compute_instance(self, gpu_instance: Any, profile_id: int) -> ComputeInstance:
+        profile = self._whole_compute_profile(gpu_instance, profile_id)
+        info = pynvml.nvmlComputeInstanceGetInfo_v2(pynvml.nvmlGpuInstanceCreateComputeInstance(gpu_instance, profile))
+        return ComputeInstance(info.id, str(pynvml.nvmlDeviceGetUUID(info.device)), whole=True)
 
     def _find(self, profile_id: int, placement: Placement) -> _GpuInstance | None:
         profile = next((p for p in self._profiles if p.profile_id == profile_id), None)

@@ -73,7 +73,7 @@ class RecoveryPlan:
     """What a starting plugin does before it serves: `undo`, then `redo`, then `keep`."""
 
     undo: tuple[UndoPlan, ...] = ()
-    """Claims whose preparation was interrupted; whoever still needs one asks for it again."""
+    """Claims whose preparation was interrupted in this boot; whoever still needs one asks for it again."""
     redo: tuple[PreparePlan, ...] = ()
     """Claims whose hardware a reboot took; carried out like any prepare, CDI file included."""
     keep: tuple[ClaimRecord, ...] = ()
@@ -173,15 +173,21 @@ def gpus_with_instances(record: ClaimRecord) -> frozenset[str]:
 
 
 def plan_recovery(checkpoint: Checkpoint, inventory: Inventory, boot_id: str) -> RecoveryPlan:
-    """Undo what was interrupted, make again what a reboot took, keep the rest."""
+    """Undo what was interrupted, make again what a reboot took, keep the rest.
+
+    A power cut may have taken the record of what was made for a claim, but not the intent, if the kubelet was told
+    (`kubeletplugin.nvidia`). So what an earlier boot began is made again, too. Where nobody was told, the kubelet asks
+    for it or gives it back, and if the claim is gone the sweep does.
+    """
     undo: list[UndoPlan] = []
     redo: list[PreparePlan] = []
-    keep: list[ClaimRecord] = []
     failed: list[tuple[ClaimRecord, PartitaError]] = []
+    begun = [r for r in checkpoint.records.values() if r.state is ClaimState.STARTED and r.boot_id != boot_id]
+    for record in begun:
+        checkpoint = checkpoint.without(record.uid)  # instances end with the boot: it owns none of those that are there
     for record in [r for r in checkpoint.records.values() if r.state is ClaimState.STARTED]:
-        # Instances end with the boot; what lies at the same place after it is somebody else's.
         try:
-            steps = plan_unprepare(record, inventory, checkpoint) if record.boot_id == boot_id else ()
+            steps = plan_unprepare(record, inventory, checkpoint)
         except PartitaError as error:
             failed.append((record, error))
             continue
@@ -189,18 +195,20 @@ def plan_recovery(checkpoint: Checkpoint, inventory: Inventory, boot_id: str) ->
             inventory = after_step(inventory, step, None)
         checkpoint = checkpoint.without(record.uid)
         undo.append(UndoPlan(record, steps))
-    for record in [r for r in checkpoint.records.values() if r.state is ClaimState.COMPLETED]:
-        if record.boot_id == boot_id:
-            keep.append(record)
-            continue
+    completed = [record for record in checkpoint.records.values() if record.state is ClaimState.COMPLETED]
+    for record in [*(record for record in completed if record.boot_id != boot_id), *begun]:
         try:
             plan = plan_again(record, inventory, checkpoint, boot_id)
         except PartitaError as error:
-            failed.append((record, error))
+            if record.state is ClaimState.STARTED:
+                undo.append(UndoPlan(record, ()))  # without UUIDs it would own what an admin makes at its placements
+            else:
+                failed.append((record, error))
             continue
         checkpoint = checkpoint.with_record(plan.record)
         redo.append(plan)
-    return RecoveryPlan(tuple(undo), tuple(redo), tuple(keep), tuple(failed))
+    keep = tuple(record for record in completed if record.boot_id == boot_id)
+    return RecoveryPlan(tuple(undo), tuple(redo), keep, tuple(failed))
 
 
 def plan_again(record: ClaimRecord, inventory: Inventory, checkpoint: Checkpoint, boot_id: str) -> PreparePlan:

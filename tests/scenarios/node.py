@@ -95,6 +95,8 @@ class Node:
     cdi: dict[str, str] = field(default_factory=dict)
     synced: int = len(encode_header(DRIVER))
     """Bytes of the journal that outlive a power cut; a killed program loses none of it."""
+    writes_back: bool = False
+    """Its kernel has always written everything by itself when the power is cut."""
     boot: int = 1
     effects_left: int | None = None
     """Effects until the power is cut; None: never."""
@@ -109,8 +111,10 @@ class Node:
     def prepare(self, raw: dict[str, Any]) -> ClaimRecord:
         request = parse_claim(raw, DRIVER, POOL, raw["metadata"]["uid"], parse_device_config)
         plan = plan_prepare(request, self.hardware.inventory, self.checkpoint, self.boot_id)
+        before = len(self.journal)
         record = plan.record if plan.done else self._carry_out(plan)
-        self.synced = len(self.journal)
+        # Of a change of hardware only the intent is sure to be on the disk when the kubelet is told.
+        self.synced = before + len(encode_record(plan.record)) if plan.steps else len(self.journal)
         return record
 
     def unprepare(self, uid: str) -> None:
@@ -149,7 +153,7 @@ class Node:
 
     def reboot(self) -> None:
         """Power off and on: hardware forgets, and so do the CDI directory, which is a tmpfs, and unsynced appends."""
-        self.journal = self.journal[: self.synced]
+        self.journal = self.journal if self.writes_back else self.journal[: self.synced]
         self.hardware = self.hardware.rebooted()
         self.cdi = {}
         self.boot += 1

@@ -29,9 +29,9 @@ CUT = st.one_of(st.none(), st.integers(0, 12))
 class Plugin(RuleBasedStateMachine):
     """Kubelet, scheduler and admin as rules; the node's plugin as what answers them."""
 
-    @initialize(kind=st.sampled_from(sorted(NODES)))
-    def start(self, kind: str) -> None:
-        self.node = Node(Hardware(inventory(*NODES[kind])))
+    @initialize(kind=st.sampled_from(sorted(NODES)), writes_back=st.booleans())
+    def start(self, kind: str, writes_back: bool) -> None:
+        self.node = Node(Hardware(inventory(*NODES[kind])), writes_back=writes_back)
         self.claims: dict[str, dict[str, Any]] = {}
         self.admins: dict[tuple[str, Placement], str] = {}
         self.node.watchers.append(self.check_admins)

@@ -28,9 +28,9 @@ _BEAT_EVERY = 100  # looks; the control plane forgets a node after 40 s
 
 
 def install(cluster: Cluster) -> None:
-    """The CRD, the controller's rights, as the chart has them, and profiles for nodes of any number of GPUs."""
+    """The CRD, the controller's rights and what holds them, as the chart has them; profiles for any number of GPUs."""
     cluster.apply(CRD)
-    names = ("controller-rbac", "controller-nodepartitioning")
+    names = ("controller-rbac", "controller-nodepartitioning", "controller-admission-workloads")
     shown = [word for name in names for word in ("--show-only", f"templates/{name}.yaml")]
     enabled = ["resources.amd.enabled=true", "controller.enabled=true", "controller.nodePartitioning.enabled=true"]
     flags = [word for value in enabled for word in ("--set", value)]

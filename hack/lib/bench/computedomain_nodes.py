@@ -24,10 +24,10 @@ from api.errors import Retryable
 from api.events import Recorder
 from api.names import COMPUTE_DOMAIN_CDI_VENDOR
 from bench.computedomain_cluster import NAMESPACE
+from kubeletplugin.cdi_files import CdiFiles
 from kubeletplugin.compute_domain import ComputeDomainDriver
 from kubeletplugin.driver import ClaimService
 from kubeletplugin.executor import Executor
-from kubeletplugin.files import CdiFiles
 from kubeletplugin.hardware.nvml import NvmlBackend
 from kubeletplugin.hardware.tree import DriverRoot
 from kubeletplugin.make_key import make_key

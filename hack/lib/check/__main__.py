@@ -1,5 +1,6 @@
 """Run the static checks one after another, print each with its time, and fail when any of them fails."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -86,12 +87,13 @@ STEPS: dict[str, Callable[[], list[str]]] = {
 
 
 def main(arguments: list[str]) -> int:
-    unknown = sorted(set(arguments) - STEPS.keys())
-    if unknown:
-        print(f"hack/check: no step named {', '.join(unknown)}; there are: {', '.join(STEPS)}", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(prog="hack/check", description=__doc__)
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(STEPS))
+    steps = parser.parse_args(arguments).steps
+    if unknown := sorted(set(steps) - STEPS.keys()):
+        parser.error(f"no step named {', '.join(unknown)}; there are: {', '.join(STEPS)}")
     failed = []
-    for name in arguments or STEPS:
+    for name in steps or STEPS:
         started = time.monotonic()
         findings = STEPS[name]()
         print(f"{'FAIL' if findings else 'ok  '} {name:<10} {time.monotonic() - started:5.1f} s", flush=True)

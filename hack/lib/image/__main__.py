@@ -1,5 +1,6 @@
 """Build images; print where each archive lies, its size and the time it took."""
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -76,14 +77,19 @@ FURTHER_BUILDERS: dict[str, Callable[[], Image]] = {
 }
 
 
-def main(names: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     builders = IMAGE_BUILDERS | FURTHER_BUILDERS
-    unknown = sorted(set(names) - builders.keys())
-    if unknown:
-        print(f"no image named {', '.join(unknown)}; there are: {', '.join(builders)}", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(prog="hack/image", description=__doc__)
+    parser.add_argument("--dry-run", action="store_true", help="look at the names, and build nothing")
+    known = f"{', '.join(builders)}; without names the first {len(IMAGE_BUILDERS)}"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=known)
+    options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.names) - builders.keys()):
+        parser.error(f"no image named {', '.join(unknown)}; there are: {', '.join(builders)}")
+    if options.dry_run:
+        return 0
     IMAGES.mkdir(parents=True, exist_ok=True)
-    for name in names or IMAGE_BUILDERS:
+    for name in options.names or IMAGE_BUILDERS:
         started = time.monotonic()
         path = IMAGES / f"{name}.tar"
         with one_build():

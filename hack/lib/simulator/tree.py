@@ -13,6 +13,8 @@ from simulator.layout import Fixed, State
 
 LIBRARIES = Path("usr/lib/x86_64-linux-gnu")
 MARKER = Path(".nvidia-simulator")
+HIDDEN = Path("run/nvidia-simulator/hidden")
+"""Where the library keeps what instances that are gone showed (`native/tree.c`)."""
 SHOWN_VERSION = Path("/proc/driver/nvidia/version")
 NVIDIA_MAJOR = 195  # Documentation/admin-guide/devices.txt
 CONTROL_MINOR = 255
@@ -75,7 +77,8 @@ def write_text(path: Path, text: str, mode: int = 0o444) -> None:
 def remove_hardware(root: Path) -> None:
     """Takes what an earlier installation shows in /proc, /sys and /dev away, and nothing of other vendors."""
     (root / MARKER).unlink(missing_ok=True)
-    shutil.rmtree(root / "proc/driver", ignore_errors=True)
+    for folder in ("proc/driver", HIDDEN):
+        shutil.rmtree(root / folder, ignore_errors=True)
     for driver_link in (root / "sys/bus/pci/drivers/nvidia").glob("*"):
         shutil.rmtree(driver_link.resolve(), ignore_errors=True)
         (root / "sys/bus/pci/devices" / driver_link.name).unlink(missing_ok=True)
@@ -221,6 +224,7 @@ def write_dev(root: Path, state: State, majors: dict[str, int]) -> bool:
     """Device nodes. False where this process may not make them: plain files then stand in."""
     dev = root / "dev"
     (dev / "nvidia-caps").mkdir(parents=True, exist_ok=True)
+    (root / HIDDEN).mkdir(parents=True, exist_ok=True)
     nodes = {
         "nvidiactl": (NVIDIA_MAJOR, CONTROL_MINOR, 0o666),
         "nvidia-uvm": (majors["nvidia-uvm"], 0, 0o666),

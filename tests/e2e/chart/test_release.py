@@ -102,6 +102,22 @@ def test_a_plugin_may_not_list_what_it_does_not_need(release: Release, where: st
     assert PluginIdentity(release, "n1").request("GET", where)[0] == 403
 
 
+def test_a_user_who_may_edit_a_namespace_may_make_compute_domains_there(cluster: Cluster, release: Release) -> None:
+    def may(namespace: str) -> str:
+        asked = ("create", "computedomains.resource.nvidia.com", "--as=jane", f"--namespace={namespace}")
+        try:
+            return cluster.kubectl("auth", "can-i", *asked).strip()
+        except CommandFailed:
+            return "no"
+
+    cluster.kubectl("create", "rolebinding", "jane", "--clusterrole=edit", "--user=jane", "--namespace=default")
+    try:
+        wait_until("the role is aggregated", lambda: may("default") == "yes")
+        assert may("kube-system") == "no"
+    finally:
+        cluster.kubectl("delete", "rolebinding", "jane", "--namespace=default")
+
+
 def test_a_second_release_is_refused(release: Release) -> None:
     with pytest.raises(CommandFailed, match=r"DeviceClass \S+ belongs to partita"):
         Release(release.cluster, "second", "other").helm("install", "second", str(CHART), "--create-namespace")

@@ -1,5 +1,6 @@
 """Node partitioning on a real control plane: whose taints are whose, who is evicted, what an interruption leaves."""
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +10,8 @@ import pytest
 import yaml
 
 from api.kaiwo import DCM_ANNOTATION, DCM_PROFILE_LABEL, TAINTED_ANNOTATION, TARGET_ANNOTATION, TOLERATIONS
-from tests.support.cluster import Cluster, Object, path, wait_until
-from tests.support.computedomain import Controller, playing_kubelets
+from tests.support.cluster import Cluster, CommandFailed, Object, path, wait_until
+from tests.support.computedomain import NAMESPACE, RELEASE, Controller, playing_kubelets
 from tests.support.fixtures import session_cluster
 from tests.support.nodepartitioning import CRD, Node, Plugins, install, playing_plugins
 
@@ -267,3 +268,61 @@ def test_workloads_of_kube_system_may_come_back_to_the_node(
     found = prepared.get(where)["spec"]["template"]["spec"]["tolerations"]
     assert found == [*seed, TOLERATIONS[1]]
     prepared.delete(where)
+
+
+def in_template(**fields: object) -> Object:
+    """A change of the template's pod spec."""
+    return {"spec": {"template": {"spec": fields}}}
+
+
+SEED: Object = {"key": "theirs", "operator": "Exists"}
+NOT_THE_CONTROLLERS: list[Object] = [
+    in_template(containers=[{"name": "c", "image": "other:dev"}]),
+    in_template(hostPID=True),
+    in_template(nodeSelector=None),
+    in_template(tolerations=[SEED, {"operator": "Exists"}]),
+    in_template(tolerations=[*TOLERATIONS]),
+    {"spec": {"template": {"metadata": {"annotations": {"a": "b"}}}}},
+    {"spec": {"revisionHistoryLimit": 1}},
+    {"metadata": {"labels": {"a": "b"}}},
+    {"metadata": {"annotations": {"a": "b"}}},
+    {"metadata": {"finalizers": ["example.com/f"]}},
+]
+
+
+@pytest.mark.parametrize("plural", ["daemonsets", "deployments"])
+def test_who_has_the_controllers_token_may_add_its_tolerations_to_workloads_of_kube_system_and_change_nothing_else(
+    prepared: Cluster, plural: str
+) -> None:
+    pod = {
+        "containers": [{"name": "c", "image": "busybox:dev"}],
+        "nodeSelector": {"no": "such"},
+        "tolerations": [SEED],
+    }
+    template = {"metadata": {"labels": {"app": "held"}}, "spec": pod}
+    body = {"metadata": {"name": "held"}, "spec": {"selector": {"matchLabels": {"app": "held"}}, "template": template}}
+    where = path("apps/v1", plural, namespace=KUBE_SYSTEM)
+    prepared.create(where, body)
+
+    def change(patch: Object, *options: str) -> str:
+        """What the API server says."""
+        account = f"--as=system:serviceaccount:{NAMESPACE}:{RELEASE}-partita-controller"
+        merge = ("--type=merge", f"--patch={json.dumps(patch)}", *options)
+        try:
+            return prepared.kubectl(account, "patch", plural, "held", f"--namespace={KUBE_SYSTEM}", *merge)
+        except CommandFailed as error:
+            return str(error)
+
+    def bites() -> bool:
+        return "change nothing else" in change(in_template(hostPID=True), "--dry-run=server")
+
+    try:
+        wait_until("the policy bites", bites)
+        before = prepared.get(f"{where}/held")["spec"]
+        for patch in NOT_THE_CONTROLLERS:
+            assert "partita-workloads" in change(patch), patch
+        assert prepared.get(f"{where}/held")["spec"] == before
+        change(in_template(tolerations=[SEED, *TOLERATIONS]))
+        assert prepared.get(f"{where}/held")["spec"]["template"]["spec"]["tolerations"] == [SEED, *TOLERATIONS]
+    finally:
+        prepared.delete(f"{where}/held")

@@ -1,14 +1,12 @@
 """The API client against a small server that says what real ones say."""
 
 import asyncio
-import json
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from aiohttp import web
 
 from api import client as client_module
@@ -27,81 +25,12 @@ from api.client import (
 from api.connection import ConnectionUnknown
 from api.errors import Retryable
 from api.nesting import allow_deep_objects
-
-PODS = "/api/v1/pods"
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def status(code: int, reason: str = "", **details: Any) -> web.Response:
-    body = {"kind": "Status", "code": code, "reason": reason, "message": f"it is {reason}", "details": details}
-    return web.json_response(body, status=code)
-
-
-def pod(name: str, version: int) -> dict[str, Any]:
-    return {"metadata": {"name": name, "resourceVersion": str(version)}}
-
-
-def pods(version: int, *items: dict[str, Any], token: str = "") -> web.Response:
-    metadata = {"resourceVersion": str(version), "continue": token}
-    return web.json_response({"apiVersion": "v1", "kind": "PodList", "metadata": metadata, "items": list(items)})
-
-
-async def stream(request: web.Request, *events: tuple[str, dict[str, Any]], hold_s: float = 0.0) -> web.StreamResponse:
-    response = web.StreamResponse()
-    await response.prepare(request)
-    for kind, obj in events:
-        await response.write(json.dumps({"type": kind, "object": obj}).encode() + b"\n")
-    await asyncio.sleep(hold_s)
-    return response
-
-
-def talk(
-    tmp_path: Path, handler: Handler, scenario: Callable[[Client], Awaitable[None]], token: str = "secret"
-) -> None:
-    """Serve `handler` for every path while `scenario` runs."""
-
-    async def run() -> None:
-        app = web.Application()
-        app.router.add_route("*", "/{tail:.*}", handler)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        address = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        async with await Client.connect(str(kubeconfig(tmp_path, address, token))) as client:
-            await scenario(client)
-        await runner.cleanup()
-
-    asyncio.run(run())
-
-
-def kubeconfig(directory: Path, address: str, token: str) -> Path:
-    file = directory / "kubeconfig"
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": address}}],
-        "users": [{"name": "u", "user": {"token": token}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "current-context": "x",
-    }
-    file.write_text(yaml.safe_dump(config))
-    return file
+from tests.unit.api.api_server import PODS, kubeconfig, pod, pods, status, stream, take, talk
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "back_off_s", lambda **_: iter(lambda: 0.01, None))
-
-
-async def take(client: Client, count: int, **selectors: str) -> list[tuple[str, Any]]:
-    """The first events of a watch on pods, objects by name."""
-    found: list[tuple[str, Any]] = []
-    async for kind, obj in client.list_watch(PODS, **selectors):
-        found.append((kind, [o["metadata"]["name"] for o in obj] if kind == "SYNC" else obj["metadata"]["name"]))
-        if len(found) == count:
-            return found
-    raise AssertionError("a watch never ends by itself")
 
 
 def test_a_watch_may_ask_for_metadata_alone(tmp_path: Path) -> None:
@@ -157,7 +86,7 @@ def test_every_refusal_has_its_error(tmp_path: Path, code: int, reason: str, err
 
 def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with await Client.connect(str(kubeconfig(tmp_path, "http://127.0.0.1:9", "x"))) as client:
+        async with await Client.connect(str(kubeconfig(tmp_path, "http://127.0.0.1:9", {"token": "x"}))) as client:
             with pytest.raises(Unavailable, match="GET /api/v1/pods"):
                 await client.get(PODS)
 

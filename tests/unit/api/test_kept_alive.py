@@ -255,6 +255,37 @@ def test_a_server_that_hangs_is_given_up_at_the_time_limit(tmp_path: Path, monke
     talk(tmp_path, answer, scenario)
 
 
+def test_connections_that_died_in_silence_cost_one_request_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a failover of the API server: nothing is answered on them, and new ones work."""
+    monkeypatch.setattr(kept_alive, "REUSED_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(client_module, "REQUEST_TIMEOUT_S", 5.0)
+    writers: set[asyncio.StreamWriter] = set()
+    dead: set[asyncio.StreamWriter] = set()
+    over = asyncio.Event()
+
+    async def answer(request: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        writers.add(writer)
+        if writer in dead:
+            await over.wait()
+            return
+        await asyncio.sleep(0.02)
+        await say_where(request, writer)
+
+    async def scenario(client: Client, server: Server) -> None:
+        await asyncio.gather(*(client.get(PATH) for _ in range(kept_alive.MAX_CONNECTIONS)))
+        dead.update(writers)
+        for number in range(5):
+            assert await client.get(f"/{number}") == {"target": f"/{number}"}
+        asked = [request["target"] for request in server.requests[kept_alive.MAX_CONNECTIONS :]]
+        assert asked == ["/0", "/0", "/1", "/2", "/3", "/4"]
+        assert server.connections == kept_alive.MAX_CONNECTIONS + 1
+        over.set()
+
+    talk(tmp_path, answer, scenario)
+
+
 def test_who_gives_up_gets_nobody_elses_answer(tmp_path: Path) -> None:
     async def answer(request: dict[str, str], writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.05)

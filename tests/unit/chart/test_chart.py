@@ -16,6 +16,8 @@ EVERYTHING = (
     "resources.gpus.migClasses={1g.10gb,3g.40gb}",
     "kubeletPlugin.networkPolicy.enabled=true",
     "controller.networkPolicy.enabled=true",
+    "controller.nodePartitioning.enabled=true",
+    "podMonitor.enabled=true",
 )
 
 
@@ -295,7 +297,9 @@ def test_what_values_of_nvidias_chart_are_called_here_exists() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
 
     def advices(schema: Object) -> list[str]:
-        nested = [each for inner in schema.get("properties", {}).values() for each in advices(inner)]
+        others = schema.get("additionalProperties")
+        inner = [*schema.get("properties", {}).values(), *([others] if isinstance(others, dict) else [])]
+        nested = [advice for each in inner for advice in advices(each)]
         return [schema["const"], *nested] if "const" in schema else nested
 
     names = [name for advice in advices(schema) for name in re.findall(r"its name here is ([A-Za-z.]+)", advice)]

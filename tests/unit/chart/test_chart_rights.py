@@ -1,10 +1,12 @@
 """What the chart lets whom do: roles, admission policies, OpenShift."""
 
 import json
+from typing import Any
 
 import pytest
 
-from tests.unit.chart.chart import environment, of_kind, plugin_pod, render
+from api.kaiwo import TOLERATIONS
+from tests.unit.chart.chart import Object, environment, of_kind, plugin_pod, render
 
 EVERYTHING = (
     "resources.amd.enabled=true",
@@ -55,6 +57,79 @@ def test_a_plugin_that_may_patch_nodes_is_held_to_its_own_whatever_the_values_sa
         )
         assert ("partita-nodes.partita-system" in policies) is True
         assert ("partita-resourceslices.partita-system" in policies) is (enabled == "true")
+
+
+PARTITIONING = ("resources.amd.enabled=true", "controller.nodePartitioning.enabled=true")
+
+
+def rules(objects: list[Object], kind: str, name: str) -> dict[str, Any]:
+    """Resource -> rule."""
+    return {resource: rule for rule in of_kind(objects, kind)[name]["rules"] for resource in rule["resources"]}
+
+
+@pytest.mark.parametrize("switch", ["true", "false"])
+def test_a_controller_that_may_patch_workloads_is_held_to_its_tolerations_whatever_the_values_say(switch: str) -> None:
+    objects = render(*PARTITIONING, f"kubeletPlugin.admissionPolicy.enabled={switch}")
+    name = "partita-workloads.partita-system"
+    policy = of_kind(objects, "ValidatingAdmissionPolicy")[name]["spec"]
+    assert of_kind(objects, "ValidatingAdmissionPolicyBinding")[name]["spec"]["validationActions"] == ["Deny"]
+    assert policy["failurePolicy"] == "Fail"
+    (rule,) = policy["matchConstraints"]["resourceRules"]
+    assert rule["apiGroups"] == ["apps"] and rule["operations"] == ["UPDATE"]
+    assert set(rule["resources"]) == {"deployments", "daemonsets"}
+    (deployment,) = of_kind(objects, "Deployment").values()
+    account = deployment["spec"]["template"]["spec"]["serviceAccountName"]
+    (condition,) = policy["matchConditions"]
+    assert f'"system:serviceaccount:partita-system:{account}"' in condition["expression"]
+    (ours,) = [each["expression"] for each in policy["variables"] if each["name"] == "ours"]
+    assert json.loads(ours.replace("'", '"')) == [*TOLERATIONS]
+
+
+def test_a_controller_that_may_not_patch_workloads_needs_no_policy_for_it() -> None:
+    objects = render(*PARTITIONING, "controller.nodePartitioning.tolerateKubeSystem=false")
+    assert "partita-workloads.partita-system" not in of_kind(objects, "ValidatingAdmissionPolicy")
+    assert {each["metadata"]["namespace"] for each in objects if each["kind"] == "Role"} == {
+        "partita-system",
+        "kube-amd-gpu",
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "groups"),
+    [
+        ((), {"resource.nvidia.com"}),
+        (PARTITIONING, {"resource.nvidia.com", "kaiwo.silogen.ai"}),
+        ((*PARTITIONING, "resources.computeDomains.enabled=false"), {"kaiwo.silogen.ai"}),
+    ],
+)
+def test_the_controller_may_renew_the_definitions_of_what_is_enabled(
+    settings: tuple[str, ...], groups: set[str]
+) -> None:
+    rule = rules(render(*settings), "ClusterRole", "partita-controller")["customresourcedefinitions"]
+    assert {name.partition(".")[2] for name in rule["resourceNames"]} == groups
+
+
+def test_the_controller_may_make_events_of_the_api_that_it_uses_and_change_none() -> None:
+    rule = rules(render(), "ClusterRole", "partita-controller")["events"]
+    assert (rule["apiGroups"], rule["verbs"]) == (["events.k8s.io"], ["create"])
+
+
+def test_users_who_may_edit_a_namespace_may_make_compute_domains_there_unless_told_otherwise() -> None:
+    def granted(*settings: str) -> dict[str, set[str]]:
+        """Kubernetes' own role -> verbs on ComputeDomains."""
+        found: dict[str, set[str]] = {}
+        for role in of_kind(render(*settings), "ClusterRole").values():
+            for label in role["metadata"]["labels"]:
+                if label.startswith("rbac.authorization.k8s.io/aggregate-to-"):
+                    (rule,) = role["rules"]
+                    assert (rule["apiGroups"], rule["resources"]) == (["resource.nvidia.com"], ["computedomains"])
+                    found[label.rpartition("-")[2]] = set(rule["verbs"])
+        return found
+
+    read, write = {"get", "list", "watch"}, {"create", "update", "patch", "delete", "deletecollection"}
+    assert granted() == {"admin": read | write, "edit": read | write, "view": read}
+    assert granted("aggregateClusterRoles=false") == {}
+    assert granted("resources.computeDomains.enabled=false") == {}
 
 
 def test_pods_of_the_controller_are_held_to_the_account_of_the_daemons() -> None:
@@ -120,6 +195,7 @@ def test_the_plugin_reads_claims_and_its_node_and_writes_slices_and_events() -> 
     assert verbs["resourceclaims"] == {"get", "list"}
     assert verbs["nodes"] == {"get"}
     assert verbs["events"] == {"create"}
+    assert verbs["resourceslices"] == {"list", "watch", "create", "update", "delete"}
 
 
 def test_the_plugin_sees_the_processes_of_its_node() -> None:

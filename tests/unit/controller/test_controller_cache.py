@@ -1,10 +1,15 @@
 """The caches: what the API server told, in its order, whatever the order it arrives in."""
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from api.client import Client
 from controller.observe import Cache
+from tests.unit.api.api_server import pods, stream, talk
 
 
 def _object(name: str, version: int, value: str | None = "x") -> dict[str, Any]:
@@ -50,8 +55,28 @@ def test_an_object_that_stops_being_of_interest_leaves_the_indexes() -> None:
 def test_an_object_that_cannot_be_read_is_of_no_interest_and_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
     cache: Cache[str] = Cache("/x", lambda obj: obj["value"].strip(), {"value": lambda value: [value]})
     bad = {"metadata": {"name": "bad", "namespace": "theirs", "resourceVersion": "7"}, "value": {}}
-    cache._replace([bad, _object("a", 5)], lambda _: None)
+    cache._replace([cache._reduce(obj) for obj in (bad, _object("a", 5))], lambda _: None)
     assert list(cache.values()) == ["x"]
     cache.record({**bad, "metadata": {**bad["metadata"], "resourceVersion": "8"}, "value": "good"}, lambda _: None)
     assert sorted(cache.values()) == ["good", "x"]
     assert [vars(record)["object"] for record in caplog.records] == ["theirs/bad"]
+
+
+def test_a_list_of_many_pages_fills_the_cache_at_once(tmp_path: Path) -> None:
+    cache, _ = _cache()
+    lengths: list[int] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if "watch" in request.query:
+            return await stream(request, hold_s=1)
+        lengths.append(len(cache))
+        page = len(lengths)
+        return pods(9, _object(f"p{page}", page), token="more" if page < 3 else "")
+
+    async def scenario(client: Client) -> None:
+        following = asyncio.create_task(cache.run(client, lambda _: None))
+        await cache.synced.wait()
+        following.cancel()
+
+    talk(tmp_path, handler, scenario)
+    assert lengths == [0, 0, 0] and len(cache) == 3

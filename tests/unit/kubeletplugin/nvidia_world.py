@@ -1,6 +1,7 @@
 """A node's GPUs as a value that steps change, its disk, its API server, and as many plugins on it as a test wants."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -9,10 +10,11 @@ from typing import Any
 
 from api.client import Json, NotFound
 from api.ref import Ref
+from kubeletplugin.cdi_files import CdiFiles
 from kubeletplugin.crash import CrashPoint
 from kubeletplugin.executor import Executor
-from kubeletplugin.files import CdiFiles, Store
-from kubeletplugin.hardware.backend import DeviceLost
+from kubeletplugin.files import Store
+from kubeletplugin.hardware.backend import DeviceLost, LibraryMissing
 from kubeletplugin.model.checkpoint import ClaimRecord
 from kubeletplugin.model.devices import Features
 from kubeletplugin.model.inventory import Gpu, Inventory, MigInstance, Placement
@@ -31,8 +33,12 @@ class Rack:
         self.before: Callable[[HardwareStep], None] = lambda step: None
         """Called before every step; may raise, or change the hardware as an admin does."""
         self.lost: set[str] = set()
+        self.is_unloaded = False
+        """NVIDIA's kernel module is away."""
 
     def read_inventory(self) -> Inventory:
+        if self.is_unloaded:
+            raise LibraryMissing("reading the GPUs: Driver Not Loaded")
         return self.hardware.inventory
 
     def read_gpu(self, uuid: str) -> Gpu:
@@ -48,6 +54,10 @@ class Rack:
 
     def read_processes(self, uuid: str) -> tuple[int, ...]:
         return ()
+
+    def watch_events(self, on_event: Callable[[str, int], None], stopped: Callable[[], bool]) -> None:
+        while not stopped():
+            time.sleep(0.01)
 
     # What an admin does with nvidia-smi.
 
@@ -67,6 +77,8 @@ class Api:
 
     def __init__(self) -> None:
         self.claims: dict[str, Json] = {}
+        self.slow: dict[str, asyncio.Event] = {}
+        """Claims of which it says nothing before that."""
         self.refusal: Exception | None = None
         self.asked = 0
 
@@ -74,7 +86,10 @@ class Api:
         self.asked += 1
         if self.refusal is not None:
             raise self.refusal
-        found = self.claims.get(path.rpartition("/")[2])
+        name = path.rpartition("/")[2]
+        if name in self.slow:
+            await self.slow[name].wait()
+        found = self.claims.get(name)
         if found is None:
             raise NotFound(f"GET {path}: not found (404)", 404)
         return found
@@ -95,9 +110,10 @@ class Board:
 
 
 class Files:
-    """The driver's files, which never change."""
+    """The driver's files, as the test says."""
 
-    tree = TREE
+    def __init__(self) -> None:
+        self.tree = TREE
 
     def read(self, inventory: Inventory) -> None:
         return
@@ -115,10 +131,12 @@ class Node:
         self.board = Board()
         self.folder = folder
         self.cdi = CdiFiles(folder / "cdi", f"k8s.{DRIVER}")
+        self.driver_files = Files()
         (folder / "boot_id").write_text("boot-1\n")
 
-    def plugin(self, grace_s: float = 300.0) -> "Plugin":
-        return Plugin(self, grace_s)
+    def plugin(self, grace_s: float = 300.0, rescan_s: float = 3600.0) -> "Plugin":
+        """What it has read stays as it is, unless it has a reason to look."""
+        return Plugin(self, grace_s, rescan_s)
 
     def files(self, *parts: str) -> list[str]:
         """Names in a folder of the node's disk."""
@@ -129,9 +147,9 @@ class Node:
 class Plugin:
     """One instance of the program."""
 
-    def __init__(self, node: Node, grace_s: float) -> None:
+    def __init__(self, node: Node, grace_s: float, rescan_s: float) -> None:
         self._node = node
-        loose: Any = (node.api, node.board, node.rack, Files())
+        loose: Any = (node.api, node.board, node.rack, node.driver_files)
         client, events, backend, files = loose
         self.store = Store(node.folder / "plugin", DRIVER, ThreadPoolExecutor(1))
         self.driver = NvidiaDriver(
@@ -144,7 +162,7 @@ class Plugin:
             files=files,
             crash=CrashPoint(""),
             ignored_xids=frozenset(),
-            rescan_interval_s=3600.0,  # what a plugin has read stays as it is, unless it has a reason to look
+            rescan_interval_s=rescan_s,
             stale_grace_s=grace_s,
             boot_id_path=node.folder / "boot_id",
         )
@@ -164,8 +182,7 @@ class Plugin:
 
     async def sweep(self) -> None:
         """Look for stale claims as a running plugin does, for a moment."""
-        driver = self.driver
-        sweeping = driver._stale.run(driver.name, driver._sweep_all, lambda: self.store.checkpoint.records)
+        sweeping = self.driver._leftovers.run(lambda: None)
         with suppress(TimeoutError):
             await asyncio.wait_for(sweeping, 0.1)
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from api.errors import Busy, StateUnreadable
+from api.errors import StateUnreadable
 from kubeletplugin import files
+from kubeletplugin.cdi_files import CdiFiles
 from kubeletplugin.disk import DiskFailed
-from kubeletplugin.files import CdiFiles, Store
+from kubeletplugin.files import Store
 from kubeletplugin.model.checkpoint import Checkpoint, ClaimRecord, ClaimState, GpuHolding, PreparedDevice
 
 DRIVER = "gpu.nvidia.com"
@@ -275,7 +276,7 @@ def test_one_instance_works_at_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
         mine = store(tmp_path)
         with (tmp_path / "claims.lock").open("w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            with pytest.raises(Busy, match="another instance"):
+            with pytest.raises(files.Locked, match="another instance"):
                 async with mine.lease():
                     pass
         async with mine.lease():
@@ -434,3 +435,38 @@ def last_state(journal: bytes) -> str:
     """State of the last record in a journal."""
     entry = json.loads(journal.splitlines()[-1].split(b" ", 2)[2])
     return str(entry["set"]["state"])
+
+
+def test_where_the_journal_cannot_be_opened_again_for_a_while_nobody_elses_file_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another instance has written, and then the file system is read-only."""
+    real = os.open
+
+    def refuse(path: Any, flags: int, *others: Any) -> int:
+        if str(path).endswith("claims.journal") and flags & os.O_WRONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, flags, *others)
+
+    async def write(mine: files.Store, uid: str) -> None:
+        async with mine.lease():
+            mine.put(record(uid))
+
+    async def scenario() -> None:
+        one, other = store(tmp_path), store(tmp_path)
+        await write(one, "a")
+        await write(other, "b")
+        monkeypatch.setattr(os, "open", refuse)
+        ends: list[int] = []
+        for _ in range(2):
+            with pytest.raises(DiskFailed, match="Read-only"):
+                await write(one, "c")
+            ends += os.pipe()
+        assert [os.fstat(end).st_nlink for end in ends] == [1] * 4
+        monkeypatch.setattr(os, "open", real)
+        await write(one, "c")
+        assert set(one.checkpoint.records) == {"a", "b", "c"}
+        for end in ends:
+            os.close(end)
+
+    run(scenario)

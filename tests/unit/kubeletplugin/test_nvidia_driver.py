@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from api.client import Forbidden
-from api.errors import Busy
+from api.errors import Retryable
 from kubeletplugin import files as files_module
 from kubeletplugin import nvidia as nvidia_module
 from kubeletplugin.disk import replace_whole
 from kubeletplugin.hardware.backend import DeviceBusy
 from kubeletplugin.model.checkpoint import ClaimRecord, MigHolding
 from kubeletplugin.model.inventory import MigInstance, Placement
-from kubeletplugin.model.steps import CreateMigInstance, DeleteMigInstance, DisableMig, HardwareStep, after_step
+from kubeletplugin.model.steps import CreateMigInstance, DisableMig, HardwareStep, after_step
 from tests.scenarios.hardware import h100
+from tests.scenarios.node import TREE
 from tests.unit.kubeletplugin.nvidia_world import Node
 
 GPU, PLACE = h100(0), Placement(0, 1)
@@ -242,77 +242,76 @@ def test_a_journal_is_made_anew_under_the_lease_as_soon_as_the_disk_has_room(
     run(tmp_path, scenario)
 
 
-# Claims that are gone
+# Hardware that is not what it was
 
 
-def test_one_that_cannot_be_given_back_keeps_no_other(tmp_path: Path) -> None:
+def test_without_its_driver_a_node_offers_nothing_and_a_claim_waits_for_it(tmp_path: Path) -> None:
     async def scenario(node: Node) -> None:
-        plugin = node.plugin(grace_s=0.0)
+        plugin = node.plugin(rescan_s=0.01)
         await plugin.driver.recover()
-        await plugin.prepare("a", SLICE)
-        await plugin.prepare("b", "gpu-1")
-        node.api.claims.clear()
-        node.rack.before = refuse(DeleteMigInstance)
-        await plugin.sweep()
-        assert set(plugin.store.checkpoint.records) == {"a"}
+        changed = asyncio.Event()
+        running = asyncio.create_task(plugin.driver.run(changed.set))
+        node.rack.is_unloaded = True
+        await asyncio.wait_for(changed.wait(), 5)
+        assert plugin.offered() == set()
+        with pytest.raises(Retryable, match=r"claim default/claim-x: device gpu-0 .*Driver Not Loaded"):
+            await plugin.prepare("x", "gpu-0")
+        changed.clear()
+        node.rack.is_unloaded = False
+        await asyncio.wait_for(changed.wait(), 5)
+        assert {"gpu-0", SLICE} < plugin.offered()
+        await plugin.prepare("x", "gpu-0")
+        running.cancel()
+        await asyncio.wait((running,))
 
     run(tmp_path, scenario)
 
 
-def test_one_that_is_allocated_on_another_node_by_now_has_nothing_here(tmp_path: Path) -> None:
-    """Its devices there have the same names."""
+@pytest.mark.parametrize("restarts", [True, False])
+def test_with_another_version_of_the_driver_prepared_claims_get_its_files(tmp_path: Path, restarts: bool) -> None:
+    """Their containers may be started again, and the files of the old version are gone."""
 
     async def scenario(node: Node) -> None:
-        plugin = node.plugin(grace_s=0.0)
+        plugin = node.plugin(rescan_s=0.01)
         await plugin.driver.recover()
-        await plugin.prepare("a", "gpu-1")
-        (result,) = node.api.claims["claim-a"]["status"]["allocation"]["devices"]["results"]
-        await plugin.sweep()
-        assert set(plugin.store.checkpoint.records) == {"a"}
-        result["pool"] = "another"
-        await plugin.sweep()
-        assert not plugin.store.checkpoint.records
+        await plugin.prepare("x", SLICE)
+        await plugin.prepare("y", "gpu-1")
+        (library, *others) = TREE.libraries
+        renewed = replace(library, path=library.path.replace("570.158.01", "580.105.08"))
+        node.driver_files.tree = replace(TREE, libraries=(renewed, *others))
+        if restarts:
+            await node.plugin().driver.recover()
+        else:
+            running = asyncio.create_task(plugin.driver.run(lambda: None))
+            await asyncio.sleep(0.2)
+            running.cancel()
+            await asyncio.wait((running,))
+        texts = [(node.folder / "cdi" / name).read_text() for name in node.files("cdi")]
+        assert len(texts) == 2
+        assert all(renewed.path in text and library.path not in text for text in texts)
 
     run(tmp_path, scenario)
 
 
-def test_who_waits_for_what_cannot_be_given_back_is_told_of_its_holder(tmp_path: Path) -> None:
+def test_where_gpus_are_numbered_anew_while_a_claim_waits_nothing_is_made_on_one_that_is_not_held(
+    tmp_path: Path,
+) -> None:
     async def scenario(node: Node) -> None:
-        plugin = node.plugin(grace_s=0.0)
+        plugin = node.plugin()
         await plugin.driver.recover()
-        await plugin.prepare("a", SLICE)
-        node.api.claims.clear()
-        node.rack.before = refuse(DeleteMigInstance)
-        with pytest.raises(Busy, match=r"claim default/claim-y: .* what claim default/claim-a holds"):
-            await plugin.prepare("y", "gpu-0")
-
-    run(tmp_path, scenario)
-
-
-def test_an_api_server_that_refuses_is_not_asked_without_a_pause(tmp_path: Path) -> None:
-    async def scenario(node: Node) -> None:
-        plugin = node.plugin(grace_s=0.0)
-        await plugin.driver.recover()
-        await plugin.prepare("a", "gpu-0")
-        node.api.refusal = Forbidden("GET claims (403)", 403)
-        await plugin.sweep()
-        assert node.api.asked == 1
-        assert set(plugin.store.checkpoint.records) == {"a"}
-
-    run(tmp_path, scenario)
-
-
-def test_a_claim_that_a_twin_gave_back_keeps_nobody_awake(tmp_path: Path) -> None:
-    async def scenario(node: Node) -> None:
-        plugin, twin = node.plugin(grace_s=0.05), node.plugin()
-        await plugin.driver.recover()
-        await plugin.prepare("a", "gpu-0")
-        await twin.driver.recover()
-        node.api.claims.clear()
-        assert await plugin.driver._stale.find(plugin.store.checkpoint.records.values()) == []
-        await twin.unprepare("a")
-        async with plugin.store.lease():
-            records = plugin.store.checkpoint.records
-        assert plugin.driver._stale.next_due_s(records, 600.0) == 600.0
+        first, second = node.rack.hardware.inventory.gpus
+        async with plugin.driver._executor.holding([first.uuid]):
+            preparing = asyncio.create_task(plugin.prepare("x", SLICE))
+            await asyncio.sleep(0.02)
+            swapped = (replace(first, minor=1), replace(second, minor=0))
+            node.rack.hardware = replace(
+                node.rack.hardware, inventory=replace(node.rack.hardware.inventory, gpus=swapped)
+            )
+            await plugin.driver._look()
+        with pytest.raises(Retryable, match=r"claim default/claim-x: .*numbered anew"):
+            await preparing
+        assert not node.rack.instances() and not plugin.store.checkpoint.records
+        record = await plugin.prepare("x", SLICE)
+        assert holding(record).gpu_uuid == second.uuid
 
     run(tmp_path, scenario)

@@ -11,8 +11,8 @@ import pytest
 
 from api.client import Client
 from api.errors import Busy
+from kubeletplugin.cdi_files import CdiFiles
 from kubeletplugin.disk import locked
-from kubeletplugin.files import CdiFiles
 from kubeletplugin.model.channels import DomainUse, build_channel_spec
 from kubeletplugin.prepared import PreparedClaims
 

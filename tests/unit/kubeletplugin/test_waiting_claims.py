@@ -12,9 +12,9 @@ import pytest
 from api.client import Forbidden, Json, NotFound
 from api.clique import DAEMON_LOCK_FILE
 from kubeletplugin import membership as membership_module
+from kubeletplugin.cdi_files import CdiFiles
 from kubeletplugin.compute_domain import ComputeDomainDriver, NotConnectedYet
 from kubeletplugin.executor import Executor
-from kubeletplugin.files import CdiFiles
 from kubeletplugin.hardware.tree import DriverRoot
 from kubeletplugin.model.inventory import Fabric, Gpu, Inventory
 from kubeletplugin.server import ClaimRef

@@ -64,6 +64,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- join "," $drivers }}
 {{- end }}
 
+{{/* Whether there is a controller: it runs where it has something to do. */}}
+{{- define "partita.controller" -}}
+{{- if and .Values.controller.enabled (or .Values.resources.computeDomains.enabled .Values.controller.nodePartitioning.enabled) }}true{{ end -}}
+{{- end }}
+
 {{/* Whether nodes of AMD GPUs are repartitioned as a whole. */}}
 {{- define "partita.nodePartitioning" -}}
 {{- if and .Values.controller.enabled .Values.controller.nodePartitioning.enabled }}true{{ end -}}
@@ -76,6 +81,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   effect: NoExecute
 - key: kaiwo-partitioning
   operator: Exists
+{{- end }}
+
+{{/* Which nodes the plugin runs on. */}}
+{{- define "partita.pluginNodeSelector" -}}
+{{- $simulated := ternary .Values.simulator.nodeSelector (dict) (ne .Values.simulator.profile "") -}}
+{{- toYaml (merge (dict) $simulated .Values.kubeletPlugin.nodeSelector) }}
 {{- end }}
 
 {{/* Where the driver tree is on the node; simulated hardware has the place of a driver container's. */}}

@@ -8,22 +8,39 @@
 
 #include "state.h"
 
-/* A client may be killed between any two calls. Whoever repairs the tree goes by the `access` file and its folder:
- * so the file appears last and whole, and the node disappears first. */
-static void show_capability(int root, const char *folder, uint32_t minor) {
-    char access[160], aside[160], node[64], text[96];
-    snprintf(access, sizeof access, "%s/access", folder);
-    if (faccessat(root, access, F_OK, 0) == 0) return;
-    mkdirat(root, folder, 0555);
-    snprintf(node, sizeof node, "dev/nvidia-caps/nvidia-cap%u", minor);
-    if (state->plain_nodes || mknodat(root, node, S_IFCHR | 0444, makedev(state->caps_major, minor))) {
-        int fd = openat(root, node, O_WRONLY | O_CREAT | O_CLOEXEC, 0444);
+/* What an instance shows depends on its place alone, and the next one there shows the same. So what is hidden is kept
+ * aside: the kernel's own entries cost a program nothing, and a rename is the least that files can cost. */
+#define ASIDE "run/nvidia-simulator/hidden"
+
+struct capability {
+    char folder[128], node[64], hidden_folder[64], hidden_node[64];
+    uint32_t minor;
+};
+
+static void find_paths(struct capability *found, const char *folder, uint32_t minor) {
+    found->minor = minor;
+    snprintf(found->folder, sizeof found->folder, "%s", folder);
+    snprintf(found->node, sizeof found->node, "dev/nvidia-caps/nvidia-cap%u", minor);
+    snprintf(found->hidden_folder, sizeof found->hidden_folder, ASIDE "/%u", minor);
+    snprintf(found->hidden_node, sizeof found->hidden_node, ASIDE "/nvidia-cap%u", minor);
+}
+
+static void make_node(int root, const struct capability *made) {
+    if (state->plain_nodes || mknodat(root, made->node, S_IFCHR | 0444, makedev(state->caps_major, made->minor))) {
+        int fd = openat(root, made->node, O_WRONLY | O_CREAT | O_CLOEXEC, 0444);
         if (fd >= 0) close(fd);
     } else {
-        fchmodat(root, node, 0444, 0);
+        fchmodat(root, made->node, 0444, 0);
     }
-    snprintf(aside, sizeof aside, "%s/.access", folder);
-    int length = snprintf(text, sizeof text, "DeviceFileMinor: %u\nDeviceFileMode: 292\nDeviceFileModify: 1\n", minor);
+}
+
+static void make_folder(int root, const struct capability *made) {
+    char access[160], aside[160], text[96];
+    snprintf(access, sizeof access, "%s/access", made->folder);
+    snprintf(aside, sizeof aside, "%s/.access", made->folder);
+    mkdirat(root, made->folder, 0555);
+    int length = snprintf(text, sizeof text, "DeviceFileMinor: %u\nDeviceFileMode: 292\nDeviceFileModify: 1\n",
+                          made->minor);
     int fd = openat(root, aside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0444);
     if (fd < 0) return;
     int written = write(fd, text, (size_t)length) == length;
@@ -31,15 +48,29 @@ static void show_capability(int root, const char *folder, uint32_t minor) {
     if (written) renameat(root, aside, root, access);
 }
 
+/* A client may be killed between any two calls. Whoever repairs the tree goes by the `access` file and its folder:
+ * so the file appears last and whole, and the node disappears first. */
+static void show_capability(int root, const char *folder, uint32_t minor) {
+    char access[160];
+    struct capability shown;
+    find_paths(&shown, folder, minor);
+    snprintf(access, sizeof access, "%s/access", folder);
+    if (faccessat(root, access, F_OK, 0) == 0) return;
+    if (renameat(root, shown.hidden_node, root, shown.node)) make_node(root, &shown);
+    if (renameat(root, shown.hidden_folder, root, folder)) make_folder(root, &shown);
+}
+
 static void hide_capability(int root, const char *folder, uint32_t minor) {
-    char path[160];
+    char access[160], unfinished[160];
+    struct capability hidden;
     if (faccessat(root, folder, F_OK, 0)) return;
-    snprintf(path, sizeof path, "dev/nvidia-caps/nvidia-cap%u", minor);
-    unlinkat(root, path, 0);
-    snprintf(path, sizeof path, "%s/access", folder);
-    unlinkat(root, path, 0);
-    snprintf(path, sizeof path, "%s/.access", folder);
-    unlinkat(root, path, 0);
+    find_paths(&hidden, folder, minor);
+    snprintf(access, sizeof access, "%s/access", folder);
+    if (renameat(root, hidden.node, root, hidden.hidden_node)) unlinkat(root, hidden.node, 0);
+    if (faccessat(root, access, F_OK, 0) == 0 && renameat(root, folder, root, hidden.hidden_folder) == 0) return;
+    unlinkat(root, access, 0);
+    snprintf(unfinished, sizeof unfinished, "%s/.access", folder);
+    unlinkat(root, unfinished, 0);
     unlinkat(root, folder, AT_REMOVEDIR);
 }
 

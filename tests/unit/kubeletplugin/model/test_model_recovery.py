@@ -13,6 +13,7 @@ from kubeletplugin.model.checkpoint import (
     ClaimState,
     GpuHolding,
     MigHolding,
+    decode_journal,
     encode_checkpoint,
 )
 from kubeletplugin.model.claims import parse_claim, parse_config
@@ -50,13 +51,35 @@ def test_an_interrupted_preparation_is_undone_gpu_instance_without_compute_insta
     assert (node.hardware.inventory, node.checkpoint) == (fresh().hardware.inventory, Checkpoint())
 
 
-def test_what_an_earlier_boot_began_is_forgotten_without_touching_what_is_there_now() -> None:
+def test_what_an_earlier_boot_began_is_forgotten_with_its_intent() -> None:
     node = cut(fresh(), claim("c", SLICE), 3)
     node.reboot()
     node.hardware, theirs = node.hardware.with_admin_instance(GPU, 19, PLACE)
     node.restart()
     assert node.hardware.instances() == {(GPU, PLACE): theirs}
     assert node.checkpoint == Checkpoint()
+
+
+def test_of_what_an_earlier_boot_began_nobody_knows_whether_the_kubelet_was_told_so_it_is_made_again() -> None:
+    """The intent is on the disk before the answer, and the record of what was made may be lost with the power."""
+    node = fresh()
+    node.prepare(claim("c", SLICE))
+    node.reboot()
+    assert decode_journal(DRIVER, node.journal).checkpoint.records["c"].state is ClaimState.STARTED
+    node.restart()
+    assert node.checkpoint.records["c"].state is ClaimState.COMPLETED
+    assert "c" in node.cdi
+
+
+def test_what_an_earlier_boot_began_is_not_made_in_an_admins_place() -> None:
+    node = fresh()
+    node.prepare(claim("c", SLICE))
+    node.reboot()
+    node.hardware, theirs = node.hardware.with_admin_instance(GPU, 9, Placement(4, 4))
+    recovery = plan_recovery(node.checkpoint, node.hardware.inventory, node.boot_id)
+    assert recovery.undo == recovery.redo == ()
+    node.restart()
+    assert node.hardware.instances() == {(GPU, Placement(4, 4)): theirs}
 
 
 def test_after_a_reboot_partitions_are_made_again_and_records_and_cdi_files_say_so() -> None:
