@@ -77,10 +77,10 @@ def _put_clique(domains: ComputeDomains, uid: str, namespace: str, node: str) ->
     _put(domains, "ComputeDomainClique", obj)
 
 
-def _put_fabric(domains: ComputeDomains, node: str, clique: str) -> None:
+def _put_fabric(domains: ComputeDomains, node: str, clique: str, version: str = "4") -> None:
     device = {"name": "channel-0", "attributes": {"cliqueID": {"string": clique}}}
     spec = {"nodeName": node, "devices": [device]}
-    _put(domains, "ResourceSlice", {"metadata": {"name": f"s-{node}", "resourceVersion": "4"}, "spec": spec})
+    _put(domains, "ResourceSlice", {"metadata": {"name": f"s-{node}", "resourceVersion": version}, "spec": spec})
 
 
 def _put_claim(
@@ -174,6 +174,21 @@ def test_a_domain_on_whose_nodes_another_stands_otherwise_is_looked_at() -> None
     domains._plan(other)
     assert len(domains.queue) == 1, "it has left"
     assert plan_members(domains.observe(train, 0.0), SETTINGS).occupied == {}
+
+
+def test_how_a_rival_stands_follows_its_node_and_its_end_by_force() -> None:
+    domains = _domains()
+    uid, other = _put_two_on_one_node(domains)
+    assert [rival.nodes for rival in domains.observe(uid, 0.0).rivals] == [{"n1"}]
+    _put_fabric(domains, "n1", "", version="5")
+    assert not domains.observe(uid, 0.0).rivals, "it wants no daemon there"
+    _put_fabric(domains, "n1", "f.1", version="6")
+    assert [rival.uid for rival in domains.observe(uid, 0.0).rivals] == [other]
+    forced = {"resource.nvidia.com/force-delete": "true"}
+    deleted = {"deletionTimestamp": "2026-01-02T00:00:00Z", "annotations": forced, "resourceVersion": "7"}
+    _put_domain(domains, "other", **deleted)
+    assert not domains.observe(uid, 0.0).rivals
+    assert [str(claim) for claim in domains.observe(uid, 0.0).leftovers.values()] == [f"team/c-{other}"]
 
 
 def test_claims_that_name_domains_that_never_were_make_no_rivals_and_one_of_them_is_named() -> None:
