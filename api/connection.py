@@ -64,17 +64,26 @@ def _enter_packages() -> None:
 class Connection:
     """Where the API server is and how to prove who we are."""
 
-    def __init__(self, configuration: Any, kubeconfig: str | None) -> None:
+    def __init__(
+        self, configuration: Any, kubeconfig: str | None, context: str | None = None, namespace: str | None = None
+    ) -> None:
         self._configuration = configuration
         self._kubeconfig = kubeconfig
+        self._context = context
+        self.namespace = namespace
+        """That of the kubeconfig's context; None where it has none."""
         self._loaded_at_s = time.monotonic()
         self._certificates: tuple[bytes, ...] = ()
         self._tls: ssl.SSLContext | None = None
 
     @classmethod
-    async def load(cls, kubeconfig: str | None) -> "Connection":
-        """From that kubeconfig file, or from the pod's service account when None. Raises ConnectionUnknown."""
-        return cls(await _load(kubeconfig), kubeconfig)
+    async def load(cls, kubeconfig: str | None, context: str | None = None) -> "Connection":
+        """From that kubeconfig file (`context` None: its current one), or from the pod's service account when None.
+
+        Raises ConnectionUnknown.
+        """
+        configuration, namespace = await _load(kubeconfig, context)
+        return cls(configuration, kubeconfig, context, namespace)
 
     @property
     def host(self) -> str:
@@ -118,7 +127,7 @@ class Connection:
 
     async def _reload(self) -> None:
         self._loaded_at_s = time.monotonic()
-        configuration = await _load(self._kubeconfig)
+        configuration, _ = await _load(self._kubeconfig, self._context)
         if _read_certificates(configuration) != self._certificates:
             self._tls = None
         self._configuration = configuration
@@ -130,12 +139,20 @@ def _read_certificates(configuration: Any) -> tuple[bytes, ...]:
     return tuple(Path(file).read_bytes() for file in files if file)
 
 
-async def _load(kubeconfig: str | None) -> Any:
+def _exists(file: str) -> bool:
+    return bool(file) and Path(file).expanduser().exists()
+
+
+async def _load(kubeconfig: str | None, context: str | None) -> tuple[Any, str | None]:
+    """The package's configuration, and the namespace of the context."""
+    if kubeconfig is not None and not any(map(_exists, kubeconfig.split(os.pathsep))):
+        raise ConnectionUnknown(f"kubeconfig {kubeconfig}: there is no such file")
     _enter_packages()
     from kubernetes.aio.client.configuration import Configuration
 
     # Configuration.__call__ copies a process-wide default; `type.__call__` is the package's own way round it.
     configuration = type.__call__(Configuration)
+    namespace: str | None = None
     try:
         if kubeconfig is None:
             from kubernetes.aio.config.incluster_config import load_incluster_config
@@ -146,10 +163,16 @@ async def _load(kubeconfig: str | None) -> Any:
         else:
             from kubernetes.aio.config.kube_config import load_kube_config
 
-            await load_kube_config(  # type: ignore[no-untyped-call]
-                config_file=kubeconfig, client_configuration=configuration, persist_config=False, temp_file_path=None
+            loader = await load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=kubeconfig,
+                context=context,
+                client_configuration=configuration,
+                persist_config=False,
+                temp_file_path=None,
             )
+            namespace = loader.current_context["context"].get("namespace")
     except Exception as error:  # the package does not say what it raises for a bad file
         where = f"kubeconfig {kubeconfig}" if kubeconfig else "service account of this pod"
-        raise ConnectionUnknown(f"{where}: {str(error) or type(error).__name__}") from error
-    return configuration
+        which = f", context {context}" if context else ""
+        raise ConnectionUnknown(f"{where}{which}: {str(error) or type(error).__name__}") from error
+    return configuration, namespace

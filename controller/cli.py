@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from api.client import ApiError, Client, NotFound, path
+from api.connection import Connection, ConnectionUnknown
 from api.errors import PartitaError
 from api.names import COMPUTE_DOMAIN_LABEL, DRA_API_VERSION, RESOURCE_API_VERSION
 from api.nesting import allow_deep_objects
@@ -34,34 +35,45 @@ def main() -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("partita", description="See what GPU claims and ComputeDomains wait for.")
-    parser.add_argument("--kubeconfig", help="kubeconfig file; default: $KUBECONFIG, then ~/.kube/config")
+    _add_connection(parser, None)
     verbs = parser.add_subparsers(dest="verb", required=True)
     explain = verbs.add_parser("explain", help="why does it wait?")
     explain.add_argument("kind", choices=["pod"])
     explain.add_argument("name")
-    explain.add_argument("-n", "--namespace", default="default")
+    explain.add_argument("-n", "--namespace", help="default: the context's")
     get = verbs.add_parser("get", help="list")
     get.add_argument("kind", choices=["domains"])
     get.add_argument("-n", "--namespace", help="default: all namespaces")
+    for verb in (explain, get):
+        _add_connection(verb, argparse.SUPPRESS)  # what is not said after the verb may have been said before it
     return parser
+
+
+def _add_connection(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--kubeconfig", default=default, help="kubeconfig file; default: $KUBECONFIG, then ~/.kube/config"
+    )
+    parser.add_argument("--context", default=default, help="context of the kubeconfig; default: its current one")
 
 
 async def run(options: argparse.Namespace) -> Sequence[str]:
     """The lines to print. Raises PartitaError."""
-    async with await Client.connect(options.kubeconfig or find_kubeconfig()) as client:
+    connection = await Connection.load(find_kubeconfig(options), options.context)
+    async with Client(connection) as client:
         if options.verb == "get":
             where = path(RESOURCE_API_VERSION, "computedomains", namespace=options.namespace)
             return list_domains(await client.list(where))
-        return explain_pod(await gather_facts(client, options.namespace, options.name))
+        namespace = options.namespace or connection.namespace or "default"
+        return explain_pod(await gather_facts(client, namespace, options.name))
 
 
-def find_kubeconfig() -> str | None:
-    """Where kubectl looks; None: we are in a pod."""
-    named = os.environ.get("KUBECONFIG")
-    if named:
-        return named
+def find_kubeconfig(options: argparse.Namespace) -> str | None:
+    """Where kubectl looks; None: we are in a pod. Raises ConnectionUnknown."""
     usual = Path.home() / ".kube" / "config"
-    return str(usual) if usual.exists() else None
+    found = options.kubeconfig or os.environ.get("KUBECONFIG") or (str(usual) if usual.exists() else None)
+    if found is None and (options.context or "KUBERNETES_SERVICE_HOST" not in os.environ):
+        raise ConnectionUnknown(f"no kubeconfig is named by --kubeconfig or $KUBECONFIG, nor is there {usual}")
+    return found
 
 
 async def gather_facts(client: Client, namespace: str, name: str) -> PodFacts:

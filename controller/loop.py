@@ -74,6 +74,7 @@ class WorkQueue:
     async def _work(self, reconcile: Reconcile) -> None:
         while True:
             key = await self._ready.get()
+            await asyncio.sleep(0)  # a full queue of keys that await nothing would keep the loop from all else
             await self._keep_quiet()
             self._queued.discard(key)
             self._working.add(key)

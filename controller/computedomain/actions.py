@@ -86,7 +86,7 @@ class Plan:
     reports: tuple[Report, ...] = ()
     """Events for people; losing one harms nothing."""
     held: tuple[str, ...] = ()
-    """What has to wait, by name; `Observation.held_since` gives the time back: since when it has been in every plan."""
+    """What has to wait, by name; `Observation.held_s` says for how long it has been in every plan."""
     wake_after_s: float | None = None
     """Look again after this time, even if nothing changes."""
     members: Members = field(default_factory=Members)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from api.clique import KEY_ATTRIBUTE, is_late
 from api.clique import Member as StoredMember
+from controller.computedomain.clocks import find_lost_s
 from controller.computedomain.objects import uses_tls
 from controller.computedomain.state import (
     ABSENT_AFTER_S,
@@ -47,13 +48,16 @@ def plan_members(seen: Observation, settings: Settings) -> Members:
     plain = [Member(node, "", -1, ready=True, released=True) for node in sorted(by_clique.pop("", []))]
     indexes, crowded = _place(seen, settings, by_clique, stored)
     standing = _find_standing(domain, seen, claims.accepted, indexes)
-    occupied = _find_occupied(seen, standing, settings)
+    occupied = _find_occupied(seen, standing)
     placed = _build_members(seen, settings, indexes, occupied, _find_given_up(seen, claims.accepted))
+    members = (*_hold(domain, standing, _release(domain, placed, len(plain))), *plain)
+    released = {member.node for member in members if member.released}
     return Members(
-        members=(*_hold(domain, standing, _release(domain, placed, len(plain))), *plain),
+        members=members,
         left_out={**left_out, **crowded},
         holders=tuple(claims.accepted) if domain.deleted_at is not None else (),
         refused=tuple(claims.refused),
+        waiting=tuple(claim for claim in claims.accepted if claim.node not in released),
         standing=standing,
         occupied=occupied,
     )
@@ -76,18 +80,16 @@ def _holds_node(domain: Domain, member: StoredMember | Member) -> bool:
     return member.holds_node or (member.released if domain.wait_for_all else member.address != "")
 
 
-def _find_occupied(seen: Observation, own: Standing | None, settings: Settings) -> dict[str, str]:
+def _find_occupied(seen: Observation, own: Standing | None) -> dict[str, str]:
     """The nodes that are for another domain now, and for which."""
     if own is None:
         return {}
-    rivals = [plan_members(rival, settings).standing for rival in seen.rivals]
-    occupied = {}
-    for node in sorted(own.nodes):
-        there = [own, *(rival for rival in rivals if rival is not None and node in rival.nodes)]
-        first = min(there, key=lambda standing: standing.rank(node))
-        if first is not own:
-            occupied[node] = first.name
-    return occupied
+    first = dict.fromkeys(sorted(own.nodes), own)
+    for rival in seen.rivals:
+        for node in rival.nodes & own.nodes:
+            if rival.rank(node) < first[node].rank(node):
+                first[node] = rival
+    return {node: standing.name for node, standing in first.items() if standing is not own}
 
 
 def _hold(domain: Domain, standing: Standing | None, members: Iterable[Member]) -> list[Member]:
@@ -251,7 +253,7 @@ def _find_given_up(seen: Observation, claims: Iterable[ChannelClaim]) -> frozens
 def _build_member(member: Member, seen: Observation, occupant: str | None, *, given_up: bool, keyless: bool) -> Member:
     pod = member.pod
     ready = pod is not None and pod.phase is Phase.READY and pod.address != ""
-    lost = pod is not None and pod.lost_at is not None and seen.now - pod.lost_at >= ABSENT_AFTER_S
+    lost = pod is not None and pod.lost_at is not None and find_lost_s(seen, pod) >= ABSENT_AFTER_S
     message = "" if ready else _explain(member, seen, occupant, given_up=given_up, keyless=keyless)
     absent = lost or (given_up and not ready)
     return replace(member, ready=ready, released=ready, message=message, absent=absent)
@@ -278,28 +280,16 @@ def _explain(member: Member, seen: Observation, occupant: str | None, *, given_u
     if pod.message:
         return f"daemon pod {pod.ref}: {pod.message}"
     if pod.phase is Phase.PENDING:
-        leftover = _find_leftover(seen, node)
+        # For words only: anybody may make a claim for a domain that never was, and must not keep others off the node
+        # by it. What really holds the node is its plugin's to know.
+        leftover = seen.leftovers.get(node)
         return f"daemon pod {pod.ref} is starting" + (
-            f"; claim {leftover.ref} on {node} is of a ComputeDomain that is gone, and its containers may still have "
+            f"; claim {leftover} on {node} is of a ComputeDomain that is gone, and its containers may still have "
             "the node's channels"
             if leftover
             else ""
         )
     return f"daemon pod {pod.ref} is not connected to all its peers yet"
-
-
-def _find_leftover(seen: Observation, node: str) -> ChannelClaim | None:
-    """A claim on the node whose ComputeDomain was deleted by force, or long ago.
-
-    For words only: anybody may make a claim for a domain that never was, and must not keep others off the node by it.
-    What really holds the node is its plugin's to know.
-    """
-    ended = (
-        rival
-        for rival in seen.rivals
-        if rival.domain is None or (rival.domain.deleted_at is not None and rival.domain.force)
-    )
-    return next((claim for rival in ended for claim in rival.claims if claim.node == node), None)
 
 
 def _release(domain: Domain, members: tuple[Member, ...], without_fabric: int) -> tuple[Member, ...]:

@@ -61,7 +61,7 @@ def plan_memberships(
             continue
         kind, window_s = change
         # Each kind has its own time: words that have waited for long must not hurry the first address.
-        held_s = seen.now - seen.held_since.get(f"{name} {kind}", seen.now)
+        held_s = seen.held_s.get(f"{name} {kind}", 0.0)
         if held_s < window_s:
             held.append(f"{name} {kind}")
             wakes.append(window_s - held_s)

@@ -131,7 +131,7 @@ def parse_pod(raw: Json) -> DaemonPod | None:
         address=status.get("podIP") or "",
         created_at=parse_time(metadata.get("creationTimestamp")),
         terminating=_is_terminating(metadata),
-        ends_by=parse_time(metadata.get("deletionTimestamp")),
+        grace_s=float(metadata.get("deletionGracePeriodSeconds") or 0),
         message=_pod_message(status),
         lost_at=_lost_at(status),
     )

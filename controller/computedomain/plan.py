@@ -9,6 +9,7 @@ remembers, and the order of the stages is what keeps every intermediate state ha
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from api.ref import Ref
@@ -25,6 +26,7 @@ from controller.computedomain.actions import (
     is_anything_left,
 )
 from controller.computedomain.binding import plan_bindings
+from controller.computedomain.clocks import find_finished_s, find_lost_s, find_overdue_s, plan_clocks
 from controller.computedomain.members import plan_members
 from controller.computedomain.memberships import plan_memberships
 from controller.computedomain.objects import (
@@ -48,7 +50,7 @@ from controller.computedomain.state import (
     Template,
 )
 from controller.computedomain.status import build_status, find_condition, same_status
-from controller.computedomain.waiting import plan_clocks, plan_following
+from controller.computedomain.waiting import plan_following
 
 Json = dict[str, Any]
 
@@ -56,6 +58,11 @@ Json = dict[str, Any]
 def plan_domain(seen: Observation, settings: Settings) -> Plan:
     """Everything to be done now about one domain."""
     members = plan_members(seen, settings)
+    plan = _plan(seen, members, settings)
+    return replace(plan, held=(*plan.held, *plan_clocks(seen, members)))
+
+
+def _plan(seen: Observation, members: Members, settings: Settings) -> Plan:
     situation = find_situation(seen, used=bool(members.holders))
     match situation:
         case Situation.GONE:
@@ -97,7 +104,7 @@ def _plan_end(seen: Observation, domain: Domain, members: Members) -> Plan:
 def _plan_orphans(seen: Observation) -> Plan:
     """What outlived its ComputeDomain. Caches fill one by one, so it may only be late to be seen: wait a bit."""
     removal = _stages(_plan_removal(seen))
-    held_s = seen.now - seen.held_since.get("orphans", seen.now)
+    held_s = seen.held_s.get("orphans", 0.0)
     if removal and held_s < ORPHAN_S:
         return Plan(Situation.GONE, held=("orphans",), wake_after_s=ORPHAN_S - held_s)
     delays = _plan_wakes(seen)
@@ -138,14 +145,14 @@ def _delete_pods(seen: Observation, pods: Iterable[DaemonPod]) -> list[Action]:
     for pod in sorted(pods, key=lambda pod: pod.ref.name):
         if not pod.terminating:
             actions.append(Delete(pod.ref))
-        elif seen.now >= _overdue_at(seen, pod):
+        elif _overdue_in_s(seen, pod) <= 0:
             actions.append(Delete(pod.ref, at_once=True))
     return actions
 
 
-def _overdue_at(seen: Observation, pod: DaemonPod) -> float:
+def _overdue_in_s(seen: Observation, pod: DaemonPod) -> float:
     forced = seen.domain is not None and seen.domain.deleted_at is not None and seen.domain.force
-    return pod.ends_by + (0.0 if forced else OVERDUE_S)
+    return (0.0 if forced else OVERDUE_S) - find_overdue_s(seen, pod)
 
 
 # --- upkeep ------------------------------------------------------------------------------------------------------
@@ -180,7 +187,7 @@ def _plan_upkeep(seen: Observation, domain: Domain, members: Members, situation:
         situation,
         _order(seen, structure, status),
         reports,
-        (*held, *status_held, *plan_clocks(seen, members)),
+        (*held, *status_held),
         min(delays) if delays else None,
         members,
         follow_pods,
@@ -197,9 +204,10 @@ def _order(
 
 def _plan_wakes(seen: Observation) -> list[float]:
     """In how many seconds something is due that no change will tell of."""
-    losses = [pod.lost_at + ABSENT_AFTER_S for pod in seen.pods if pod.lost_at is not None and not pod.terminating]
-    overdue = [_overdue_at(seen, pod) for pod in seen.pods if pod.terminating]
-    return [due - seen.now for due in (*losses, *overdue) if due > seen.now]
+    lost = [pod for pod in seen.pods if pod.lost_at is not None and not pod.terminating]
+    losses = [ABSENT_AFTER_S - find_lost_s(seen, pod) for pod in lost]
+    overdue = [_overdue_in_s(seen, pod) for pod in seen.pods if pod.terminating]
+    return [due_s for due_s in (*losses, *overdue) if due_s > 0]
 
 
 def _plan_template(seen: Observation, domain: Domain, situation: Situation) -> list[Action]:
@@ -257,11 +265,11 @@ def _plan_surplus(
         if pod.terminating or not has_place:
             pods.append(pod)
         elif pod.phase is Phase.FINISHED:
-            age = seen.now - pod.created_at
-            if age >= FAILED_POD_RETRY_S:
+            left_s = FAILED_POD_RETRY_S - find_finished_s(seen, pod)
+            if left_s <= 0:
                 pods.append(pod)
             else:
-                retry_s.append(FAILED_POD_RETRY_S - age)
+                retry_s.append(left_s)
     claims = [
         claim.ref
         for claim in seen.daemon_claims
@@ -298,7 +306,7 @@ def _plan_status(
     flips = find_condition(domain.status, "Ready").get("status") != find_condition(wanted, "Ready")["status"]
     ends = domain.deleted_at is not None and not members.holders
     window = FIRST_STATUS_S if first else 0.0 if flips and not ends else GATHER_STATUS_S
-    held_s = seen.now - seen.held_since.get("status", seen.now)
+    held_s = seen.held_s.get("status", 0.0)
     if held_s < window:
         return None, ["status"], window - held_s
     return WriteStatus(domain.ref, wanted), [], None

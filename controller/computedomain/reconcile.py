@@ -16,6 +16,7 @@ from controller.computedomain.actions import Plan
 from controller.computedomain.check import check_plan
 from controller.computedomain.execute import Executor
 from controller.computedomain.leaving import LeavingPods
+from controller.computedomain.members import plan_members
 from controller.computedomain.parse import (
     parse_claim,
     parse_clique,
@@ -65,7 +66,11 @@ class ComputeDomains:
         self.tell_of_fabric: Callable[[str], None] = lambda node: None
         """Called with each node that publishes another clique, or none."""
         self._held: dict[str, dict[str, float]] = {}
+        """By domain: since when plans have said that something has to wait; in time.monotonic(), which nobody sets."""
         self._failures: dict[str, tuple[float, tuple[str, ...]]] = {}
+        """By domain: since when it is refused something, in the same time, and what."""
+        self._standings: dict[str, Standing | None] = {}
+        """Of each domain (by UID): as its neighbours found it, until something that it depends on changes."""
         self._told: dict[str, tuple[Standing, frozenset[str]]] = {}
         """Of each domain with members: how it stood when its rivals (by UID) were told last."""
         self._make_caches()
@@ -91,7 +96,7 @@ class ComputeDomains:
             {
                 "uid": lambda c: [c.domain_uid],
                 "node": lambda c: [c.node] if isinstance(c, ChannelClaim) else [],
-                "daemon": lambda c: [c.node] if isinstance(c, DaemonClaim) else [],
+                "daemon": lambda c: [c.node] if self._is_daemons(c) else [],
             },
         )
         self.templates: Cache[Template] = Cache(
@@ -118,8 +123,8 @@ class ComputeDomains:
     def _tie_caches(self) -> Caches:
         return Caches(
             {
-                "ComputeDomain": (self.domains, lambda d: self.queue.add(d.ref.uid)),
-                "ComputeDomainClique": (self.cliques, lambda c: self.queue.add(c.membership.domain_uid)),
+                "ComputeDomain": (self.domains, lambda d: self._domain_changed(d.ref.uid)),
+                "ComputeDomainClique": (self.cliques, lambda c: self._domain_changed(c.membership.domain_uid)),
                 "ResourceClaim": (self.claims, self._claim_changed),
                 "ResourceClaimTemplate": (self.templates, self._template_changed),
                 "Pod": (self.pods, lambda p: self.queue.add(p.domain_uid)),
@@ -127,10 +132,15 @@ class ComputeDomains:
             }
         )
 
+    def _domain_changed(self, uid: str) -> None:
+        """Something that `_observe_members` sees."""
+        self._standings.pop(uid, None)
+        self.queue.add(uid)
+
     def _claim_changed(self, claim: ChannelClaim | DaemonClaim) -> None:
         """Whoever waits for the node looks at it when a daemon leaves."""
-        self.queue.add(claim.domain_uid)
-        if isinstance(claim, DaemonClaim):
+        self._domain_changed(claim.domain_uid)
+        if self._is_daemons(claim):
             for there in self.claims.find("node", claim.node):
                 self.queue.add(there.domain_uid)
 
@@ -143,7 +153,7 @@ class ComputeDomains:
     def _fabric_changed(self, fabric: NodeFabric) -> None:
         self.tell_of_fabric(fabric.node)
         for claim in self.claims.find("node", fabric.node):
-            self.queue.add(claim.domain_uid)
+            self._domain_changed(claim.domain_uid)
 
     def _drop(self, ref: Ref) -> None:
         """Of what is cached under its name, only this incarnation is gone."""
@@ -166,18 +176,20 @@ class ComputeDomains:
     def observe(self, uid: str, now: float) -> Observation:
         """The caches as they are now, for one domain."""
         seen = self._observe_members(uid, now)
+        nodes = _find_nodes(seen)
+        rivals, leftovers = self._find_neighbours(uid, nodes)
         claims = [claim for claim in self.claims.find("uid", uid) if isinstance(claim, DaemonClaim)]
-        neighbours = {there.domain_uid for each in seen.claims for there in self.claims.find("node", each.node)}
         return replace(
             seen,
-            rivals=tuple(self._observe_members(other, now) for other in sorted(neighbours - {uid})),
+            rivals=rivals,
+            leftovers=leftovers,
             pods=tuple(self.pods.find("uid", uid)),
             daemon_claims=tuple(claim for claim in claims if self._is_ours(claim.ref)),
-            taken={each.node: str(other) for each in seen.claims for other in self._find_daemons(each.node, uid)},
+            taken={node: str(other) for node in nodes for other in self._find_daemons(node, uid)},
             templates=self._find_templates(uid, seen.domain),
-            held_since=self._held.get(uid, {}),
+            held_s={name: time.monotonic() - since for name, since in self._held.get(uid, {}).items()},
             leaving=self._leaving.known(uid),
-            failures=self._lasting_failures(uid, now),
+            failures=self._lasting_failures(uid),
         )
 
     def _observe_members(self, uid: str, now: float) -> Observation:
@@ -189,7 +201,7 @@ class ComputeDomains:
         return Observation(
             now=now,
             uid=uid,
-            domain=next(self.domains.find("uid", uid), None),
+            domain=self._find_domain(uid),
             claims=claims,
             fabric={node: found.clique_id for node, found in published.items()},
             keys={node: found.public_key for node, found in published.items() if found.public_key},
@@ -197,15 +209,42 @@ class ComputeDomains:
             strays=tuple(clique for clique in cliques if not self._is_ours(clique.ref)),
         )
 
-    def _lasting_failures(self, uid: str, now: float) -> tuple[str, ...]:
+    def _find_domain(self, uid: str) -> Domain | None:
+        return next(self.domains.find("uid", uid), None)
+
+    def _find_neighbours(self, uid: str, nodes: set[str]) -> tuple[tuple[Standing, ...], dict[str, Ref]]:
+        """How the other domains on these nodes stand; and by node, a claim there whose domain is gone or goes by force.
+
+        Any number of claims may name domains that never were. So one that is not there is no rival, and of claims
+        that are left over the first by name is enough.
+        """
+        there: dict[str, Domain | None] = {}
+        leftovers: dict[str, Ref] = {}
+        for claim in (claim for node in nodes for claim in self.claims.find("node", node) if claim.domain_uid != uid):
+            if claim.domain_uid not in there:
+                there[claim.domain_uid] = self._find_domain(claim.domain_uid)
+            domain = there[claim.domain_uid]
+            if domain is None or (domain.deleted_at is not None and domain.force):
+                leftovers[claim.node] = min(leftovers.get(claim.node, claim.ref), claim.ref, key=str)
+        standings = [self._find_standing(other) for other in sorted(there) if there[other] is not None]
+        return tuple(standing for standing in standings if standing is not None), leftovers
+
+    def _find_standing(self, uid: str) -> Standing | None:
+        if uid not in self._standings:
+            self._standings[uid] = plan_members(self._observe_members(uid, 0.0), self._settings).standing
+        return self._standings[uid]
+
+    def _lasting_failures(self, uid: str) -> tuple[str, ...]:
         """What passes by itself (an API server that has just started knows no roles yet) is not worth a word."""
-        since, refused = self._failures.get(uid, (now, ()))
-        return refused if now - since >= TOLERATED_S else ()
+        since, refused = self._failures.get(uid, (0.0, ()))
+        return refused if time.monotonic() - since >= TOLERATED_S else ()
 
     def _find_daemons(self, node: str, but_of: str) -> list[Ref]:
         """The claims of the daemons of other domains on a node."""
-        found = [claim for claim in self.claims.find("daemon", node) if claim.domain_uid != but_of]
-        return [claim.ref for claim in found if self._is_ours(claim.ref)]
+        return [claim.ref for claim in self.claims.find("daemon", node) if claim.domain_uid != but_of]
+
+    def _is_daemons(self, claim: ChannelClaim | DaemonClaim) -> bool:
+        return isinstance(claim, DaemonClaim) and self._is_ours(claim.ref)
 
     def _is_ours(self, ref: Ref) -> bool:
         """Labels are anybody's to write; the driver's namespace is not."""
@@ -240,20 +279,20 @@ class ComputeDomains:
         return 0.0
 
     def _plan(self, uid: str) -> Plan:
-        now = time.time()
-        seen = self.observe(uid, now)
+        seen = self.observe(uid, time.time())
         plan = plan_domain(seen, self._settings)
         check_plan(plan, seen, self._settings)
         self._tell_rivals(seen, plan.members.standing)
-        held = {name: seen.held_since.get(name, now) for name in plan.held}
-        if held:
-            self._held[uid] = held
-        else:
-            self._held.pop(uid, None)
+        self._hold(uid, plan.held)
         self._leaving.follow(uid, seen.domain.ref.namespace if seen.domain and plan.follow_pods else None)
         for report in plan.reports:
             self._events.report(report.regarding, report.kind, report.reason, "Reconcile", report.note)
         return plan
+
+    def _hold(self, uid: str, names: tuple[str, ...]) -> None:
+        before, now = self._held.pop(uid, {}), time.monotonic()
+        if names:
+            self._held[uid] = {name: before.get(name, now) for name in names}
 
     def _tell_rivals(self, seen: Observation, standing: Standing | None) -> None:
         """Where a domain stands decides what the others on its nodes may do."""
@@ -288,11 +327,17 @@ class ComputeDomains:
         raise PartlyApplied(refused[0])
 
     def _note_failures(self, uid: str, refused: tuple[str, ...]) -> None:
-        since = self._failures[uid][0] if uid in self._failures else time.time()
+        since = self._failures[uid][0] if uid in self._failures else time.monotonic()
         self._failures[uid] = (since, refused)
 
     async def _execute(self, action: Any) -> None:
         await self._executor.execute(action)
+
+
+def _find_nodes(seen: Observation) -> set[str]:
+    """Where claims are that may be the domain's: others' claims that name it are no reason to look around there."""
+    namespace = seen.domain.ref.namespace if seen.domain else None
+    return {claim.node for claim in seen.claims if claim.ref.namespace == namespace}
 
 
 def _describe(action: Any) -> str:

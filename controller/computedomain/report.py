@@ -5,15 +5,19 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from api.ref import Ref
+from controller.computedomain.clocks import find_waited_s
 from controller.computedomain.state import ChannelClaim, Domain, Member, Members, Observation
 from controller.computedomain.status import find_condition, find_trouble
-from controller.computedomain.waiting import find_waited_s, find_waiting
 
 SLOW_S: Final = 5.0
 """A pod that has waited this long for its channel is told why."""
 
 PODS_TOLD: Final = 20
-"""So many waiting pods of one domain get an Event; the domain's own Event covers the rest."""
+"""So many waiting pods of one domain get an Event; the domain's own Event covers the rest.
+
+So many refused claims are told too: anybody may name the domain in any number of claims, and the Events of others are
+not to be dropped for it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,8 @@ def plan_reports(
     reports: list[Report] = []
     if status is not None:
         reports += _report_change(domain, status, bad=find_trouble(seen, members, domain) is not None)
-    for claim in members.refused:
+    own_first = sorted(members.refused, key=lambda claim: claim.ref.namespace != domain.ref.namespace)
+    for claim in own_first[:PODS_TOLD]:
         reports += _refuse(domain, claim)
     waiting, wake = _waiting_pods(seen, domain, members)
     return (*reports, *waiting[:PODS_TOLD]), wake
@@ -61,7 +66,7 @@ def _waiting_pods(seen: Observation, domain: Domain, members: Members) -> tuple[
     by_node: dict[str, Member] = {member.node: member for member in members.members}
     reports: list[Report] = []
     wakes: list[float] = []
-    for claim in find_waiting(seen, members):
+    for claim in members.waiting:
         member = by_node.get(claim.node)
         reason = members.left_out.get(claim.node, "") if member is None else member.message
         if not reason:

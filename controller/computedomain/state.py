@@ -81,8 +81,8 @@ class DaemonPod:
     address: str = ""
     created_at: float = 0.0
     terminating: bool = False
-    ends_by: float = 0.0
-    """When one that is terminating should be gone (`deletionTimestamp`, which has its grace in it)."""
+    grace_s: float = 0.0
+    """How long one that is terminating may take."""
     message: str = ""
     """What its status says is in the way, in the kubelet's or scheduler's words."""
     lost_at: float | None = None
@@ -170,12 +170,14 @@ class Observation:
     pods: tuple[DaemonPod, ...] = ()
     daemon_claims: tuple[DaemonClaim, ...] = ()
     templates: tuple[Template, ...] = ()
-    rivals: "tuple[Observation, ...]" = ()
-    """The other domains with claims on this one's nodes: as much of them as their `Standing` depends on."""
+    rivals: "tuple[Standing, ...]" = ()
+    """How the other domains with claims on this one's nodes stand."""
+    leftovers: Mapping[str, Ref] = field(default_factory=dict)
+    """By node: a claim whose ComputeDomain is gone, or ends by force."""
     taken: Mapping[str, str] = field(default_factory=dict)
     """Of its nodes: the claim of another domain's daemon that is still there (`namespace/name`)."""
-    held_since: Mapping[str, float] = field(default_factory=dict)
-    """Since when earlier plans have said that something has to wait, by what it is (`Plan.held`)."""
+    held_s: Mapping[str, float] = field(default_factory=dict)
+    """For how many seconds every plan has said that something has to wait, by what it is (`Plan.held`)."""
     leaving: frozenset[str] = frozenset()
     """UIDs of pods that have not started and are being deleted; known where `Plan.follow_pods` was said."""
     failures: tuple[str, ...] = ()
@@ -243,6 +245,8 @@ class Members:
     """The claims that keep a domain from going away."""
     refused: tuple[ChannelClaim, ...] = ()
     """Claims that came after the domain began to end, or from another namespace."""
+    waiting: tuple[ChannelClaim, ...] = ()
+    """Claims that belong to the domain and whose channel is not released."""
     standing: Standing | None = None
     """None: it has no members, and wants no node."""
     occupied: Mapping[str, str] = field(default_factory=dict)

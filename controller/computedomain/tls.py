@@ -26,8 +26,8 @@ Json = dict[str, Any]
 
 LIFETIME: Final = timedelta(days=3650)
 """Of authorities and certificates alike. A domain ends them by ending: nobody is told to trust them any more."""
-CLOCK_SKEW: Final = timedelta(minutes=10)
-"""Nodes' clocks may be this far behind."""
+CLOCK_SKEW: Final = timedelta(days=365)
+"""Nodes' clocks may be this far behind the controller's. Nothing depends on when a certificate was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +58,18 @@ def make_authority(clique: str, now: datetime) -> Authority:
 
 
 def certify(fields: Json, authority: Authority, now: datetime) -> Json:
-    """The fields of a ComputeDomainClique, with a certificate for each member that has a key and none.
-
-    Its authorities are those that some member's certificate is from.
-    """
+    """The fields of a ComputeDomainClique, with a certificate for each member that has a key and none."""
     daemons = [_certify_entry(entry, authority, now) for entry in fields["daemons"]]
-    known = _load(fields["authorities"])
-    members = _load(entry["certificate"] for entry in daemons if entry["certificate"])
-    candidates = [*(each for each in known if each != authority.certificate), authority.certificate]
-    authorities = [_pem(each) for each in candidates if _has_issued(each, members)]
-    return {**fields, "daemons": daemons, "authorities": authorities}
+    own = _pem(authority.certificate)
+    known = [each for each in fields["authorities"] if each != own]
+    return forget_authorities({**fields, "daemons": daemons, "authorities": [*known, own]})
+
+
+def forget_authorities(fields: Json) -> Json:
+    """The fields of a ComputeDomainClique without the authorities that no member's certificate is from."""
+    members = _load(entry["certificate"] for entry in fields["daemons"] if entry["certificate"])
+    kept = [pem for pem in fields["authorities"] if any(_has_issued(each, members) for each in _load([pem]))]
+    return {**fields, "authorities": kept}
 
 
 def is_complete(fields: Json) -> bool:
@@ -173,9 +175,9 @@ class Authorities:
         self._made: dict[str, Authority] = {}
 
     def certify(self, clique: str, fields: Json) -> Json:
-        """`certify` by the authority of this IMEX domain; what is complete stays as it is."""
+        """`certify` by the authority of this IMEX domain, which is made only when there is something to sign."""
         if is_complete(fields):
-            return fields
+            return forget_authorities(fields)
         now = datetime.now(UTC)
         authority = self._made.pop(clique, None) or make_authority(clique, now)
         self._made[clique] = authority  # the last one now

@@ -7,21 +7,11 @@ deleted. So the controller looks at pods that have waited for a while, and tells
 from collections.abc import Set
 from typing import Final
 
-from controller.computedomain.state import ChannelClaim, Member, Members, Observation
+from controller.computedomain.clocks import find_waited_s
+from controller.computedomain.state import ChannelClaim, Members, Observation
 
 FOLLOW_AFTER_S: Final = 2.0
 """Pods are looked at when they have waited this long: most formations are over by then, and cost nothing."""
-
-
-def find_waiting(seen: Observation, members: Members) -> tuple[ChannelClaim, ...]:
-    """Claims that belong to the domain and whose channel is not released."""
-    by_node = {member.node: member for member in members.members}
-    return tuple(claim for claim in seen.claims if claim not in members.refused and not _is_released(claim, by_node))
-
-
-def _is_released(claim: ChannelClaim, by_node: dict[str, Member]) -> bool:
-    member = by_node.get(claim.node)
-    return member is not None and member.released
 
 
 def is_left(claim: ChannelClaim, leaving: Set[str]) -> bool:
@@ -35,30 +25,15 @@ def find_abandoned(seen: Observation, members: Members) -> dict[str, tuple[str, 
         return {}
     cliques = {**seen.fabric, **{member.node: member.clique_id for member in members.members}}
     found: dict[str, list[str]] = {}
-    for claim in find_waiting(seen, members):
+    for claim in members.waiting:
         if is_left(claim, seen.leaving):
             found.setdefault(cliques.get(claim.node, ""), []).append(claim.ref.uid)
     return {clique: tuple(sorted(uids)) for clique, uids in found.items()}
 
 
-def find_waited_s(seen: Observation, claim: ChannelClaim) -> float:
-    """For how many seconds a claim has waited for its channel: since its allocation, or since we know of it."""
-    since = claim.allocated.at if claim.allocated.is_known else seen.held_since.get(_clock(claim), seen.now)
-    return seen.now - since
-
-
-def plan_clocks(seen: Observation, members: Members) -> list[str]:
-    """Of claims that wait since nobody knows when: a pod may have been Pending for hours before. See `Plan.held`."""
-    return [_clock(claim) for claim in find_waiting(seen, members) if not claim.allocated.is_known]
-
-
-def _clock(claim: ChannelClaim) -> str:
-    return f"claim {claim.ref.uid}"
-
-
 def plan_following(seen: Observation, members: Members) -> tuple[bool, float | None]:
     """Whether pods are to be looked at now, and in how many seconds that may change without any other news."""
-    waited_s = [find_waited_s(seen, claim) for claim in find_waiting(seen, members)]
+    waited_s = [find_waited_s(seen, claim) for claim in members.waiting]
     if not waited_s:
         return False, None
     longest_s = max(waited_s)

@@ -20,6 +20,7 @@ from controller.computedomain.actions import (
     WriteStatus,
 )
 from controller.computedomain.check import check_plan
+from controller.computedomain.members import plan_members
 from controller.computedomain.objects import DAEMON_GRACE_S
 from controller.computedomain.plan import plan_domain
 from controller.computedomain.state import (
@@ -80,9 +81,12 @@ class World:
     # -- what the controller does
 
     def observe(self) -> Observation:
-        rivals = tuple(rival.observe_members() for rival in self.rivals)
+        standings = [plan_members(rival.observe_alone(), self.settings).standing for rival in self.rivals]
+        rivals = tuple(standing for standing in standings if standing is not None)
+        ended = [rival for rival in self.rivals if rival.domain is None or rival.domain.force]
+        leftovers = {claim.node: claim.ref for rival in ended for claim in rival.claims.values()}
         taken = {claim.node: str(claim.ref) for rival in self.rivals for claim in rival.daemon_claims.values()}
-        return replace(self.observe_alone(), rivals=rivals, taken=taken)
+        return replace(self.observe_alone(), rivals=rivals, leftovers=leftovers, taken=taken)
 
     def observe_alone(self) -> Observation:
         return Observation(
@@ -97,12 +101,9 @@ class World:
             pods=tuple(self.pods.values()),
             daemon_claims=tuple(self.daemon_claims.values()),
             templates=tuple(self.templates.values()),
-            held_since=dict(self.held),
+            held_s={name: self.now - since for name, since in self.held.items()},
             leaving=frozenset(self.leaving),
         )
-
-    def observe_members(self) -> Observation:
-        return replace(self.observe_alone(), pods=(), daemon_claims=(), templates=())
 
     def plan(self) -> Plan:
         seen = self.observe()
@@ -110,6 +111,11 @@ class World:
         check_plan(plan, seen, self.settings)
         self.held = {key: self.held.get(key, self.now) for key in plan.held}
         return plan
+
+    @property
+    def gathers(self) -> bool:
+        """A write waits for others. (Of pods and claims it is measured for how long something has been so.)"""
+        return any(not name.startswith(("pod ", "claim ")) for name in self.held)
 
     def apply(self, action: Action) -> None:
         self.writes.append(action)
@@ -221,11 +227,11 @@ class World:
             if pod.node == node:
                 self.pods[name] = replace(pod, phase=Phase.FINISHED)
 
-    def lose_node(self, node: str) -> None:
-        """Kubernetes hears nothing of it any more, and says so of its pods."""
+    def lose_node(self, node: str, at: float | None = None) -> None:
+        """Kubernetes hears nothing of it any more, and says so of its pods, with its time `at`."""
         for name, pod in self.pods.items():
             if pod.node == node and pod.phase is Phase.READY:
-                self.pods[name] = replace(pod, phase=Phase.RUNNING, lost_at=self.now)
+                self.pods[name] = replace(pod, phase=Phase.RUNNING, lost_at=at or self.now)
 
     def find_node(self, node: str) -> None:
         """It is back: its kubelet speaks for its pods again."""
@@ -246,7 +252,7 @@ class World:
         return before != (self.pods, self.daemon_claims)
 
     def _terminate(self, pod: DaemonPod) -> DaemonPod:
-        return pod if pod.terminating else replace(pod, terminating=True, ends_by=self.now + DAEMON_GRACE_S)
+        return pod if pod.terminating else replace(pod, terminating=True, grace_s=DAEMON_GRACE_S)
 
     def _step_pod(self, pod: DaemonPod, owners: set[str]) -> DaemonPod:
         if pod.owner_uid not in owners:
@@ -272,7 +278,7 @@ class World:
             for action in plan.actions:
                 self.apply(action)
             changed = self.step_cluster()
-            if not plan.actions and not changed and not plan.held:
+            if not plan.actions and not changed and not self.gathers:
                 if not any(pod.terminating for pod in self.pods.values()):
                     return plan
                 assert plan.wake_after_s is not None, "nobody will look at a pod that does not end"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from computedomain_world import World, condition, formed, indexes
 
 from controller.computedomain.actions import (
@@ -23,10 +24,12 @@ def test_a_lost_daemon_is_replaced_and_keeps_its_index() -> None:
     assert condition(world, "Ready") == ("True", "Connected")
 
 
-def test_a_daemon_that_keeps_failing_is_replaced_at_a_bounded_rate() -> None:
+@pytest.mark.parametrize("behind_s", [0, 3600])
+def test_a_daemon_that_keeps_failing_is_replaced_at_a_bounded_rate(behind_s: float) -> None:
+    """Also where the controller's clock is behind the API server's."""
     world = formed("n0", "n1")
     name = next(iter(world.pods))
-    world.pods[name] = replace(world.pods[name], phase=Phase.FINISHED, created_at=world.now)
+    world.pods[name] = replace(world.pods[name], phase=Phase.FINISHED, created_at=world.now + behind_s)
     plan = world.plan()
     assert not any(isinstance(action, Delete) for action in plan.actions)
     assert plan.wake_after_s is not None and plan.wake_after_s <= 10.0
@@ -67,10 +70,12 @@ def _absent(world: World) -> set[str]:
     return {m.node for clique in world.cliques.values() for m in clique.membership.members if m.absent}
 
 
-def test_a_node_that_is_lost_keeps_its_place_and_nobody_waits_for_it() -> None:
+@pytest.mark.parametrize("behind_s", [0, 3600])
+def test_a_node_that_is_lost_keeps_its_place_and_nobody_waits_for_it(behind_s: float) -> None:
+    """Also where the controller's clock is behind that of who has found out."""
     world = formed("n0", "n1", "n2")
     before = indexes(world)
-    world.lose_node("n0")
+    world.lose_node("n0", at=world.now + behind_s)
     world.converge()
     assert not _absent(world), "it may be a moment only"
     wake_s = world.plan().wake_after_s

@@ -22,6 +22,7 @@ from controller.computedomain.actions import (
     WriteMembership,
 )
 from controller.computedomain.plan import plan_domain
+from controller.computedomain.report import PODS_TOLD
 from controller.computedomain.state import Binding, Phase, Template
 from controller.computedomain.status import find_condition
 
@@ -90,6 +91,20 @@ def test_a_claim_from_another_namespace_makes_no_member_and_is_told() -> None:
     assert all("train" not in report.note for report in plan.reports)
     world.converge()
     assert not world.pods
+
+
+def test_however_many_claims_are_refused_a_plan_tells_a_few_and_those_of_its_own_namespace_first() -> None:
+    """Else Events of other domains would be dropped for them."""
+    world = formed("n0")
+    for number in range(1000):
+        world.add_claim("n0", f"foreign-{number}", namespace="elsewhere")
+    world.now += 1
+    world.delete_domain()
+    world.now += 1
+    world.add_claim("n0", "late")
+    refused = [report.regarding for report in world.plan().reports if report.kind == "Warning"]
+    assert [str(regarding) for regarding in refused[:2]] == ["team/late", "team/pod-late"]
+    assert len(refused) == 2 * PODS_TOLD
 
 
 def test_a_full_clique_leaves_the_latest_node_out_and_says_so() -> None:

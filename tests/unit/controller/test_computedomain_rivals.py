@@ -30,7 +30,7 @@ def turn(worlds: list[World]) -> bool:
         actions = world.plan().actions
         for action in actions:
             world.apply(action)
-        changed |= bool(actions or world.held)
+        changed |= bool(actions or world.gathers)
     stepped = [world.step_cluster() for world in worlds]
     pass_time(worlds, 0.2)
     return changed or any(stepped) or any(pod.terminating for world in worlds for pod in world.pods.values())

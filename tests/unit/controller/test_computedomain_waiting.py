@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from computedomain_world import World, condition, indexes, make_domain
 
 from api.clique import Moment
@@ -38,9 +39,13 @@ def _abandoned(world: World) -> list[str]:
     return sorted(names[uid] for clique in world.cliques.values() for uid in clique.membership.abandoned)
 
 
-def test_pods_are_looked_at_only_when_they_have_waited_for_a_while() -> None:
+@pytest.mark.parametrize("behind_s", [0, 3600])
+def test_pods_are_looked_at_only_when_they_have_waited_for_a_while(behind_s: float) -> None:
+    """Also where the controller's clock is behind that of who allocated their claims."""
     world = World()
-    world.add_claim("n0")
+    world.add_claim("n0", "claim-n0")
+    claim = world.claims["claim-n0"]
+    world.claims["claim-n0"] = replace(claim, allocated=Moment(world.now + behind_s, is_known=True))
     plan = world.plan()
     assert not plan.follow_pods
     assert plan.wake_after_s is not None and plan.wake_after_s <= FOLLOW_AFTER_S

@@ -138,6 +138,26 @@ def test_no_key_is_looked_at_while_the_api_server_wants_to_be_left_alone() -> No
     assert took_s >= 0.3
 
 
+def test_others_have_their_turn_while_a_full_queue_of_keys_that_await_nothing_is_worked_off() -> None:
+    """The lease is renewed by the same loop."""
+
+    async def scenario() -> int:
+        queue, seen, begun = WorkQueue(), [], asyncio.Event()
+
+        async def reconcile(key: str) -> None:
+            seen.append(key)
+            begun.set()
+
+        for number in range(100):
+            queue.add(str(number))
+        worker = asyncio.ensure_future(queue.run(reconcile, workers=2))
+        await begun.wait()
+        worker.cancel()
+        return len(seen)
+
+    assert run_limited(scenario()) <= 4
+
+
 @given(st.integers(1, 500), st.floats(0, 1, exclude_max=True))
 def test_back_off_stays_between_its_bounds(failures: int, chance: float) -> None:
     assert 0.05 <= back_off_s(failures, chance) <= 45.0

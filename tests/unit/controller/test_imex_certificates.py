@@ -3,6 +3,7 @@
 import base64
 import ssl
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +106,31 @@ def test_an_authority_whose_members_have_all_left_is_trusted_no_longer() -> None
     assert other.certify("d.f", left)["authorities"] == both["authorities"][1:]
 
 
+def test_an_authority_is_trusted_no_longer_than_its_last_member_stays_also_when_nothing_is_to_be_signed() -> None:
+    one, two = Node("one", 0), Node("two", 1)
+    before = Authorities().certify("d.f", make_clique(one))
+    other = Authorities()
+    both = other.certify("d.f", {**before, "daemons": [*before["daemons"], two.entry]})
+    left = {**both, "daemons": both["daemons"][1:]}
+    assert other.certify("d.f", left) == {**left, "authorities": both["authorities"][1:]}
+    assert other.certify("d.f", {**both, "daemons": []})["authorities"] == []
+
+
+def test_a_node_whose_clock_is_months_behind_the_controllers_takes_part() -> None:
+    clique = Authorities().certify("d.f", make_clique(Node("one", 0)))
+    for pem in (clique["daemons"][0]["certificate"], *clique["authorities"]):
+        begins = x509.load_pem_x509_certificate(pem.encode()).not_valid_before_utc
+        assert begins < datetime.now(UTC) - timedelta(days=180)
+
+
 def test_what_is_complete_is_not_touched_and_a_node_without_a_key_gets_none() -> None:
     authorities = Authorities()
     keyless = {"nodeName": "none", "index": 1, "publicKey": "", "certificate": ""}
     clique = authorities.certify("d.f", {"authorities": [], "daemons": [Node("one", 0).entry, keyless]})
-    assert authorities.certify("d.f", clique) is clique
+    assert authorities.certify("d.f", clique) == clique
     assert clique["daemons"][1] == keyless
     without = {"authorities": [], "daemons": [keyless]}
-    assert authorities.certify("plain.f", without) is without
+    assert authorities.certify("plain.f", without) == without
 
 
 @pytest.mark.parametrize("key", ["", "QUJD", "not base64!", base64.b64encode(b"\x05" + b"\xff" * 32).decode()])
