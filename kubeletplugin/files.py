@@ -245,7 +245,7 @@ class Store:
 
     def begin_sync(self) -> None:
         """Sync what is appended now, or see to it; whether that succeeds is for the next `sync` to say."""
-        if self._suspect or self._syncing is not None:
+        if self._suspect or self._syncing is not None or self._synced == self._appended:
             return
         if self._sync_s < _SLOW_SYNC_S:
             with contextlib.suppress(DiskFull, DiskFailed):
