@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from api.errors import InvalidObject
@@ -74,11 +74,27 @@ class MigDeviceConfig(_Config):
     sharing: MigSharing | None = None
 
 
+DOMAIN_ID: Final = "^[A-Za-z0-9-]{1,64}$"
+"""No more than a UID needs, for it is in names of folders and of objects. The admission policy has the same."""
+
+
+def _check_domain_id(value: str) -> str:
+    if re.fullmatch(DOMAIN_ID, value) is None:
+        raise ValueError(
+            f"right would be the uid of a ComputeDomain, {DOMAIN_ID}; the ResourceClaimTemplate that the ComputeDomain "
+            "names has it"
+        )
+    return value
+
+
+DomainId = Annotated[str, AfterValidator(_check_domain_id)]
+
+
 class ComputeDomainChannelConfig(_Config):
     DEVICES = re.compile(r"channel-\d+$")
     apiVersion: Literal["resource.nvidia.com/v1beta1"]
     kind: Literal["ComputeDomainChannelConfig"]
-    domainID: Annotated[str, Field(min_length=1)]
+    domainID: DomainId
     allocationMode: Literal["Single", "All"] = "Single"
     releasePolicy: Literal["Connected", "AllNodes"] | None = None
     """The ComputeDomain's own, or unset: it is decided there, and a claim that says another one is refused."""
@@ -88,7 +104,7 @@ class ComputeDomainDaemonConfig(_Config):
     DEVICES = re.compile(r"daemon-\d+$")
     apiVersion: Literal["resource.nvidia.com/v1beta1"]
     kind: Literal["ComputeDomainDaemonConfig"]
-    domainID: Annotated[str, Field(min_length=1)]
+    domainID: DomainId
 
 
 class AmdGpuConfig(_Config):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kubeletplugin.disk import disk_errors, replace_whole
+from kubeletplugin.disk import disk_error, disk_errors, replace_whole
 
 
 class CdiFiles:
@@ -59,16 +59,25 @@ class CdiFiles:
         return self.path(name).rename(f"{self._directory}/{name}.unreadable")
 
     def read_all(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
-        """Claim UID and spec of every file of ours; None for one that cannot be parsed."""
-        directory = Path(self._directory)
-        if not directory.is_dir():
+        """Claim UID and spec of every file of ours; None for one that cannot be parsed. Raises DiskFailed.
+
+        A file that cannot be read says nothing about its claim, least of all that there is none.
+        """
+        try:
+            paths = sorted(self.directory.iterdir())
+        except FileNotFoundError:
             return
-        for path in sorted(directory.iterdir()):
+        except OSError as error:
+            raise disk_error(error, self.directory) from error
+        for path in paths:
             if not path.name.startswith(self._prefix) or path.suffix != ".json":
                 continue
-            uid = path.stem.removeprefix(self._prefix)
             try:
                 spec = json.loads(path.read_bytes())
-            except (OSError, ValueError):
+            except FileNotFoundError:
+                continue  # it was given back meanwhile
+            except OSError as error:
+                raise disk_error(error, path) from error
+            except ValueError:
                 spec = None
-            yield uid, spec if isinstance(spec, dict) else None
+            yield path.stem.removeprefix(self._prefix), spec if isinstance(spec, dict) else None

@@ -8,10 +8,9 @@ kubelet's deadline.
 
 import asyncio
 import logging
-import shutil
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Final
 
@@ -24,10 +23,11 @@ from api.clique import (
     clique_object_name,
     parse_membership,
 )
-from api.errors import HardwareError, PartitaError, Retryable
+from api.errors import HardwareError, PartitaError, Retryable, StateUnreadable
 from api.names import COMPUTE_DOMAIN_DRIVER, RESOURCE_API_VERSION
 from kubeletplugin.cdi_files import CdiFiles
-from kubeletplugin.disk import disk_errors, is_locked
+from kubeletplugin.disk import DiskFailed, is_locked
+from kubeletplugin.domain_folders import DomainFolders
 from kubeletplugin.driver import RETRY_FOR_S
 from kubeletplugin.executor import Executor
 from kubeletplugin.hardware.imex import read_imex_nodes
@@ -38,7 +38,7 @@ from kubeletplugin.metrics import show_prepared
 from kubeletplugin.model.channels import (
     CHANNEL_DEVICE,
     DAEMON_DEVICE,
-    DOMAIN_FOLDERS,
+    UNKNOWN_DOMAIN,
     Attached,
     ClaimName,
     DomainUse,
@@ -52,12 +52,13 @@ from kubeletplugin.model.channels import (
     describe_holders,
     domain_cdi_id,
     find_fabric,
+    read_pods,
     read_use,
 )
 from kubeletplugin.model.claims import ClaimRequest, parse_claim, parse_config
 from kubeletplugin.model.devices import DeviceSet, Features
 from kubeletplugin.model.health import HealthStatus
-from kubeletplugin.model.release import DaemonReport, Here, Release, check_release, parse_report
+from kubeletplugin.model.release import DaemonReport, Here, Release, UnreadableReport, check_release, parse_report
 from kubeletplugin.node_key import MakeKey, NodeKey, make_key_apart
 from kubeletplugin.prepared import PreparedClaims, busy
 from kubeletplugin.server import ClaimRef, DeviceHealth, ReadyDevice
@@ -106,7 +107,7 @@ class ComputeDomainDriver:
         self._executor = executor
         self._prepared = PreparedClaims(client, node, cdi, directory / "prepared.lock", stale_grace_s)
         self._root = root
-        self._domains = directory / "domains"
+        self._folders = DomainFolders(directory / "domains")
         self._wait_s = wait_s
         self._binding = binding
         self._fabric: NodeFabric = Unsettled("the hardware has not been read yet")
@@ -129,10 +130,10 @@ class ComputeDomainDriver:
             except HardwareError as error:
                 log.warning("waiting_for_hardware", extra={"driver": self.name, "error": str(error)})
                 await asyncio.sleep(_MISSING_RETRY_S)
-        self._remove_unused_domains()
-        self._renew_daemon_specs()
+        self._tidy()
+        with suppress(DiskFailed):  # which `_tidy` has told
+            self._renew_daemon_specs()
         await self._renew_key()
-        self._follow_memberships()
 
     async def _look(self) -> bool:
         """Read the fabric; whether anything about it changed. Raises HardwareError."""
@@ -157,9 +158,9 @@ class ComputeDomainDriver:
             await asyncio.sleep(_RESCAN_INTERVAL_S)
             try:
                 if await self._look():
-                    self._follow_memberships()
                     changed()
-            except HardwareError as error:
+                self._follow_memberships()  # also what could not be read before
+            except PartitaError as error:
                 log.error("rescan_failed", extra={"driver": self.name, "error": str(error)})
             self._key_maybe_due.set()
 
@@ -181,8 +182,11 @@ class ComputeDomainDriver:
             return False
 
     def _serving(self) -> set[str]:
-        """UIDs of the domains that have a daemon on this node; the CDI files say which."""
-        return {prepared.domain_uid for prepared, _ in self._prepared.read() if prepared.kind == "daemon"} - {""}
+        """UIDs of the domains that have a daemon on this node; the CDI files say which. Raises DiskFailed."""
+        claims = [prepared for prepared, _ in self._prepared.read()]
+        if any(each.domain_uid == UNKNOWN_DOMAIN for each in claims):
+            return self._folders.list_domains()
+        return {each.domain_uid for each in claims if each.kind == "daemon"} - {""}
 
     # Publishing
 
@@ -204,6 +208,7 @@ class ComputeDomainDriver:
         request = parse_claim(claim, self.name, self._node, ref.uid, parse_config)
         use = read_use(request, self._namespace)
         if self._prepared.exists(request.uid):
+            self._prepared.add_pods(request, read_pods(claim))
             return _ready_devices(request, (domain_cdi_id(request, use),))
         fabric = self._known
         if fabric is None:
@@ -211,18 +216,16 @@ class ComputeDomainDriver:
         if isinstance(fabric, NoFabric):
             log.info("no_fabric", extra={"note": "this node has no NVLink fabric: the pod runs without a channel"})
             return _ready_devices(request, ())
-        if use.kind == "daemon":
-            await self._wait_for_node(request, use)
-            await self._prepare_daemon(request, use)
-        else:
-            self._awaited[use.domain_uid] += 1
-            try:
+        self._awaited[use.domain_uid] += 1
+        try:
+            if use.kind == "daemon":
+                await self._wait_for_node(request, use)
+            else:
                 await self._wait_for_release(request, use, fabric)
-                await self._prepare_channel(request, use)
-            finally:
-                self._awaited -= Counter((use.domain_uid,))
-                self._remove_unused_domains()
-        self._count()
+            await self._prepared.add(request, use.domain_uid, lambda: self._build_spec(request, use, read_pods(claim)))
+        finally:
+            self._awaited -= Counter((use.domain_uid,))
+            self._tidy()
         return _ready_devices(request, (domain_cdi_id(request, use),))
 
     def _unsettled(self) -> str:
@@ -269,7 +272,6 @@ class ComputeDomainDriver:
         is_member = asyncio.Event()
         status = self._follow_status(use.domain_uid, is_member)
         membership: Membership | None = None
-        report: DaemonReport | None = None
         others: tuple[PreparedClaim, ...] | None = None
         asked, refusal = False, ""
         held = self._prepared.follow_others(use.domain_uid)
@@ -278,42 +280,39 @@ class ComputeDomainDriver:
                 if isinstance(found, Seen):
                     membership = parse_membership(found.clique) if found.clique else None
                     asked, refusal = True, found.refusal
-                elif isinstance(found, tuple):
+                elif found is not None:
                     others = found
-                else:
-                    report = parse_report(found)
                 if asked and others is not None:
-                    alive = is_locked(self._domains / use.domain_uid / DAEMON_LOCK_FILE)
-                    yield membership, Here(report, alive, others), refusal
+                    folder = self._folders.find(use.domain_uid)
+                    # The lock first: a daemon that has it has taken back what the one before it said.
+                    alive = is_locked(folder / DAEMON_LOCK_FILE)
+                    yield membership, Here(_read_report(folder / DAEMON_STATUS_FILE), alive, others), refusal
                 if membership is not None and membership.member(self._node) is not None:
                     is_member.set()
 
-    async def _follow_status(self, domain_uid: str, is_member: asyncio.Event) -> AsyncGenerator[Json | None, None]:
-        """What the daemon says, as often as it does: another one's words may be the same.
+    async def _follow_status(self, domain_uid: str, is_member: asyncio.Event) -> AsyncGenerator[None, None]:
+        """Whenever the daemon says something: another one's words may be the same.
 
         Nothing is made on this node for a domain that it is no member of.
         """
         await is_member.wait()
-        file = self._make_folder(domain_uid) / DAEMON_STATUS_FILE
+        file = self._folders.make(domain_uid) / DAEMON_STATUS_FILE
         async with aclosing(watch_folder(file.parent)) as looks:
             async for _ in looks:
-                yield read_json(file)
+                yield
 
-    async def _prepare_channel(self, request: ClaimRequest, use: DomainUse) -> None:
+    def _build_spec(self, request: ClaimName, use: DomainUse, pods: Collection[str]) -> Json:
+        if use.kind == "daemon":
+            return self._build_daemon_spec(request, use.domain_uid, pods)
         major = read_imex_nodes(self._root).channel_major
         if major is None:
             raise HardwareError(
                 "/proc/devices lists no nvidia-caps-imex-channels: this node's NVIDIA driver offers no IMEX channels"
             )
-        status = self._make_folder(use.domain_uid) / "status"
-        spec = build_channel_spec(request, use, major, str(status))
-        await self._prepared.add(request, use.domain_uid, lambda: spec)
+        status = self._folders.make(use.domain_uid) / "status"
+        return build_channel_spec(request, use, major, str(status), pods)
 
-    async def _prepare_daemon(self, request: ClaimRequest, use: DomainUse) -> None:
-        await self._prepared.add(request, use.domain_uid, lambda: self._build_daemon_spec(request, use.domain_uid))
-        self._follow_memberships()
-
-    def _build_daemon_spec(self, request: ClaimName, domain_uid: str) -> Json:
+    def _build_daemon_spec(self, request: ClaimName, domain_uid: str, pods: Collection[str]) -> Json:
         imex = read_imex_nodes(self._root)
         if imex.management is None:
             raise HardwareError("the NVIDIA driver of this node has no capability fabric-imex-mgmt")
@@ -322,9 +321,9 @@ class ComputeDomainDriver:
                 f"{self._root.host} has no nvidia-imex and nvidia-imex-ctl: install the driver's IMEX package there"
             )
         tree = read_driver_tree(self._root, self._executor.inventory.driver_version)
-        folder = self._make_folder(domain_uid)
+        folder = self._folders.make(domain_uid)
         provide_membership(folder)
-        return build_daemon_spec(request, DomainUse("daemon", domain_uid), imex, tree, str(folder))
+        return build_daemon_spec(request, DomainUse("daemon", domain_uid), imex, tree, str(folder), pods)
 
     def _renew_daemon_specs(self) -> None:
         """An earlier version of this program, or of the NVIDIA driver, may have given daemons other files.
@@ -335,54 +334,51 @@ class ComputeDomainDriver:
             if prepared.kind != "daemon":
                 continue
             try:
-                renewed = self._build_daemon_spec(prepared, prepared.domain_uid)
+                renewed = self._build_daemon_spec(prepared, prepared.domain_uid, prepared.pods)
                 if renewed != spec:
                     log.info("daemon_spec_renewed", extra={"claim": prepared.claim, "claim_uid": prepared.uid})
                     self._prepared.write(prepared, renewed)
             except PartitaError as error:
                 log.error("daemon_spec_not_renewed", extra={"claim": prepared.claim, "error": str(error)})
 
-    def _make_folder(self, domain_uid: str) -> Path:
-        folder = self._domains / domain_uid
-        with disk_errors(folder):
-            for each in DOMAIN_FOLDERS:
-                (folder / each).mkdir(parents=True, exist_ok=True)
-        return folder
-
     def _follow_memberships(self) -> None:
         wanted = {}
         if isinstance(self._known, Attached):
             for uid in self._serving():
-                wanted[clique_object_name(uid, self._known.clique)] = self._make_folder(uid)
+                wanted[clique_object_name(uid, self._known.clique)] = self._folders.make(uid)
         self._memberships.want(wanted)
 
     async def unprepare(self, ref: ClaimRef) -> None:
         self._prepared.remove(ref.uid)
-        self._follow_memberships()
         self._key_maybe_due.set()
-        self._remove_unused_domains()
-        self._count()
+        self._tidy()
 
     # What is left over
 
-    def _remove_unused_domains(self) -> None:
-        """Directories of domains that no prepared claim on this node is of."""
-        used = {prepared.domain_uid for prepared, _ in self._prepared.read()} | set(self._awaited)
-        folders = self._domains.iterdir() if self._domains.is_dir() else ()
-        for folder in folders:
-            if folder.name not in used:
-                try:
-                    shutil.rmtree(folder)
-                except OSError as error:
-                    log.error("folder_not_removed", extra={"path": str(folder), "error": str(error)})
+    def _tidy(self) -> None:
+        """What follows from which claims are prepared. Where that cannot be read, all stays as it is."""
+        try:
+            self._follow_memberships()
+            claims = [prepared for prepared, _ in self._prepared.read()]
+            kinds = Counter(each.kind for each in claims)
+            show_prepared(self._node, self.name, {kind: kinds[kind] for kind in ("channel", "daemon")})
+            used = {each.domain_uid for each in claims} | set(self._awaited)
+            if UNKNOWN_DOMAIN not in used:
+                self._folders.remove_others(used)
+        except PartitaError as error:
+            log.error("not_tidied", extra={"driver": self.name, "error": str(error)})
 
     async def _give_back(self, claim: PreparedClaim) -> None:
         """What a claim has that is gone, without the kubelet's telling us."""
         await self.unprepare(ClaimRef(claim.namespace, claim.name, claim.uid))
 
-    def _count(self) -> None:
-        kinds = Counter(prepared.kind for prepared, _ in self._prepared.read())
-        show_prepared(self._node, self.name, {kind: kinds[kind] for kind in ("channel", "daemon")})
+
+def _read_report(file: Path) -> DaemonReport | UnreadableReport | None:
+    try:
+        return parse_report(read_json(file))
+    except StateUnreadable as error:
+        log.error("file_unreadable", extra={"path": str(file), "error": str(error)})
+        return UnreadableReport(str(error))
 
 
 def _ready_devices(request: ClaimRequest, cdi_ids: tuple[str, ...]) -> tuple[ReadyDevice, ...]:

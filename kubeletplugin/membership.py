@@ -7,6 +7,7 @@ The key of the certificate that it has there comes from this node (`kubeletplugi
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -15,13 +16,14 @@ from typing import Any, Final, cast
 
 from api.client import Client, Json, back_off_s
 from api.clique import MEMBERSHIP_FILE, MEMBERSHIP_FILE_VERSION
-from api.errors import Retryable
+from api.errors import InvalidObject, Retryable
 from kubeletplugin.disk import disk_errors, replace_whole
 from kubeletplugin.node_key import NodeKey
 
 log = logging.getLogger(__name__)
 
 _KEY: Final = "key"
+_OBJECT_NAME: Final = re.compile("[A-Za-z0-9.-]+")
 _NOT_FOR_DAEMONS: Final = frozenset({"apiVersion", "kind", "metadata", "abandonedClaims", _KEY})
 
 
@@ -96,6 +98,8 @@ class Cliques:
                 await asyncio.sleep(delay_s)
 
     def _open(self, name: str) -> AsyncGenerator[tuple[str, Any], None]:
+        if not _OBJECT_NAME.fullmatch(name):  # in a field selector more than a name could ask for other objects
+            raise InvalidObject(f"{name!r} is no name of a ComputeDomainClique")
         events = self._client.list_watch(
             self._where, field_selector=f"metadata.name={name}", most_back_off_s=WATCH_BACK_OFF_S
         )

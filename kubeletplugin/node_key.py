@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from api.errors import Retryable, StateUnreadable
-from kubeletplugin.disk import disk_errors, locked, replace_whole
+from kubeletplugin.disk import disk_error, disk_errors, locked, replace_whole
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class NodeKey:
         """What was logged last; "" since a key was handed out."""
 
     def read_public(self) -> str:
-        """What to publish; "" while there is no key."""
+        """What to publish; "" while there is no key. Raises DiskFailed."""
         key = self._find()
         return key.public if key else ""
 
@@ -136,12 +136,14 @@ class NodeKey:
         return key is None or (key.domain != "" and key.domain not in self._serving())
 
     def _find(self) -> _Key | None:
-        """None while there is none, also where the file says nothing: `renew` then writes it anew."""
+        """None while there is none, also where the file says nothing: `renew` then makes one. Raises DiskFailed."""
         try:
             return _parse(self._path.read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, StateUnreadable) as error:
+        except OSError as error:
+            raise disk_error(error, self._path) from error
+        except StateUnreadable as error:
             log.error("key_unreadable", extra={"path": str(self._path), "error": str(error)})
             return None
 

@@ -12,6 +12,8 @@ from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from api.errors import StateUnreadable
+
 log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
@@ -31,14 +33,18 @@ MOST_BYTES: Final = 4 * 1024 * 1024
 
 
 async def watch_file(path: Path) -> AsyncGenerator[Json | None, None]:
-    """Yield the JSON object in the file, and again at every change; None while there is no such file. For ever.
+    """Yield the JSON object in the file, and again at every change; None while none can be read. For ever.
 
     Whoever writes it replaces it as a whole. Raises OSError when its folder is not there.
     """
     previous: object = watch_file  # unlike anything that is read
     async with aclosing(watch_folder(path.parent)) as looks:
         async for _ in looks:
-            content = read_json(path)
+            try:
+                content = read_json(path)
+            except StateUnreadable as error:
+                log.error("file_unreadable", extra={"path": str(path), "error": str(error)})
+                content = None
             if content != previous:
                 previous = content
                 yield content
@@ -62,15 +68,16 @@ async def watch_folder(folder: Path) -> AsyncGenerator[None, None]:
 
 
 def read_json(path: Path) -> Json | None:
-    """The JSON object in the file; None where there is none that can be read."""
+    """The JSON object in the file; None where there is no file. Raises StateUnreadable."""
     try:
         content = json.loads(_read_plainly(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        log.error("file_unreadable", extra={"path": str(path), "error": str(error)})
-        return None
-    return content if isinstance(content, dict) else None
+        raise StateUnreadable(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise StateUnreadable(f"{path} cannot be read: it has no JSON object")
+    return content
 
 
 def _read_plainly(path: Path) -> bytes:
@@ -78,7 +85,7 @@ def _read_plainly(path: Path) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(f"{path} is no plain file")
+            raise OSError("it is no plain file")
         with os.fdopen(fd, "rb", closefd=False) as file:
             return file.read(MOST_BYTES)
     finally:

@@ -99,8 +99,12 @@ class Daemon:
         file = settings.directory / MEMBERSHIP_FILE
         await self._wait_for(file)
         async for obj in watch_file(file):
+            if obj is None:  # whoever is connected stays so: only a file that says so means that we are no member
+                self._obstacle = f"{file} cannot be read"
+                log.error("membership_kept", extra={"object": settings.clique_name, "error": self._obstacle})
+                continue
             try:
-                membership = None if obj is None else _parse_file(obj)
+                membership = _parse_file(obj)
             except (InvalidObject, KeyError, TypeError, ValueError) as error:
                 # Whoever is connected stays so: what was known last is better than nothing.
                 self._obstacle = str(error)
@@ -110,7 +114,7 @@ class Daemon:
             # A node that moves to another rack has a daemon for each clique until the first one has ended.
             is_own = membership is not None and membership.name == settings.clique_name
             self._membership = membership if is_own else None
-            self._key = str(obj.get("key") or "") if obj and is_own else ""
+            self._key = str(obj.get("key") or "") if is_own else ""
             self._wake.set()
 
     async def _wait_for(self, file: Path) -> None:

@@ -9,14 +9,21 @@ one domain is not the scheduler's to know: the node's one daemon is of one domai
 nothing of that domain is prepared here any more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 from api.clique import FAILED_CONDITION, FORMED_CONDITION, KEY_ATTRIBUTE
 from api.errors import ClaimError
 from api.names import CDI_CLAIM_CLASS, COMPUTE_DOMAIN_CDI_VENDOR, COMPUTE_DOMAIN_DRIVER
-from kubeletplugin.model.cdi import CDI_VERSION, DeviceNode, DriverTree, driver_program_edits, node_edit
+from kubeletplugin.model.cdi import (
+    CDI_VERSION,
+    DeviceNode,
+    DriverTree,
+    cdi_file_name,
+    driver_program_edits,
+    node_edit,
+)
 from kubeletplugin.model.claims import ClaimRequest
 from kubeletplugin.model.devices import ApiDevice, DeviceGroup, DeviceSet, Features
 from kubeletplugin.model.inventory import Gpu, Inventory
@@ -29,6 +36,10 @@ DOMAIN_ANNOTATION: Final = "partita/compute-domain"
 """Annotation of a CDI spec: UID of the ComputeDomain that the claim is of."""
 CLAIM_ANNOTATION: Final = "partita/claim"
 """Annotation of a CDI spec: `<namespace>/<name>` of the claim."""
+PODS_ANNOTATION: Final = "partita/pods"
+"""Annotation of a CDI spec: UIDs of the pods that the claim is reserved for, with commas between them."""
+UNKNOWN_DOMAIN: Final = "?"
+"""In the place of a domain's UID: the claim's CDI spec cannot be parsed, so it may be of any."""
 STATUS_FOLDER: Final = "/run/partita/compute-domain"
 """In a workload's container: `status.json` of its node's daemon, which says who is connected."""
 DAEMON_FOLDER: Final = "/imexd"
@@ -109,6 +120,8 @@ class PreparedClaim:
     kind: str
     """`channel` or `daemon`."""
     domain_uid: str
+    pods: tuple[str, ...] = ()
+    """UIDs of those that it was reserved for; none in a spec of an earlier version, or where it is not for pods."""
     driver: str = COMPUTE_DOMAIN_DRIVER
     is_complete: bool = True
     """There is a CDI spec for no other."""
@@ -223,7 +236,15 @@ def read_use(request: ClaimRequest, driver_namespace: str) -> DomainUse:
     return use
 
 
-def build_channel_spec(request: ClaimName, use: DomainUse, major: int, status_folder: str) -> dict[str, Any]:
+def read_pods(claim: Mapping[str, Any]) -> tuple[str, ...]:
+    """UIDs of the pods that a ResourceClaim is reserved for; it may also be for something else, a PodGroup say."""
+    consumers = (claim.get("status") or {}).get("reservedFor") or ()
+    return tuple(each["uid"] for each in consumers if each.get("resource") == "pods")
+
+
+def build_channel_spec(
+    request: ClaimName, use: DomainUse, major: int, status_folder: str, pods: Collection[str]
+) -> dict[str, Any]:
     """CDI: the channels' device nodes, by number so that no node need exist on the host, and the daemon's status."""
     numbers = range(CHANNELS if use.all_channels else 1)
     nodes = [
@@ -231,11 +252,11 @@ def build_channel_spec(request: ClaimName, use: DomainUse, major: int, status_fo
         for n in numbers
     ]
     status = {"hostPath": status_folder, "containerPath": STATUS_FOLDER, "options": ["ro", "nosuid", "nodev", "rbind"]}
-    return _spec(request, use, {"deviceNodes": nodes, "mounts": [status]})
+    return _spec(request, use, {"deviceNodes": nodes, "mounts": [status]}, pods)
 
 
 def build_daemon_spec(
-    request: ClaimName, use: DomainUse, imex: ImexNodes, tree: DriverTree, folder: str
+    request: ClaimName, use: DomainUse, imex: ImexNodes, tree: DriverTree, folder: str, pods: Collection[str]
 ) -> dict[str, Any]:
     """CDI: the right to be the node's IMEX daemon, the driver's libraries and programs, and the domain's directory."""
     edits = driver_program_edits(tree, imex.programs)
@@ -250,39 +271,53 @@ def build_daemon_spec(
         }
         for name, mode in DOMAIN_FOLDERS.items()
     ]
-    return _spec(request, use, {**edits, "deviceNodes": nodes, "mounts": [*edits["mounts"], *folders]})
+    return _spec(request, use, {**edits, "deviceNodes": nodes, "mounts": [*edits["mounts"], *folders]}, pods)
 
 
-def _spec(request: ClaimName, use: DomainUse, edits: dict[str, Any]) -> dict[str, Any]:
+def _spec(request: ClaimName, use: DomainUse, edits: dict[str, Any], pods: Collection[str]) -> dict[str, Any]:
     """One CDI device for the whole claim: whichever of its requests a container uses, it gets the same once."""
-    return {
+    spec = {
         "cdiVersion": CDI_VERSION,
         "kind": f"{COMPUTE_DOMAIN_CDI_VENDOR}/{CDI_CLAIM_CLASS}",
         "annotations": {DOMAIN_ANNOTATION: use.domain_uid, CLAIM_ANNOTATION: request.claim},
         "devices": [{"name": f"{request.uid}-{use.kind}", "containerEdits": edits}],
     }
+    return with_pods(spec, pods)
+
+
+def with_pods(spec: dict[str, Any], pods: Collection[str]) -> dict[str, Any]:
+    """The spec, for these pods."""
+    noted = {PODS_ANNOTATION: ",".join(sorted(pods))} if pods else {}
+    return {**spec, "annotations": {**(spec.get("annotations") or {}), **noted}}
 
 
 def domain_cdi_id(request: ClaimRequest, use: DomainUse) -> str:
     return f"{COMPUTE_DOMAIN_CDI_VENDOR}/{CDI_CLAIM_CLASS}={request.uid}-{use.kind}"
 
 
-def read_prepared(uid: str, spec: Mapping[str, Any] | None) -> PreparedClaim | None:
-    """The inverse of `_spec`; None for a spec that cannot be read, or is not of this driver."""
+def read_prepared(uid: str, spec: Mapping[str, Any] | None) -> PreparedClaim:
+    """The inverse of `_spec`. `spec`: None for one that cannot be parsed."""
     if not spec or not spec.get("devices"):
-        return None
+        return PreparedClaim(uid, "", "", UNKNOWN_DOMAIN)
     annotations = spec.get("annotations") or {}
-    kind = str(spec["devices"][0].get("name", "")).rpartition("-")[2]
-    return PreparedClaim(
-        uid, str(annotations.get(CLAIM_ANNOTATION, "")), kind, str(annotations.get(DOMAIN_ANNOTATION, ""))
+    claim, domain_uid, pods = (
+        str(annotations.get(name, "")) for name in (CLAIM_ANNOTATION, DOMAIN_ANNOTATION, PODS_ANNOTATION)
     )
+    kind = str(spec["devices"][0].get("name", "")).rpartition("-")[2]
+    return PreparedClaim(uid, claim, kind, domain_uid, tuple(filter(None, pods.split(","))))
 
 
 def describe_holders(others: Sequence[PreparedClaim]) -> str:
     """Why nothing can be prepared here for a domain, while these claims of others are."""
-    named = ", ".join(sorted(f"claim {each.claim} ({each.kind})" for each in others)[:NAMED])
+    named = ", ".join(sorted(map(_name, others))[:NAMED])
     more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
     return f"this node's IMEX channels are another ComputeDomain's until its containers here have ended: {named}{more}"
+
+
+def _name(each: PreparedClaim) -> str:
+    if each.domain_uid == UNKNOWN_DOMAIN:
+        return f"a claim whose CDI file {cdi_file_name(COMPUTE_DOMAIN_CDI_VENDOR, each.uid)} cannot be parsed"
+    return f"claim {each.claim} ({each.kind})"
 
 
 def is_mounted(mountinfo: str, domain_uid: str, place: str) -> bool:

@@ -1,7 +1,7 @@
 """Whose processes on a claim's devices keep a claim that is gone from the API server."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState, MigHolding
@@ -28,6 +28,11 @@ def list_held(record: ClaimRecord) -> dict[str, str]:
 def is_of_a_pod(cgroup: str) -> bool:
     """`cgroup`: a process's /proc/PID/cgroup. A display server of the node, say, is no claim's."""
     return _POD.search(cgroup) is not None
+
+
+def is_of_pods(cgroup: str, pods: Collection[str]) -> bool:
+    """Whether a process is of one of these pods, by their UIDs. systemd's slices have `_` for the `-` of a UID."""
+    return any(f"pod{form}" in cgroup for uid in pods for form in (uid, uid.replace("-", "_")))
 
 
 def describe_occupation(record: ClaimRecord, occupants: Mapping[str, tuple[int, ...]]) -> str:

@@ -39,10 +39,17 @@ class DaemonReport:
 
 
 @dataclass(frozen=True, slots=True)
+class UnreadableReport:
+    """There is one, and it may say that the daemon is not connected."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Here:
     """What this node knows itself, without the controller."""
 
-    report: DaemonReport | None = None
+    report: DaemonReport | UnreadableReport | None = None
     alive: bool | None = None
     """Whether the daemon whose report that is still runs; None: nobody can tell, so it is not believed."""
     others: tuple[PreparedClaim, ...] = ()
@@ -113,18 +120,28 @@ def _check_domain(
 
 
 def _check_member(request: ClaimRequest, membership: Membership, member: Member, here: Here) -> Release | Wait:
-    is_dead = here.alive is False  # the controller learns of it later than we do
-    heard = here.report if here.alive and _is_meant(membership, member, here.report) else None
-    if not is_dead and (
-        member.released or (membership.release_policy == "Connected" and heard is not None and heard.ready)
-    ):
+    ready, detail = _hear(membership, member, here)
+    by_policy = member.released or membership.release_policy == "Connected"
+    if member.released if ready is None else ready and by_policy:
         return Release()
     domain = f"ComputeDomain {membership.domain_namespace}/{membership.domain_name}"
     reason = member.message or f"node {member.node} is not connected in {domain} yet"
-    detail = f": {heard.message}" if heard is not None and not heard.ready and heard.message else ""
-    if is_dead:
-        detail = ": its daemon on this node has ended, and does not run again yet"
-    return Wait(f"claim {request.claim}: {reason}{detail}")
+    return Wait(f"claim {request.claim}: {reason}{f': {detail}' if detail else ''}")
+
+
+def _hear(membership: Membership, member: Member, here: Here) -> tuple[bool | None, str]:
+    """Whether the daemon that the membership means is connected, and what is missing; None: it does not say.
+
+    The controller learns what becomes of a daemon later than its node does, so a no of this node's outweighs its yes.
+    """
+    report = here.report
+    if here.alive is False:
+        return False, "its daemon on this node has ended, and does not run again yet"
+    if isinstance(report, UnreadableReport):
+        return False, report.reason
+    if here.alive and report is not None and _is_meant(membership, member, report):
+        return report.ready, "" if report.ready else report.message
+    return None, ""
 
 
 def _is_late(request: ClaimRequest, membership: Membership, *, on_member: bool) -> bool:
@@ -133,9 +150,7 @@ def _is_late(request: ClaimRequest, membership: Membership, *, on_member: bool) 
     return deleted_at is None or is_late(request.allocated, deleted_at, on_member=on_member)
 
 
-def _is_meant(membership: Membership, member: Member, report: DaemonReport | None) -> bool:
+def _is_meant(membership: Membership, member: Member, report: DaemonReport) -> bool:
     """The report is of the daemon that the membership means: an earlier one's is worth nothing."""
-    if report is None or member.address == "":
-        return False
     told = (report.domain_uid, report.clique_id, report.address)
-    return told == (membership.domain_uid, membership.clique_id, member.address)
+    return member.address != "" and told == (membership.domain_uid, membership.clique_id, member.address)

@@ -53,6 +53,32 @@ def test_a_membership_that_goes_stops_nvidia_imex_until_it_is_back(cluster: Clus
     cluster.wait_ready(first, second)
 
 
+@pytest.mark.parametrize("damage", ["gone", "not JSON", "no object", "no plain file"])
+def test_a_membership_file_that_cannot_be_read_takes_nothing_from_who_is_connected(
+    cluster: Cluster, damage: str
+) -> None:
+    first, second, _ = cluster.members
+    cluster.connect(first, second)
+    pid = first.imex_pid()
+    file = first.host.folder / "imexd" / MEMBERSHIP_FILE
+    if damage == "no plain file":
+        file.with_name("new").mkdir()
+        file.unlink()
+        file.with_name("new").rename(file)
+    elif damage == "gone":
+        file.unlink()
+    else:
+        file.with_name("new").write_text("{" if damage == "not JSON" else "null")
+        file.with_name("new").rename(file)
+    wait_until(lambda: "membership_kept" in first.events())
+    assert first.get("/readyz") == (200, "connected to 1 of 1 peers")
+    assert first.imex_pid() == pid
+    if damage == "no plain file":
+        file.rmdir()
+    cluster.write({"version": 1})
+    wait_until(lambda: first.imex_pid() == 0)
+
+
 def test_a_membership_of_another_clique_or_that_cannot_be_read_is_none(cluster: Cluster) -> None:
     first = cluster.members[0]
     cluster.start(first)

@@ -116,9 +116,10 @@ async def test_a_daemon_can_lead_the_plugin_nowhere(it: World) -> None:
     assert not waiting.done()
     os.mkfifo(folder / "pipe")
     (folder / "pipe").replace(folder / "status.json")
+    await it.publish(released=True, address="10.0.0.2")
     await asyncio.sleep(1)
     assert not waiting.done()
-    await it.publish(released=True, address="10.0.0.2")
+    it.report("10.0.0.2")
     assert (await waiting)[claim.uid]
 
 

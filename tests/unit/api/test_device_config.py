@@ -83,7 +83,12 @@ def test_every_kind_of_the_reference_drivers_is_read() -> None:
         ),
         (config("VfioDeviceConfig", iommu={}), "passthrough of GPUs to virtual machines is not offered by this driver"),
         (config("ComputeDomainChannelConfig"), "ComputeDomainChannelConfig.domainID: required, but missing"),
-        (config("ComputeDomainChannelConfig", domainID=""), "domainID: .*at least 1 character"),
+        (config("ComputeDomainChannelConfig", domainID=""), "domainID: right would be the uid of a ComputeDomain"),
+        (config("ComputeDomainChannelConfig", domainID="u.c,metadata.namespace!=/../../x"), "ChannelConfig.domainID: "),
+        (config("ComputeDomainChannelConfig", domainID="../x"), "ChannelConfig.domainID: right would be .*'../x'"),
+        (config("ComputeDomainChannelConfig", domainID="u\n"), "ChannelConfig.domainID: "),
+        (config("ComputeDomainChannelConfig", domainID="u" * 65), "ChannelConfig.domainID: "),
+        (config("ComputeDomainDaemonConfig", domainID="a/b"), "ComputeDomainDaemonConfig.domainID: right would be"),
         (
             config("ComputeDomainChannelConfig", domainID="d", allocationMode="Some"),
             "allocationMode: .*'Single' or 'All'",

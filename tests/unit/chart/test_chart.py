@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 import yaml
 
+from api.device_config import DOMAIN_ID
 from tests.unit.chart.chart import CHART, Object, Refused, environment, notes, of_kind, plugin_pod, render
 
 EVERYTHING = (
@@ -361,3 +362,15 @@ def test_the_notes_name_what_is_lost_without_the_admission_policies(tmp_path: Pa
     told = notes(tmp_path, "kubeletPlugin.admissionPolicy.enabled=false")
     for lost in ("every node's ResourceSlices", "privileged pods in partita-system", "daemon", "config"):
         assert lost in told
+
+
+def test_admission_takes_the_same_domain_ids_as_the_drivers() -> None:
+    policies = [each for each in render() if each["kind"] == "ValidatingAdmissionPolicy"]
+    (rule,) = (
+        validation
+        for policy in policies
+        for validation in policy["spec"]["validations"]
+        if "domainID must be" in validation.get("message", "")
+    )
+    assert f".matches('{DOMAIN_ID}')" in rule["expression"]
+    assert DOMAIN_ID in rule["message"]

@@ -395,6 +395,17 @@ def test_cdi_files_of_others_are_not_ours_and_broken_ones_are_told_apart(tmp_pat
     assert dict(cdi.read_all()) == {"good": {"kind": "x"}, "bad": None}
 
 
+def test_a_cdi_file_that_cannot_be_read_is_not_taken_for_one_that_is_not_there(tmp_path: Path) -> None:
+    cdi = CdiFiles(tmp_path / "cdi", "k8s.gpu.nvidia.com")
+    assert list(cdi.read_all()) == []
+    (tmp_path / "cdi/k8s.gpu.nvidia.com-claim_u1.json").mkdir(parents=True)  # to read it is an error
+    (tmp_path / "cdi/k8s.gpu.nvidia.com-claim_gone.json").symlink_to("nowhere")
+    with pytest.raises(DiskFailed, match=r"claim_u1\.json: Is a directory"):
+        list(cdi.read_all())
+    (tmp_path / "cdi/k8s.gpu.nvidia.com-claim_u1.json").rmdir()
+    assert list(cdi.read_all()) == []
+
+
 def test_a_released_reservation_leaves_what_the_journal_holds(tmp_path: Path) -> None:
     """A failed attempt forgets no earlier one's record: an instance without record counts as an admin's."""
 

@@ -1,6 +1,7 @@
 """The life of a node's key: one domain has it, once, whatever ends when."""
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kubeletplugin import node_key as node_key_module
-from kubeletplugin.disk import DiskFull
+from kubeletplugin.disk import DiskFailed, DiskFull
 from kubeletplugin.make_key import make_key
 from kubeletplugin.node_key import KeyNotMade, NodeKey, make_key_apart
 from tests.support.disk import fill, small_disk
@@ -186,6 +187,26 @@ def test_a_key_file_that_cannot_be_read_is_replaced(node: Node, content: bytes) 
     assert asyncio.run(key.hand_out(A, "A1")) == ""
     assert renew(key)
     assert node.hand_out(A)
+
+
+def test_a_key_that_cannot_be_read_for_a_while_is_not_replaced_and_not_taken_for_none(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The domain that has it would lose its daemon's certificate."""
+    renew(node.start())
+    node.serving = {A}
+    before = node.hand_out(A)
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_bytes", fail)
+        for ask in (lambda: renew(node.start()), lambda: node.start().read_public(), lambda: node.hand_out(A)):
+            with pytest.raises(DiskFailed, match=r"imex-key\.json: Input/output error"):
+                ask()
+    assert not renew(node.start())
+    assert node.hand_out(A) == before
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")

@@ -10,7 +10,7 @@ from api.errors import HardwareError
 from api.ref import Ref
 from kubeletplugin.model.checkpoint import ClaimRecord, ClaimState, GpuHolding, MigHolding, PreparedDevice
 from kubeletplugin.model.inventory import Placement
-from kubeletplugin.model.occupation import is_of_a_pod
+from kubeletplugin.model.occupation import is_of_a_pod, is_of_pods
 from kubeletplugin.occupants import Occupants
 from kubeletplugin.stale import StaleClaims
 
@@ -111,6 +111,25 @@ def test_a_process_of_the_node_itself_keeps_no_claim_and_one_of_a_pod_does(it: W
 )
 def test_processes_of_pods_are_known_by_their_cgroup_whatever_the_driver(cgroup: str, expected: bool) -> None:
     assert is_of_a_pod(cgroup) is expected
+
+
+UID = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
+
+
+@pytest.mark.parametrize(
+    "cgroup",
+    [
+        "0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod0a1b2c3d_4e5f_6071_8293_a4b5c6d7e8f9.slice/x",
+        "0::/../../kubepods-pod0a1b2c3d_4e5f_6071_8293_a4b5c6d7e8f9.slice/cri-containerd-1f.scope",
+        f"0::/kubepods/besteffort/pod{UID}/1f",
+        f"12:devices:/kubepods/pod{UID}/1f\n1:name=systemd:/kubepods/pod{UID}/1f",
+        f"0::/kubepods/pod{UID}/1f (deleted)",
+    ],
+)
+def test_the_processes_of_one_pod_are_told_from_anothers_whatever_the_driver_and_version(cgroup: str) -> None:
+    assert is_of_pods(cgroup, ("another", UID))
+    assert not is_of_pods(cgroup, (UID.replace("0a", "0b"),))
+    assert not is_of_pods(cgroup, ())
 
 
 def test_a_library_that_cannot_tell_keeps_a_claim_once_and_not_for_ever(it: World) -> None:

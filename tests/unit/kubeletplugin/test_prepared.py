@@ -12,7 +12,7 @@ import pytest
 from api.client import Client
 from api.errors import Busy
 from kubeletplugin.cdi_files import CdiFiles
-from kubeletplugin.disk import locked
+from kubeletplugin.disk import DiskFailed, locked
 from kubeletplugin.model.channels import DomainUse, build_channel_spec
 from kubeletplugin.prepared import PreparedClaims
 
@@ -26,7 +26,7 @@ class Claim:
 
 
 def spec(claim: Claim, domain: str) -> dict[str, Any]:
-    return build_channel_spec(claim, DomainUse("channel", domain), 501, "/status")
+    return build_channel_spec(claim, DomainUse("channel", domain), 501, "/status", ())
 
 
 def instance(directory: Path) -> PreparedClaims:
@@ -69,3 +69,24 @@ def test_an_instance_that_dies_while_it_prepares_is_in_nobodys_way(tmp_path: Pat
     with holder:
         asyncio.run(play())
     assert [each.uid for each, _ in instance(tmp_path).read()] == ["u1"]
+
+
+def test_a_claim_whose_file_cannot_be_parsed_is_taken_for_another_domains_and_the_file_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    node, claim = instance(tmp_path), Claim("u1", "a/mine")
+    node.write(Claim("u2", "a/other"), {})
+    (tmp_path / "cdi" / f"{VENDOR}-claim_u2.json").write_text("{")
+    for _ in range(2):
+        with pytest.raises(Busy, match=r"a/mine: .* whose CDI file k8s\.[a-z.-]+-claim_u2\.json cannot be parsed"):
+            asyncio.run(node.add(claim, "d1", lambda: spec(claim, "d1")))
+    assert not node.exists("u1")
+    assert [each.__dict__["path"] for each in caplog.records] == [str(tmp_path / "cdi" / f"{VENDOR}-claim_u2.json")]
+
+
+def test_while_a_claims_file_cannot_be_read_nothing_is_prepared_beside_it(tmp_path: Path) -> None:
+    node, claim = instance(tmp_path), Claim("u1", "a/mine")
+    (tmp_path / "cdi" / f"{VENDOR}-claim_u2.json").mkdir(parents=True)  # to read it is an error
+    with pytest.raises(DiskFailed, match=r"claim_u2\.json: Is a directory"):
+        asyncio.run(node.add(claim, "d1", lambda: spec(claim, "d1")))
+    assert not node.exists("u1")

@@ -52,8 +52,9 @@ class Api:
         self.opened = 0
         self._told: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
 
-    def tell(self, message: str, *, address: str = ADDRESS) -> None:
+    def tell(self, message: str, *, address: str = ADDRESS, released: bool = False) -> None:
         entry = {"nodeName": NODE, "ipAddress": address, "cliqueID": CLIQUE, "index": 0, "message": message}
+        entry |= {"released": released}
         clique = {
             "metadata": {"name": f"{DOMAIN}.{CLIQUE}"},
             "domainName": "train",
@@ -109,17 +110,20 @@ class World:
         result = {"request": "r", "driver": DRIVER, "pool": NODE, "device": "channel-0"}
         claim: Json = {
             "metadata": {"namespace": "team", "name": name, "uid": name},
-            "status": {"allocation": {"devices": {"results": [result], "config": [config]}}},
+            "status": {
+                "reservedFor": [{"resource": "pods", "name": "p", "uid": f"pod-of-{name}"}],
+                "allocation": {"devices": {"results": [result], "config": [config]}},
+            },
         }
         ready = await self.driver.prepare(claim, ClaimRef("team", name, name))
         return [cdi for device in ready for cdi in device.cdi_ids]
 
-    def report(self) -> None:
-        """The word of this node's daemon, which lives: connected."""
+    def report(self, *, ready: bool = True) -> None:
+        """The word of this node's daemon, which lives."""
         if self._daemon is None:
             self._daemon = (self.status.parent / DAEMON_LOCK_FILE).open("w")
             fcntl.flock(self._daemon, fcntl.LOCK_EX)
-        told = {"computeDomain": DOMAIN, "cliqueID": CLIQUE, "address": ADDRESS, "ready": True}
+        told = {"computeDomain": DOMAIN, "cliqueID": CLIQUE, "address": ADDRESS, "ready": ready}
         (self.status / "new").write_text(json.dumps(told))
         (self.status / "new").replace(self.status / "status.json")
 
@@ -227,6 +231,94 @@ def test_the_word_of_a_daemon_that_was_killed_stands_for_the_next_one_only_when_
         assert not second.done()
         world.report()  # word for word
         assert await second
+
+    api = Api()
+    run(api, tmp_path, scenario)
+
+
+FILE = "k8s.compute-domain.nvidia.com-claim_{}.json"
+
+
+def test_a_channels_cdi_file_names_the_pods_that_have_it(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        waiting = asyncio.ensure_future(world.prepare("c0"))
+        api.tell("not connected")
+        await until(world.status.exists)
+        world.report()
+        assert await waiting
+        spec = json.loads((tmp_path / "cdi" / FILE.format("c0")).read_text())
+        assert spec["annotations"]["partita/pods"] == "pod-of-c0"
+
+    api = Api()
+    run(api, tmp_path, scenario)
+
+
+@pytest.mark.parametrize("damage", ["cannot be read", "cannot be parsed"])
+def test_while_a_claims_file_says_nothing_folders_and_key_of_its_domain_stay_and_other_claims_go(
+    damage: str, tmp_path: Path
+) -> None:
+    """A running domain keeps what its daemon and its pods see, through a restart of the plugin, too."""
+    unclear = tmp_path / "cdi" / FILE.format("unclear")
+
+    async def scenario(world: World) -> None:
+        plugin, folder = tmp_path / "plugin", tmp_path / "plugin/domains" / DOMAIN
+        (folder / "status").mkdir(parents=True)
+        key = plugin / "imex-key.json"
+        before = {**json.loads(key.read_text()), "domain": DOMAIN}
+        key.write_text(json.dumps(before))
+        unclear.mkdir() if damage == "cannot be read" else unclear.write_text("{")
+        (tmp_path / "cdi" / FILE.format("done")).write_text("{}")
+        await world.driver.unprepare(ClaimRef("team", "done", "done"))
+        await world.driver.recover()
+        assert [file.name for file in (tmp_path / "cdi").iterdir()] == [unclear.name]
+        assert folder.is_dir()
+        assert json.loads(key.read_text()) == before
+        unclear.rmdir() if damage == "cannot be read" else unclear.unlink()
+        await world.driver.recover()
+        assert not folder.is_dir()
+        assert json.loads(key.read_text()) != before
+
+    (tmp_path / "cdi").mkdir()
+    run(Api(), tmp_path, scenario)
+
+
+def test_a_daemons_word_that_cannot_be_read_is_waited_for_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(world: World) -> None:
+        waiting = asyncio.ensure_future(world.prepare())
+        api.tell("not connected")
+        await until(world.status.exists)
+        world.report(ready=False)
+        (world.status / "link").symlink_to("elsewhere")
+        (world.status / "link").replace(world.status / "status.json")
+        api.tell("", released=True)
+        await until(lambda: "file_unreadable" in caplog.text)
+        assert "status.json cannot be read" in caplog.records[-1].__dict__["error"]
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        world.report()
+        assert await waiting
+
+    api = Api()
+    run(api, tmp_path, scenario)
+
+
+def test_a_daemon_that_says_that_it_is_not_connected_is_asked_before_the_controllers_word_counts(
+    tmp_path: Path,
+) -> None:
+    """Also by a claim that comes when both have spoken."""
+
+    async def scenario(world: World) -> None:
+        world.status.mkdir(parents=True)
+        (world.status.parent / "work").mkdir()
+        world.report(ready=False)
+        api.tell("", released=True)
+        waiting = asyncio.ensure_future(world.prepare())
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
+        world.report()
+        assert await waiting
 
     api = Api()
     run(api, tmp_path, scenario)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from api.errors import StateUnreadable
 from kubeletplugin import watch as watch_module
-from kubeletplugin.watch import watch_file, watch_folder
+from kubeletplugin.watch import read_json, watch_file, watch_folder
 
 
 def replace(file: Path, content: object) -> None:
@@ -48,6 +49,19 @@ def test_where_inotify_instances_are_used_up_a_change_is_noticed_by_looking(
                     assert await anext(found) == content
 
     asyncio.run(main())
+
+
+def test_a_file_that_cannot_be_read_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "it"
+    assert read_json(file) is None
+    for content in ("{", "null"):
+        file.write_text(content)
+        with pytest.raises(StateUnreadable, match="/it cannot be read: "):
+            read_json(file)
+    file.unlink()
+    file.symlink_to("elsewhere")
+    with pytest.raises(StateUnreadable, match=r"/it cannot be read: .* symbolic links"):
+        read_json(file)
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:

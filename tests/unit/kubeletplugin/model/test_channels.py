@@ -10,7 +10,6 @@ from api.device_config import parse_device_config
 from api.errors import ClaimError
 from kubeletplugin.model.cdi import DeviceNode, DriverFile, DriverTree
 from kubeletplugin.model.channels import (
-    STATUS_FOLDER,
     Attached,
     DomainUse,
     ImexNodes,
@@ -22,13 +21,21 @@ from kubeletplugin.model.channels import (
     build_domain_devices,
     domain_cdi_id,
     find_fabric,
-    is_mounted,
+    read_prepared,
     read_use,
 )
 from kubeletplugin.model.claims import ClaimRequest, parse_claim
 from kubeletplugin.model.devices import Features
 from kubeletplugin.model.inventory import Fabric, Gpu, Inventory
-from kubeletplugin.model.release import MESSAGE_LENGTH, Here, Release, Wait, check_release, parse_report
+from kubeletplugin.model.release import (
+    MESSAGE_LENGTH,
+    Here,
+    Release,
+    UnreadableReport,
+    Wait,
+    check_release,
+    parse_report,
+)
 
 Json = dict[str, Any]
 DRIVER = "compute-domain.nvidia.com"
@@ -276,6 +283,21 @@ class TestRelease:
         )
         assert isinstance(decision, Release) is released
 
+    @pytest.mark.parametrize("policy", ["Connected", "AllNodes", ""])
+    def test_a_living_daemon_that_is_not_connected_releases_nothing_whatever_was_said_of_it(self, policy: str) -> None:
+        """It may be another one in the same pod, of which the controller has not heard yet."""
+        seen = replace(membership(released=True, ipAddress="10.0.0.1"), release_policy=policy)
+        report = parse_report({**self.REPORT, "ready": False, "message": "nvidia-imex does not run"})
+        decision = check_release(claim(), CHANNEL, seen, "node-1", Here(report, alive=True))
+        assert isinstance(decision, Wait)
+        assert decision.reason.endswith(": nvidia-imex does not run")
+
+    def test_a_report_that_cannot_be_read_may_be_a_no(self) -> None:
+        here = Here(UnreadableReport("status.json cannot be read: Input/output error"), alive=True)
+        decision = check_release(claim(), CHANNEL, membership(released=True), "node-1", here)
+        assert isinstance(decision, Wait)
+        assert "status.json cannot be read" in decision.reason
+
     def test_a_daemon_without_an_address_in_the_membership_is_not_the_one_it_means(self) -> None:
         seen = replace(membership(released=False, ipAddress=""), release_policy="Connected")
         report = parse_report({**self.REPORT, "address": ""})
@@ -321,30 +343,9 @@ class TestRelease:
             check_release(claim(), CHANNEL, parse_membership(waiting), "node-1")
 
 
-MOUNTINFO = """\
-22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/root rw
-31 22 8:1 /var/lib/kubelet/plugins/compute-domain.nvidia.com/domains/{uid}/status{gone} {place} ro - ext4 /dev/root rw
-"""
-
-
-@pytest.mark.parametrize(
-    ("uid", "place", "gone", "mounted"),
-    [
-        (UID, STATUS_FOLDER, "", True),
-        (UID, STATUS_FOLDER, "//deleted", True),
-        (UID, "/imexd/status", "", False),
-        ("another", STATUS_FOLDER, "", False),
-    ],
-)
-def test_who_has_a_channel_is_seen_by_the_folder_that_came_with_it(
-    uid: str, place: str, gone: str, mounted: bool
-) -> None:
-    assert is_mounted(MOUNTINFO.format(uid=uid, place=place, gone=gone), UID, STATUS_FOLDER) is mounted
-
-
 class TestCdi:
     def test_a_single_channel_by_number_with_the_status_of_its_daemon(self) -> None:
-        spec = build_channel_spec(claim(), CHANNEL, 240, "/var/domains/x/status")
+        spec = build_channel_spec(claim(), CHANNEL, 240, "/var/domains/x/status", ())
         device = spec["devices"][0]
         assert f"{spec['kind']}={device['name']}" == domain_cdi_id(claim(), CHANNEL)
         edits = device["containerEdits"]
@@ -355,7 +356,7 @@ class TestCdi:
         assert set(spec["annotations"].values()) == {UID, "team/claim"}
 
     def test_all_channels(self) -> None:
-        spec = build_channel_spec(claim(), DomainUse("channel", UID, all_channels=True), 240, "/s")
+        spec = build_channel_spec(claim(), DomainUse("channel", UID, all_channels=True), 240, "/s", ())
         minors = [entry["minor"] for entry in spec["devices"][0]["containerEdits"]["deviceNodes"]]
         assert minors == list(range(2048))
 
@@ -370,7 +371,8 @@ class TestCdi:
         library = DriverFile(f"{folder}/libnvidia-gpucomp.so.580")
         tree = DriverTree("/run/nvidia/driver", "/run/nvidia/driver", (control,), libraries=(nvml, library))
         request = claim("ComputeDomainDaemonConfig", namespace="partita-system")
-        spec = build_daemon_spec(request, DomainUse("daemon", UID), imex, tree, "/var/domains/x")
+        spec = build_daemon_spec(request, DomainUse("daemon", UID), imex, tree, "/var/domains/x", ("p1",))
+        assert read_prepared("claim-uid", spec).pods == ("p1",)
         edits = spec["devices"][0]["containerEdits"]
         assert [entry["path"] for entry in edits["deviceNodes"]] == ["/dev/nvidiactl", "/dev/nvidia-caps/nvidia-cap9"]
         mounts = {mount["containerPath"]: mount for mount in edits["mounts"]}
