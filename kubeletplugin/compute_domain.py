@@ -208,7 +208,7 @@ class ComputeDomainDriver:
         request = parse_claim(claim, self.name, self._node, ref.uid, parse_config)
         use = read_use(request, self._namespace)
         if self._prepared.exists(request.uid):
-            self._prepared.add_pods(request, read_pods(claim))
+            self._prepared.renew(request, read_pods(claim))
             return _ready_devices(request, (domain_cdi_id(request, use),))
         fabric = self._known
         if fabric is None:

@@ -82,8 +82,12 @@ class PreparedClaims:
         """Raises DiskFull, DiskFailed."""
         self._cdi.write(cdi_file_name(COMPUTE_DOMAIN_CDI_VENDOR, claim.uid), spec)
 
-    def add_pods(self, claim: ClaimName, pods: Collection[str]) -> None:
-        """It is asked for again: perhaps for others, or an earlier version noted none. Raises DiskFull, DiskFailed."""
+    def renew(self, claim: ClaimName, pods: Collection[str]) -> None:
+        """It is asked for again, so that it is not gone: perhaps for other pods, or an earlier version noted none.
+
+        Raises DiskFull, DiskFailed.
+        """
+        self._stale.forget(claim.uid)
         for prepared, spec in list(self.read()):
             if prepared.uid == claim.uid and prepared.domain_uid != UNKNOWN_DOMAIN:
                 every = {*prepared.pods, *pods}
@@ -132,6 +136,8 @@ class PreparedClaims:
                 extra = {"claim": claim.claim, "claim_uid": claim.uid, "pids": pids[:8]}
                 log.warning("stale_claim_in_use", extra=extra)
                 self._stale.postpone(claim.uid, ASK_AGAIN_S)
+                return False
+            if not self._stale.is_gone(claim.uid):
                 return False
             await unprepare(claim)
             return True

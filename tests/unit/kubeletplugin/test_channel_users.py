@@ -114,7 +114,7 @@ def test_pods_for_which_a_claim_is_asked_for_again_join_those_that_it_was_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     node = Node(tmp_path, POD)
-    node.claims.add_pods(Claim(), (LATER,))
+    node.claims.renew(Claim(), (LATER,))
     assert {pod for claim, _ in node.claims.read() for pod in claim.pods} == {POD, LATER}
     node.run(71, SLICE.format(LATER), HIDDEN)
     assert not node.gives_back(caplog)

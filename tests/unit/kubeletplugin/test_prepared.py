@@ -1,6 +1,7 @@
 """What is prepared on a node for ComputeDomains, by one instance of the plugin or by several."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -9,11 +10,11 @@ from typing import Any, cast
 
 import pytest
 
-from api.client import Client
+from api.client import Client, Json, NotFound
 from api.errors import Busy
 from kubeletplugin.cdi_files import CdiFiles
 from kubeletplugin.disk import DiskFailed, locked
-from kubeletplugin.model.channels import DomainUse, build_channel_spec
+from kubeletplugin.model.channels import DomainUse, PreparedClaim, build_channel_spec
 from kubeletplugin.prepared import PreparedClaims
 
 VENDOR = "k8s.compute-domain.nvidia.com"
@@ -90,3 +91,40 @@ def test_while_a_claims_file_cannot_be_read_nothing_is_prepared_beside_it(tmp_pa
     with pytest.raises(DiskFailed, match=r"claim_u2\.json: Is a directory"):
         asyncio.run(node.add(claim, "d1", lambda: spec(claim, "d1")))
     assert not node.exists("u1")
+
+
+class NoClaims:
+    """An API server that knows no claim."""
+
+    async def get(self, path: str) -> Json:
+        raise NotFound(f"GET {path}: not found (404)", 404)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_claim_that_is_asked_for_again_while_its_processes_are_looked_for_is_kept(
+    tmp_path: Path, comes_back: bool
+) -> None:
+    claim = Claim("u1", "a/mine")
+    looked_at = tmp_path / "proc/71/cgroup"
+    looked_at.parent.mkdir(parents=True)
+    (looked_at.parent / "mountinfo").touch()
+    os.mkfifo(looked_at)  # who reads it waits for us
+    client, cdi = cast(Client, NoClaims()), CdiFiles(tmp_path / "cdi", VENDOR)
+    prepared = PreparedClaims(client, "n1", cdi, tmp_path / "lock", 0.0, tmp_path / "proc")
+    prepared.write(claim, build_channel_spec(claim, DomainUse("channel", "d1"), 501, "/status", ("p1",)))
+
+    async def unprepare(gone: PreparedClaim) -> None:
+        prepared.remove(gone.uid)
+
+    async def play() -> None:
+        sweeping = asyncio.create_task(prepared.sweep_regularly(unprepare))
+        answer = await asyncio.to_thread(os.open, looked_at, os.O_WRONLY)
+        if comes_back:
+            prepared.renew(claim, ("p2",))
+        os.close(answer)
+        await asyncio.sleep(0.2)
+        sweeping.cancel()
+        await asyncio.wait((sweeping,))
+
+    asyncio.run(play())
+    assert [each.uid for each, _ in prepared.read()] == (["u1"] if comes_back else [])
