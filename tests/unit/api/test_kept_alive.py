@@ -259,7 +259,7 @@ def test_connections_that_died_in_silence_cost_one_request_in_vain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a failover of the API server: nothing is answered on them, and new ones work."""
-    monkeypatch.setattr(kept_alive, "REUSED_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(kept_alive, "REUSED_TIMEOUT_S", 0.5)
     monkeypatch.setattr(client_module, "REQUEST_TIMEOUT_S", 5.0)
     writers: set[asyncio.StreamWriter] = set()
     dead: set[asyncio.StreamWriter] = set()

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +182,15 @@ class Plugin:
 
     async def sweep(self) -> None:
         """Look for stale claims as a running plugin does, for a moment."""
-        sweeping = self.driver._leftovers.run(lambda: None)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(sweeping, 0.1)
+        async with self.sweeping():
+            await asyncio.sleep(0.1)
+
+    @asynccontextmanager
+    async def sweeping(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.driver._leftovers.run(lambda: None))
+        yield
+        task.cancel()
+        await asyncio.wait((task,))
 
 
 def ref(uid: str) -> ClaimRef:

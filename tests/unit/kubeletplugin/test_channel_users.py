@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +20,7 @@ from kubeletplugin.model.channels import (
     read_pods,
 )
 from kubeletplugin.prepared import PreparedClaims
+from tests.support.waiting import until
 
 VENDOR = "k8s.compute-domain.nvidia.com"
 DOMAIN = "5b8e2a0c-0000-4000-8000-000000000001"
@@ -34,13 +34,6 @@ HIDDEN = "22 1 8:1 / / rw,relatime - ext4 /dev/root rw\n"
 class Claim:
     uid: str = "u1"
     claim: str = "team/job"
-
-
-async def until(found: Callable[[], object]) -> None:
-    while True:
-        if found():
-            return
-        await asyncio.sleep(0.01)
 
 
 class Empty:

@@ -19,6 +19,7 @@ from kubeletplugin.model.inventory import MigInstance, Placement
 from kubeletplugin.model.steps import CreateMigInstance, DisableMig, HardwareStep, after_step
 from tests.scenarios.hardware import h100
 from tests.scenarios.node import TREE
+from tests.support.waiting import until
 from tests.unit.kubeletplugin.nvidia_world import Node
 
 GPU, PLACE = h100(0), Placement(0, 1)
@@ -272,6 +273,9 @@ def test_with_another_version_of_the_driver_prepared_claims_get_its_files(tmp_pa
     """Their containers may be started again, and the files of the old version are gone."""
 
     async def scenario(node: Node) -> None:
+        def texts() -> list[str]:
+            return [(node.folder / "cdi" / name).read_text() for name in node.files("cdi") if name.endswith(".json")]
+
         plugin = node.plugin(rescan_s=0.01)
         await plugin.driver.recover()
         await plugin.prepare("x", SLICE)
@@ -283,12 +287,11 @@ def test_with_another_version_of_the_driver_prepared_claims_get_its_files(tmp_pa
             await node.plugin().driver.recover()
         else:
             running = asyncio.create_task(plugin.driver.run(lambda: None))
-            await asyncio.sleep(0.2)
+            await until(lambda: all(renewed.path in text for text in texts()))
             running.cancel()
             await asyncio.wait((running,))
-        texts = [(node.folder / "cdi" / name).read_text() for name in node.files("cdi")]
-        assert len(texts) == 2
-        assert all(renewed.path in text and library.path not in text for text in texts)
+        assert len(texts()) == 2
+        assert all(renewed.path in text and library.path not in text for text in texts())
 
     run(tmp_path, scenario)
 
@@ -302,7 +305,7 @@ def test_where_gpus_are_numbered_anew_while_a_claim_waits_nothing_is_made_on_one
         first, second = node.rack.hardware.inventory.gpus
         async with plugin.driver._executor.holding([first.uuid]):
             preparing = asyncio.create_task(plugin.prepare("x", SLICE))
-            await asyncio.sleep(0.02)
+            await until(lambda: plugin.store.checkpoint.records)  # its place is reserved, and it waits for the GPU
             swapped = (replace(first, minor=1), replace(second, minor=0))
             node.rack.hardware = replace(
                 node.rack.hardware, inventory=replace(node.rack.hardware.inventory, gpus=swapped)

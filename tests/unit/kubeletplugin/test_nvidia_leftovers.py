@@ -9,6 +9,7 @@ import pytest
 from api.client import Forbidden
 from api.errors import Busy
 from kubeletplugin.model.steps import DeleteMigInstance
+from tests.support.waiting import until
 from tests.unit.kubeletplugin.nvidia_world import Node, ref
 from tests.unit.kubeletplugin.test_nvidia_driver import NEIGHBOUR, SLICE, assert_real, refuse, run
 
@@ -103,8 +104,9 @@ def test_a_claim_that_is_allocated_and_prepared_again_while_it_is_looked_into_ke
             return ()
 
         node.rack.read_processes = read_processes  # type: ignore[method-assign]
-        await plugin.sweep()
-        assert asked
+        async with plugin.sweeping():
+            await until(lambda: asked)
+            await asyncio.sleep(0.1)
         assert plugin.store.checkpoint.records["x"] == record
         assert len(node.rack.instances()) == len(node.files("cdi")) == 1
 
@@ -130,8 +132,8 @@ def test_a_claim_that_is_asked_for_while_its_devices_are_given_back_is_prepared_
             asked.set()
 
         node.rack.before = begin
-        await plugin.sweep()
-        await asyncio.wait_for(asked.wait(), 5)
+        async with plugin.sweeping():
+            await asyncio.wait_for(asked.wait(), 10)
         record = plugin.store.checkpoint.records["x"]
         assert record != before
         assert_real(node, record, owned=True)
@@ -146,12 +148,10 @@ def test_while_the_api_server_is_asked_for_claims_of_one_instance_another_prepar
         await old.driver.recover()
         await old.prepare("x", SLICE)
         await new.driver.recover()
-        answered = node.api.slow["claim-x"] = asyncio.Event()
-        sweeping = asyncio.create_task(old.sweep())
-        await asyncio.sleep(0.02)
-        await new.prepare("y", NEIGHBOUR)
-        assert not sweeping.done()
-        answered.set()
-        await sweeping
+        node.api.slow["claim-x"] = asyncio.Event()
+        async with old.sweeping():
+            await until(lambda: node.api.asked)
+            await new.prepare("y", NEIGHBOUR)
+        assert set(new.store.checkpoint.records) == {"x", "y"}
 
     run(tmp_path, scenario)

@@ -16,6 +16,7 @@ from kubeletplugin.cdi_files import CdiFiles
 from kubeletplugin.disk import DiskFailed, locked
 from kubeletplugin.model.channels import DomainUse, PreparedClaim, build_channel_spec
 from kubeletplugin.prepared import PreparedClaims
+from tests.support.waiting import until
 
 VENDOR = "k8s.compute-domain.nvidia.com"
 
@@ -122,6 +123,7 @@ def test_a_claim_that_is_asked_for_again_while_its_processes_are_looked_for_is_k
         if comes_back:
             prepared.renew(claim, ("p2",))
         os.close(answer)
+        await until(lambda: comes_back or not list(prepared.read()))
         await asyncio.sleep(0.2)
         sweeping.cancel()
         await asyncio.wait((sweeping,))
