@@ -35,6 +35,11 @@ class Executor:
         """Read everything anew. Raises HardwareError."""
         return await self._call(self._read)
 
+    def lose(self, why: str) -> Inventory:
+        """Without its driver a node has no devices, and what they are next is not what they were."""
+        self.inventory = Inventory("", "", unreadable=(why,))
+        return self.inventory
+
     def _refresh(self, wanted: Collection[str]) -> None:
         gpus = tuple(self._read_again(gpu) if gpu.uuid in wanted else gpu for gpu in self.inventory.gpus)
         if gpus != self.inventory.gpus:

@@ -78,7 +78,7 @@ class NvidiaDriver:
         stale, occupants = StaleClaims(client, node, stale_grace_s), Occupants(executor.read_processes, events, node)
         self._leftovers = Leftovers(node, events, store, stale, occupants, self._release)
         self._shown_tree = files.tree
-        """The driver's files that all CDI files name."""
+        """The driver's files that all CDI files name, once that has been looked at."""
         self._loads = 0
         """`Store.loads` when the hardware was read last."""
         self._planned: tuple[tuple[ClaimRequest, Inventory, Checkpoint], PreparePlan] | None = None
@@ -97,7 +97,6 @@ class NvidiaDriver:
                 log.warning("waiting_for_hardware", extra={"driver": self.name, "error": str(error)})
                 await asyncio.sleep(_MISSING_RETRY_S)
         self._files.read(self._executor.inventory)
-        self._shown_tree = self._files.tree
         self._health = observe_inventory(self._health, self._executor.inventory)
         evidence: Evidence | None = None
         while True:
@@ -323,18 +322,21 @@ class NvidiaDriver:
         )
 
     def _renew_cdi(self) -> None:
+        """At the next look again, where the disk had no room."""
         if self._files.tree is self._shown_tree:
             return
-        self._shown_tree = self._files.tree
-        for record in self._store.checkpoint.records.values():
-            if record.state is ClaimState.COMPLETED:
-                self._try_to_ensure_cdi(record)
+        completed = [r for r in self._store.checkpoint.records.values() if r.state is ClaimState.COMPLETED]
+        if sum(self._try_to_ensure_cdi(record) for record in completed) == len(completed):  # every one is tried
+            self._shown_tree = self._files.tree
 
-    def _try_to_ensure_cdi(self, record: ClaimRecord) -> None:
+    def _try_to_ensure_cdi(self, record: ClaimRecord) -> bool:
+        """False where that may succeed later."""
         try:
             self._ensure_cdi(record)
         except PartitaError as error:
             log.error("no_cdi_file", extra={"claim": record.claim, "claim_uid": record.uid, "error": str(error)})
+            return not isinstance(error, Retryable)
+        return True
 
     # Publishing
 
@@ -381,8 +383,7 @@ class NvidiaDriver:
                 failed = failed + 1 if isinstance(error, LibraryMissing) else 0
                 if failed < _GONE_AFTER:
                     continue
-                # Without its driver a node has no devices, and what they are next is not what they were.
-                inventory = self._executor.inventory = Inventory("", "", unreadable=(str(error),))
+                inventory = self._executor.lose(str(error))
             if inventory != before or self._store.checkpoint is not known:
                 changed()
             self._observe(observe_inventory(self._health, inventory), changed)

@@ -31,6 +31,31 @@ async def test_killed_while_it_prepares_again_after_a_reboot_it_leaves_nothing_b
 
 
 @in_world()
+async def test_a_power_cut_right_after_the_answer_costs_a_claim_nothing(it: World) -> None:
+    """What was made for it need not be on the disk by then: the intent is, and the slice is made again from that."""
+    boot = it.node.base / "boot_id"
+    boot.write_text("first")
+    claim = await it.claim("slice", SLICE)
+    kubelet = await it.start(BOOT_ID_PATH=str(boot))
+    await kubelet.prepare(claim)
+    (spec,) = it.specs().values()
+    it.node.end(signal.SIGKILL)
+    intent, made = it.node.journal.read_bytes().splitlines(keepends=True)[-2:]
+    assert b"started" in intent and b"completed" in made
+    it.node.journal.write_bytes(it.node.journal.read_bytes().removesuffix(made))
+    for file in it.node.cdi.iterdir():
+        file.unlink()
+    it.apply(DeleteMigInstance(it.gpus()[0].uuid, 19, Placement(0, 1)))
+    boot.write_text("second")
+    kubelet = await it.start(BOOT_ID_PATH=str(boot))
+    assert it.instances() == [(0, 19, 0, True)]
+    (again,) = it.specs().values()
+    assert again["devices"][0]["name"] == spec["devices"][0]["name"]  # by which the kubelet knows it
+    await kubelet.unprepare(claim)
+    it.assert_clean()
+
+
+@in_world()
 async def test_a_claim_that_cannot_be_undone_keeps_no_other_waiting(it: World) -> None:
     half = await it.claim("half", SLICE)
     await it.crash_while_preparing(half, "hardware")

@@ -12,7 +12,7 @@ import pytest
 from api.errors import Retryable
 from kubeletplugin import files as files_module
 from kubeletplugin import nvidia as nvidia_module
-from kubeletplugin.disk import replace_whole
+from kubeletplugin.disk import DiskFull, replace_whole
 from kubeletplugin.hardware.backend import DeviceBusy
 from kubeletplugin.model.checkpoint import ClaimRecord, MigHolding
 from kubeletplugin.model.inventory import MigInstance, Placement
@@ -292,6 +292,34 @@ def test_with_another_version_of_the_driver_prepared_claims_get_its_files(tmp_pa
             await asyncio.wait((running,))
         assert len(texts()) == 2
         assert all(renewed.path in text and library.path not in text for text in texts())
+
+    run(tmp_path, scenario)
+
+
+def test_where_the_disk_has_no_room_for_the_files_of_another_version_they_are_written_once_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(node: Node) -> None:
+        plugin = node.plugin(rescan_s=0.01)
+        await plugin.driver.recover()
+        await plugin.prepare("x", SLICE)
+        refused = []
+
+        def refuse_write(name: str, data: bytes) -> None:
+            refused.append(name)
+            raise DiskFull(f"{name}: the file system is full")
+
+        (library, *others) = TREE.libraries
+        renewed = replace(library, path=library.path.replace("570.158.01", "580.105.08"))
+        node.driver_files.tree = replace(TREE, libraries=(renewed, *others))
+        running = asyncio.create_task(plugin.driver.run(lambda: None))
+        with monkeypatch.context() as full:
+            full.setattr(node.cdi, "write", refuse_write)
+            await until(lambda: refused)
+        (file,) = (node.folder / "cdi").glob("*.json")
+        await until(lambda: renewed.path in file.read_text())
+        running.cancel()
+        await asyncio.wait((running,))
 
     run(tmp_path, scenario)
 
