@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from api.client import ApiError, Client, Json
+from api.client import Client, Json
 from api.errors import Busy, HardwareError, PartitaError, StateUnreadable
 from api.events import Recorder, node_reference
 from api.names import AMD_CDI_VENDOR, AMD_GPU_DRIVER
@@ -173,7 +173,7 @@ class AmdDriver:
             record = await take()
         except Busy:
             # The holder may be a claim that went away while nobody told us.
-            if not await self._sweep_if_answered():
+            if not await self._stale.try_sweep(self.name, self._store.checkpoint.records.values(), self._give_back):
                 raise
             record = await take()
         self._crash("done")
@@ -237,27 +237,14 @@ class AmdDriver:
             self._store.remove(uid)
         self._stale.forget(uid)
 
-    async def _sweep(self) -> int:
-        """Give back what stale claims hold. Raises ApiError."""
-
-        async def give_back(record: ClaimRecord) -> bool:
-            async with self._one_at_a_time, self._store.lease():
-                if self._store.checkpoint.get(record.uid) != record or not self._stale.is_gone(record.uid):
-                    return False
-                self._forget(record.uid)
-                self._store.sync_soon()
-            self._changed()
-            return True
-
-        return await self._stale.sweep(self._store.checkpoint.records.values(), give_back)
-
-    async def _sweep_if_answered(self) -> int:
-        """The same; an API server that is away says nothing of claims."""
-        try:
-            return await self._sweep()
-        except ApiError as error:
-            log.warning("sweep_failed", extra={"driver": self.name, "error": str(error)})
-            return 0
+    async def _give_back(self, record: ClaimRecord) -> bool:
+        async with self._one_at_a_time, self._store.lease():
+            if self._store.checkpoint.get(record.uid) != record or not self._stale.is_gone(record.uid):
+                return False
+            self._forget(record.uid)
+            self._store.sync_soon()
+        self._changed()
+        return True
 
     def _build_cdi(self, record: ClaimRecord) -> Json:
         nodes = self._backend.read_device_nodes(device_paths(record, self._inventory))
@@ -330,7 +317,7 @@ class AmdDriver:
             await self._run_steps(plan_target(self._inventory, self._store.checkpoint, target))
 
     async def _sweep_all(self) -> float:
-        await self._sweep()
+        await self._stale.sweep(self._store.checkpoint.records.values(), self._give_back)
         return SWEEP_INTERVAL_S
 
     async def _rescan_once(self, *, is_ours: bool = False) -> None:

@@ -1,5 +1,6 @@
 """The CDI files of prepared claims, in the directory that container runtimes read."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -41,11 +42,9 @@ class CdiFiles:
 
     def ensure(self, name: str, data: bytes) -> None:
         """Write it unless it says so already. Raises DiskFull, DiskFailed."""
-        try:
+        with contextlib.suppress(OSError):  # absent, or unreadable: writing says what is wrong
             if self.path(name).read_bytes() == data:
                 return
-        except OSError:
-            pass
         self.write(name, data)
 
     def remove(self, name: str) -> None:

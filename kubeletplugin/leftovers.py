@@ -4,7 +4,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from api.client import ApiError
 from api.errors import Busy, PartitaError
 from api.events import Recorder, node_reference
 from api.names import NVIDIA_GPU_DRIVER
@@ -46,13 +45,9 @@ class Leftovers:
         self._stale.forget(uid)
 
     async def sweep_holders(self, busy: Busy) -> int:
-        """Give back what the holders hold, where they are stale; an API server that is away says nothing of that."""
+        """Give back what the holders hold, where they are stale; how many."""
         holders = [record for uid in busy.holders if (record := self._store.checkpoint.get(uid)) is not None]
-        try:
-            return await self._stale.sweep(holders, self._give_back)
-        except ApiError as error:
-            log.warning("sweep_failed", extra={"driver": NVIDIA_GPU_DRIVER, "error": str(error)})
-            return 0
+        return await self._stale.try_sweep(NVIDIA_GPU_DRIVER, holders, self._give_back)
 
     async def _sweep_all(self) -> float:
         await self._undo_the_rest()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Final, Protocol, TypeVar
 
-from api.client import Client, NotFound, path
+from api.client import ApiError, Client, NotFound, path
 from api.errors import PartitaError
 from api.names import DRA_API_VERSION
 from api.resources import allocated_devices
@@ -104,6 +104,16 @@ class StaleClaims:
             log.warning("stale_claim", extra={"claim": record.claim, "claim_uid": record.uid})
             swept += 1
         return swept
+
+    async def try_sweep(
+        self, driver: str, records: Iterable[Held], give_back: Callable[[Held], Awaitable[bool]]
+    ) -> int:
+        """The same for somebody who waits; an API server that is away says nothing of claims."""
+        try:
+            return await self.sweep(records, give_back)
+        except ApiError as error:
+            log.warning("sweep_failed", extra={"driver": driver, "error": str(error)})
+            return 0
 
     def is_gone(self, uid: str) -> bool:
         """Whether nobody has asked for the claim, or has seen it, since it was found gone."""

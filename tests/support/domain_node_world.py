@@ -1,11 +1,10 @@
 """One node for a test of the driver `compute-domain.nvidia.com`; the test plays kubelet, controller and daemon."""
 
-import asyncio
 import fcntl
 import json
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -22,23 +21,11 @@ from api.client import Client, Json, path
 from api.clique import DAEMON_LOCK_FILE, KEY_ATTRIBUTE, MEMBERSHIP_FILE
 from tests.support.cluster import ROOT, Cluster
 from tests.support.scenario import Scenario, play_in
+from tests.support.waiting import until
 
 DRIVER = "compute-domain.nvidia.com"
-
-
 API = "resource.nvidia.com/v1beta1"
-
-
 SYSTEM = "partita-cd-driver"
-
-
-async def until(found: Callable[[], bool], patience_s: float = 60.0) -> None:
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + patience_s
-    while not found():
-        where = f"{found.__qualname__}, line {found.__code__.co_firstlineno}"
-        assert loop.time() < deadline, f"not within {patience_s:.0f} s: {where}"
-        await asyncio.sleep(0.05)
 
 
 def lock(file: Path) -> int:

@@ -13,7 +13,8 @@ from bench.kubelet import PrepareFailed
 from bench.objects import Claim
 
 from api.client import path
-from tests.support.domain_node_world import API, SYSTEM, World, cluster, edits, in_world, read, until
+from tests.support.domain_node_world import API, SYSTEM, World, cluster, edits, in_world, read
+from tests.support.waiting import until
 
 __all__ = ["cluster"]
 

@@ -9,7 +9,8 @@ from bench.kubelet import PrepareFailed
 from bench.objects import Claim
 
 from api.client import ApiError, path
-from tests.support.domain_node_world import API, DRIVER, SYSTEM, World, cluster, edits, in_world, until
+from tests.support.domain_node_world import API, DRIVER, SYSTEM, World, cluster, edits, in_world
+from tests.support.waiting import until
 
 __all__ = ["cluster"]
 

@@ -9,7 +9,8 @@ from uuid import uuid4
 from bench.objects import Claim
 
 from tests.support.disk import fill, small_disk
-from tests.support.domain_node_world import DRIVER, SYSTEM, World, cluster, edits, in_world, read, until
+from tests.support.domain_node_world import DRIVER, SYSTEM, World, cluster, edits, in_world, read
+from tests.support.waiting import until
 
 __all__ = ["cluster"]
 

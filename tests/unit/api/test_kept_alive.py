@@ -51,7 +51,7 @@ class Server:
                 await self._answer(request, writer)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+            pass  # the client has gone, as clients do
         finally:
             self._open.discard(writer)
             writer.close()
